@@ -1,0 +1,27 @@
+//! The words of Bluebox as types, and the log that calls travel on.
+//!
+//! Nothing here knows HTTP servers, Kubernetes or processes: this crate is what the proxy, the transaction
+//! manager and the command line agree on. In the order in which a call meets them:
+//!
+//! - [`name`]: what can be called: a [`ComponentName`].
+//! - [`registry`]: which components exist, and where their calls go.
+//! - [`topics`]: the topics that belong to a component, and the partition that a call goes to.
+//! - [`id`]: a call's one id for life.
+//! - [`call`]: the call and its outcome as values.
+//! - [`wire`]: how both are written into records.
+//! - [`log`]: the pub/sub substrate: topics of partitions of ordered records, groups, commits.
+//! - [`clock`]: the clocks that the promises are kept by.
+
+pub mod call;
+pub mod clock;
+pub mod id;
+pub mod log;
+pub mod name;
+pub mod registry;
+pub mod topics;
+pub mod wire;
+
+pub use call::{Body, Call, Outcome};
+pub use id::{CallId, InstanceId};
+pub use log::Log;
+pub use name::ComponentName;

@@ -1,0 +1,1 @@
+//! The log in the process of `bluebox up`.

@@ -1,0 +1,1 @@
+//! Apache Kafka behind [`Log`](super::Log), on librdkafka.

@@ -1,0 +1,151 @@
+//! What a proxy is told when it starts. Read once; nothing here changes while it runs.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bluebox_core::ComponentName;
+use bluebox_core::registry::Component;
+use bluebox_core::topics::{Prefix, Retention};
+use http::StatusCode;
+
+/// Everything that a proxy is told.
+#[derive(Debug, Clone)]
+pub struct ProxyConfig {
+    /// Who calls, when a call leaves this box: the box's component, or the gateway's name.
+    pub name: ComponentName,
+    /// The components whose calls this box takes; none for a gateway.
+    pub serves: Vec<Served>,
+    /// Where the app's outbound requests arrive.
+    pub listen: SocketAddr,
+    /// Where `/metrics`, `/healthz` and `/readyz` are answered; `None`: nowhere.
+    pub admin: Option<SocketAddr>,
+    /// Whether the callers are strangers to each other (a gateway): then Authorization and Cookie count when a keyed call comes again.
+    pub shared_by_callers: bool,
+    /// Names of topics begin with it.
+    pub prefix: Prefix,
+    /// How long the topics that this proxy makes keep what.
+    pub retention: Retention,
+    /// Limits of calls out of the box.
+    pub outbound: Outbound,
+    /// Limits of calls into the box.
+    pub inbound: Inbound,
+}
+
+/// A component that this box serves.
+#[derive(Debug, Clone)]
+pub struct Served {
+    /// Its name.
+    pub name: ComponentName,
+    /// What the registry is to say of it.
+    pub component: Component,
+    /// Where the app listens; loopback.
+    pub app: SocketAddr,
+    /// What the app speaks.
+    pub protocol: AppProtocol,
+}
+
+/// What an app speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AppProtocol {
+    /// HTTP/1.1.
+    #[default]
+    Http1,
+    /// HTTP/2 with prior knowledge, without TLS.
+    H2c,
+}
+
+/// Limits of calls out of the box.
+#[derive(Debug, Clone)]
+pub struct Outbound {
+    /// How long a caller's connection is held; `Prefer: wait=N` asks for another time, up to `max_wait`. Default 5 min.
+    pub wait: Duration,
+    /// The longest wait that a caller can ask for. Default 1 h.
+    pub max_wait: Duration,
+    /// How long an accepted call stays deliverable. Default 24 h; must be below the retention of calls.
+    pub ttl: Duration,
+    /// Calls that may wait for their outcome at once; beyond: 503. Default 10,000.
+    pub max_waiting: usize,
+    /// Connections that may be open at once; further ones wait to be accepted. Default 10,000.
+    pub max_connections: usize,
+    /// The largest request head, in bytes; beyond: 431. Default 64 KiB.
+    pub max_head_bytes: usize,
+    /// How long a request head may take to arrive. Default 30 s.
+    pub head_timeout: Duration,
+    /// How long a body may stand still while it arrives; beyond: 408. Default 30 s.
+    pub body_idle_timeout: Duration,
+    /// Memory for request bodies on their way into the log, all calls together, in bytes; beyond, reading them waits. Default 64 MiB.
+    pub body_memory_bytes: usize,
+    /// Whether a call is cancelled when its caller hangs up. Default no.
+    pub cancel_on_disconnect: bool,
+    /// How long a pass-through connection may take to come up. Default 10 s.
+    pub connect_timeout: Duration,
+}
+
+impl Default for Outbound {
+    fn default() -> Self {
+        Self {
+            wait: Duration::from_secs(300),
+            max_wait: Duration::from_secs(3600),
+            ttl: Duration::from_secs(24 * 3600),
+            max_waiting: 10_000,
+            max_connections: 10_000,
+            max_head_bytes: 64 << 10,
+            head_timeout: Duration::from_secs(30),
+            body_idle_timeout: Duration::from_secs(30),
+            body_memory_bytes: 64 << 20,
+            cancel_on_disconnect: false,
+            connect_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Limits of calls into the box.
+#[derive(Debug, Clone)]
+pub struct Inbound {
+    /// How long the app may take for its complete answer; then the attempt has failed. Default 5 min.
+    pub attempt_timeout: Duration,
+    /// Attempts that may fail before a call becomes a dead letter. Default 10.
+    pub max_attempts: u32,
+    /// Solo deliveries that may end in a crash of the box before a call becomes a dead letter. Default 3.
+    pub max_crashes: u32,
+    /// The pause before the second attempt; doubles with each, with jitter, up to `max_backoff`. Default 100 ms.
+    pub first_backoff: Duration,
+    /// The longest pause between attempts. Default 30 s.
+    pub max_backoff: Duration,
+    /// Answers of the app with one of these statuses count as failed attempts too. Default none.
+    pub retry_on: Vec<StatusCode>,
+    /// Deliveries under way at once in this box. Default 64.
+    pub concurrency: usize,
+    /// Memory for the bodies of calls that wait for delivery, in bytes; beyond, partitions are paused. Default 64 MiB.
+    pub body_memory_bytes: usize,
+    /// The largest answer of an app, in bytes; beyond, the call ends with a recorded 502. Default 64 MiB.
+    pub answer_limit_bytes: u64,
+    /// How long deliveries may take to end when a partition goes to another box or the proxy stops. Default 30 s.
+    pub drain: Duration,
+    /// After this long without a sign of life another box takes over. Default 6 s, the least that a stock Kafka broker grants.
+    pub session_timeout: Duration,
+    /// How long after a commit this box may start deliveries. Default 2 s.
+    pub lease: Duration,
+    /// Recorded calls that are remembered at once; beyond, new ones get 503. Default 200,000.
+    pub max_recorded: usize,
+}
+
+impl Default for Inbound {
+    fn default() -> Self {
+        Self {
+            attempt_timeout: Duration::from_secs(300),
+            max_attempts: 10,
+            max_crashes: 3,
+            first_backoff: Duration::from_millis(100),
+            max_backoff: Duration::from_secs(30),
+            retry_on: Vec::new(),
+            concurrency: 64,
+            body_memory_bytes: 64 << 20,
+            answer_limit_bytes: 64 << 20,
+            drain: Duration::from_secs(30),
+            session_timeout: Duration::from_secs(6),
+            lease: Duration::from_secs(2),
+            max_recorded: 200_000,
+        }
+    }
+}
