@@ -25,6 +25,8 @@ pub struct Call {
     pub reply_to: ReplyAddress,
     /// How long after its append the call stays deliverable; its deadline is append time + this.
     pub ttl: Duration,
+    /// How long the caller's connection is held after the append; `None` when nobody waits (`respond-async`).
+    pub wait: Option<Duration>,
     /// For a recorded call (`Idempotency-Key` or `respond-async`): a digest of what must be the same when it comes again. `None`: not recorded.
     pub recorded: Option<Digest>,
     /// The request.

@@ -246,6 +246,8 @@ mod proto {
         pub headers: Vec<Field>,
         #[prost(message, required, tag = "13")]
         pub content: Content,
+        #[prost(uint64, optional, tag = "14")]
+        pub wait_millis: Option<u64>,
     }
 
     #[derive(Clone, PartialEq, Message)]
@@ -444,6 +446,10 @@ fn place_from(place: &proto::Place) -> (TopicPartition, Offset) {
     (Topic::new(&place.topic).partition(place.partition), Offset::new(place.offset))
 }
 
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn content(body: &Body, trailers: &HeaderMap) -> proto::Content {
     let (inline, bulk) = match body {
         Body::Inline(bytes) => (bytes.clone(), None),
@@ -475,7 +481,8 @@ impl From<&Call> for proto::Call {
             callee: call.callee.to_string(),
             ordering_key: call.ordering_key.clone(),
             reply_to: place(&call.reply_to.partition, call.reply_to.position),
-            ttl_millis: u64::try_from(call.ttl.as_millis()).unwrap_or(u64::MAX),
+            ttl_millis: millis(call.ttl),
+            wait_millis: call.wait.map(millis),
             recorded: call.recorded.map(|d| Bytes::copy_from_slice(&d)),
             method: call.request.method.to_string(),
             target: call.request.target.clone(),
@@ -501,6 +508,7 @@ impl TryFrom<proto::Call> for Call {
             ordering_key: call.ordering_key,
             reply_to: ReplyAddress { partition, position },
             ttl: Duration::from_millis(call.ttl_millis),
+            wait: call.wait_millis.map(Duration::from_millis),
             recorded: call.recorded.map(digest).transpose()?,
             request: Request {
                 method: Method::from_bytes(call.method.as_bytes()).map_err(|_| Unreadable("no method"))?,
@@ -771,6 +779,7 @@ mod tests {
             ordering_key: Some(Bytes::from_static(b"k")),
             reply_to: ReplyAddress { partition: replies, position: Offset::new(7) },
             ttl: Duration::from_millis(1234),
+            wait: Some(Duration::from_millis(99)),
             recorded: Some([9; 32]),
             request: Request {
                 method: Method::from_bytes(b"PURGE").unwrap(),
