@@ -15,4 +15,7 @@
 //! Used by both: [`config`], [`registry`] (which components there are), [`bulk`] (bodies, small and large), [`fields`] (which header fields
 //! travel), [`problem`] (the proxy's own errors), [`calls`] (`http://bluebox/v1/calls/ID`), [`metrics`].
 
+pub mod bulk;
 pub mod config;
+pub mod fields;
+pub mod problem;
