@@ -19,3 +19,4 @@ pub mod bulk;
 pub mod config;
 pub mod fields;
 pub mod problem;
+pub mod registry;
