@@ -26,9 +26,23 @@ pub enum CallsEntry {
     Fence(InstanceId),
 }
 
-/// An entry of a component's `parked` topic: a call that was moved aside, with what was known of it.
+/// An entry of a component's `parked` topic.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ParkedEntry {
+    /// A call that was moved aside.
+    Call(ParkedCall),
+    /// A new owner has taken over: entries of an older epoch after this are void.
+    Fence {
+        /// Its epoch: the offset of its fence in the `calls` partition.
+        epoch: Offset,
+    },
+}
+
+/// A call that was moved aside, with what was known of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ParkedCall {
+    /// The epoch of the owner that wrote this.
+    pub epoch: Offset,
     /// Its offset in the `calls` partition of the same number.
     pub origin: Offset,
     /// When it was appended there.
@@ -168,7 +182,7 @@ macro_rules! entry {
 }
 
 entry!(CallsEntry, proto::CallsEntry);
-entry!(ParkedCall, proto::ParkedCall);
+entry!(ParkedEntry, proto::ParkedEntry);
 entry!(Reply, proto::Reply);
 entry!(ControlEntry, proto::ControlEntry);
 entry!(RecordedEntry, proto::RecordedEntry);
@@ -268,6 +282,15 @@ mod proto {
         Call(Call),
         #[prost(message, tag = "2")]
         Fence(Fence),
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(super) struct ParkedEntry {
+        #[prost(uint64, tag = "1")]
+        pub epoch: u64,
+        /// Absent: a fence.
+        #[prost(message, optional, tag = "2")]
+        pub call: Option<ParkedCall>,
     }
 
     #[derive(Clone, PartialEq, Message)]
@@ -546,29 +569,40 @@ impl TryFrom<proto::CallsEntry> for CallsEntry {
     }
 }
 
-impl From<&ParkedCall> for proto::ParkedCall {
-    fn from(parked: &ParkedCall) -> Self {
-        Self {
-            origin: parked.origin.get(),
-            accepted_millis: parked.accepted.as_millis(),
-            attempts: parked.attempts,
-            may_have_started: parked.may_have_started,
-            call: (&*parked.call).into(),
+impl From<&ParkedEntry> for proto::ParkedEntry {
+    fn from(entry: &ParkedEntry) -> Self {
+        match entry {
+            ParkedEntry::Fence { epoch } => Self { epoch: epoch.get(), call: None },
+            ParkedEntry::Call(parked) => Self {
+                epoch: parked.epoch.get(),
+                call: Some(proto::ParkedCall {
+                    origin: parked.origin.get(),
+                    accepted_millis: parked.accepted.as_millis(),
+                    attempts: parked.attempts,
+                    may_have_started: parked.may_have_started,
+                    call: (&*parked.call).into(),
+                }),
+            },
         }
     }
 }
 
-impl TryFrom<proto::ParkedCall> for ParkedCall {
+impl TryFrom<proto::ParkedEntry> for ParkedEntry {
     type Error = Unreadable;
 
-    fn try_from(parked: proto::ParkedCall) -> Result<Self, Unreadable> {
-        Ok(Self {
+    fn try_from(entry: proto::ParkedEntry) -> Result<Self, Unreadable> {
+        let epoch = Offset::new(entry.epoch);
+        let Some(parked) = entry.call else {
+            return Ok(Self::Fence { epoch });
+        };
+        Ok(Self::Call(ParkedCall {
+            epoch,
             origin: Offset::new(parked.origin),
             accepted: Timestamp::from_millis(parked.accepted_millis),
             attempts: parked.attempts,
             may_have_started: parked.may_have_started,
             call: Box::new(parked.call.try_into()?),
-        })
+        }))
     }
 }
 
@@ -839,9 +873,17 @@ mod tests {
         for entry in [RecordedEntry::Fence { epoch: offset }, RecordedEntry::Ended { id, epoch: offset, digest: [1; 32], partition: at, offset }] {
             assert_eq!(RecordedEntry::decode(entry.encode()), Ok(entry));
         }
-        let parked =
-            ParkedCall { origin: offset, accepted: Timestamp::from_millis(9), attempts: 2, may_have_started: true, call: Box::new(a_call(Body::empty())) };
-        assert_eq!(ParkedCall::decode(parked.encode()), Ok(parked));
+        let parked = ParkedCall {
+            epoch: offset,
+            origin: offset,
+            accepted: Timestamp::from_millis(9),
+            attempts: 2,
+            may_have_started: true,
+            call: Box::new(a_call(Body::empty())),
+        };
+        for entry in [ParkedEntry::Call(parked), ParkedEntry::Fence { epoch: offset }] {
+            assert_eq!(ParkedEntry::decode(entry.encode()), Ok(entry));
+        }
         let call = Box::new(a_call(Body::empty()));
         let letter = DeadLetter { reason: Reason::Deadline, detail: "late".to_owned(), attempts: 1, origin: offset, accepted: Timestamp::from_millis(1), call };
         assert_eq!(DeadLetter::decode(letter.encode()), Ok(letter));

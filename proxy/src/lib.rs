@@ -18,5 +18,6 @@
 pub mod bulk;
 pub mod config;
 pub mod fields;
+pub mod inbound;
 pub mod problem;
 pub mod registry;
