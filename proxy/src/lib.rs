@@ -15,9 +15,14 @@
 //! Used by both: [`config`], [`registry`] (which components there are), [`bulk`] (bodies, small and large), [`fields`] (which header fields
 //! travel), [`problem`] (the proxy's own errors), [`calls`] (`http://bluebox/v1/calls/ID`), [`metrics`].
 
+pub mod append;
 pub mod bulk;
 pub mod config;
+pub mod envelope;
 pub mod fields;
 pub mod inbound;
+pub mod pending;
+pub mod prefer;
 pub mod problem;
 pub mod registry;
+pub mod route;

@@ -1,0 +1,241 @@
+//! Makes a call out of a request: first what the head says, then, when the body has been taken in, the whole.
+
+use std::time::Duration;
+
+use bluebox_core::call::{Call, ReplyAddress, Request};
+use bluebox_core::{CallId, ComponentName};
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName};
+use http::{Method, request};
+use sha2::{Digest as _, Sha256};
+
+use crate::bulk::Taken;
+use crate::config::Outbound;
+use crate::fields;
+use crate::prefer::Preferences;
+use crate::problem::{Kind, Problem};
+
+/// Names a call, so that its caller can send it again without making two of it (draft-ietf-httpapi-idempotency-key-header).
+pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// The longest `Idempotency-Key` and the longest ordering key, in bytes.
+const LONGEST_KEY_BYTES: usize = 255;
+
+/// Where a request goes, as [`crate::route`] found out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Destination {
+    /// Who is called.
+    pub callee: ComponentName,
+    /// The authority that the caller named.
+    pub authority: String,
+    /// The request target in origin form, or `*`.
+    pub target: String,
+}
+
+/// Who calls.
+#[derive(Debug, Clone, Copy)]
+pub struct Caller<'c> {
+    /// The caller's component, or the gateway's name.
+    pub name: &'c ComponentName,
+    /// Whether strangers call under this name; see [`crate::config::ProxyConfig::shared_by_callers`].
+    pub shared_by_callers: bool,
+}
+
+/// A call without its body.
+#[derive(Debug)]
+pub struct Draft {
+    /// Its id.
+    pub id: CallId,
+    /// What the caller prefers.
+    pub preferences: Preferences,
+    /// How long the caller's connection is held once the call is accepted; zero for one that wants to be answered at once.
+    pub hold: Duration,
+    /// Whether the caller named it with an `Idempotency-Key`.
+    pub keyed: bool,
+    /// For a recorded call: the digest so far, to be fed with the content.
+    pub digest: Option<Sha256>,
+    /// The method.
+    pub method: Method,
+    caller: ComponentName,
+    destination: Destination,
+    ordering_key: Option<Bytes>,
+    ttl: Duration,
+    headers: HeaderMap,
+}
+
+impl Draft {
+    /// Reads the head of a request. Consumes the fields that are for Bluebox, and takes out those that must not travel.
+    ///
+    /// # Errors
+    /// When a key is there twice, or is none.
+    pub fn new(head: request::Parts, destination: Destination, caller: Caller<'_>, limits: &Outbound) -> Result<Self, Problem> {
+        let request::Parts { method, mut headers, .. } = head;
+        let preferences = Preferences::of(&headers);
+        let key = single(&headers, &IDEMPOTENCY_KEY, |b| b.is_ascii_graphic() || b == b' ')?;
+        let ordering_key = single(&headers, &fields::ORDERING_KEY, |_| true)?;
+
+        let id = match &key {
+            Some(key) => CallId::keyed(caller.name, &destination.callee, ordering_key.as_deref(), key),
+            None => CallId::random(),
+        };
+        let keyed = key.is_some();
+        let recorded = keyed || preferences.respond_async;
+        let digest = recorded.then(|| digest_of_head(&method, &destination.target, &headers, caller.shared_by_callers));
+
+        let wait = preferences.wait.unwrap_or(limits.wait).min(limits.max_wait);
+        // Whoever wants to be answered at once waits only if it says for how long.
+        let hold = if preferences.respond_async { preferences.wait.unwrap_or_default().min(limits.max_wait) } else { wait };
+        let nobody_asks_later = !recorded && [Method::GET, Method::HEAD, Method::OPTIONS].contains(&method);
+        let ttl = if nobody_asks_later { wait } else { limits.ttl };
+
+        fields::strip_request(&mut headers);
+        Ok(Self { id, preferences, hold, keyed, digest, method, caller: caller.name.clone(), destination, ordering_key, ttl, headers })
+    }
+
+    /// The call, with its body, which is durable or in memory. Also gives back the share of memory that the body has.
+    pub fn seal(self, taken: Taken, reply_to: ReplyAddress) -> (Call, crate::bulk::Hold) {
+        let Taken { body, trailers, memory } = taken;
+        let call = Call {
+            id: self.id,
+            replay: 0,
+            caller: self.caller,
+            callee: self.destination.callee,
+            ordering_key: self.ordering_key,
+            reply_to,
+            ttl: self.ttl,
+            wait: (!self.preferences.respond_async).then_some(self.hold),
+            recorded: self.digest.map(|d| d.finalize().into()),
+            request: Request {
+                method: self.method,
+                target: self.destination.target,
+                authority: self.destination.authority,
+                headers: self.headers,
+                body,
+                trailers,
+            },
+        };
+        (call, memory)
+    }
+}
+
+/// The one value of a field; none if it isn't there.
+fn single(headers: &HeaderMap, name: &HeaderName, legal: impl Fn(u8) -> bool) -> Result<Option<Bytes>, Problem> {
+    let mut values = headers.get_all(name).into_iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let refuse = |rule: &str| Err(Problem::new(Kind::BadRequest, format!("{name}: {rule}")));
+    let value = value.as_bytes().trim_ascii();
+    if values.next().is_some() {
+        return refuse("the field is there more than once; send it once");
+    }
+    if value.is_empty() || value.len() > LONGEST_KEY_BYTES {
+        return refuse("a key has 1 to 255 bytes");
+    }
+    if !value.iter().all(|b| legal(*b)) {
+        return refuse("a key is made of visible ASCII characters");
+    }
+    Ok(Some(Bytes::copy_from_slice(value)))
+}
+
+/// What must be the same when a recorded call comes again, but for the content, which follows. At a gateway the credentials count too, so that nobody gets
+/// another's answer by guessing a key.
+fn digest_of_head(method: &Method, target: &str, headers: &HeaderMap, shared_by_callers: bool) -> Sha256 {
+    let mut digest = Sha256::new();
+    // Lengths first: ("a", "bc") and ("ab", "c") are different requests.
+    let mut part = |bytes: &[u8]| {
+        digest.update((bytes.len() as u64).to_be_bytes());
+        digest.update(bytes);
+    };
+    part(method.as_str().as_bytes());
+    part(target.as_bytes());
+    if shared_by_callers {
+        for name in [header::AUTHORIZATION, header::COOKIE] {
+            let values: Vec<&[u8]> = headers.get_all(&name).iter().map(|v| v.as_bytes()).collect();
+            part(&(values.len() as u64).to_be_bytes());
+            values.into_iter().for_each(&mut part);
+        }
+    }
+    digest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bulk::Hold;
+    use bluebox_core::call::Body;
+    use bluebox_core::log::{Offset, Topic};
+
+    fn draft(method: &str, shared: bool, fields: &[(&str, &str)]) -> Result<Draft, Problem> {
+        let mut request = http::Request::builder().method(method).uri("/items");
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        let destination = Destination { callee: ComponentName::try_new("cart").unwrap(), authority: "cart".to_owned(), target: "/items".to_owned() };
+        let name = ComponentName::try_new("web").unwrap();
+        Draft::new(request.body(()).unwrap().into_parts().0, destination, Caller { name: &name, shared_by_callers: shared }, &Outbound::default())
+    }
+
+    fn call(method: &str, shared: bool, fields: &[(&str, &str)], content: &'static [u8]) -> Call {
+        let mut draft = draft(method, shared, fields).unwrap();
+        if let Some(digest) = &mut draft.digest {
+            digest.update(content);
+        }
+        let taken = Taken { body: Body::Inline(Bytes::from_static(content)), trailers: HeaderMap::new(), memory: Hold::default() };
+        draft.seal(taken, ReplyAddress { partition: Topic::new("r").partition(0), position: Offset::new(0) }).0
+    }
+
+    #[test]
+    fn reads_that_nobody_asks_for_later_die_with_their_wait() {
+        let limits = Outbound::default();
+        assert_eq!(call("GET", false, &[("prefer", "wait=9")], b"").ttl, Duration::from_secs(9));
+        assert_eq!(call("GET", false, &[("idempotency-key", "k")], b"").ttl, limits.ttl);
+        assert_eq!(call("GET", false, &[("prefer", "respond-async, wait=9")], b"").ttl, limits.ttl);
+        assert_eq!(call("POST", false, &[("prefer", "wait=9")], b"").ttl, limits.ttl);
+        assert_eq!(call("POST", false, &[("prefer", "wait=9")], b"").wait, Some(Duration::from_secs(9)));
+        assert_eq!(call("POST", false, &[("prefer", "wait=999999")], b"").wait, Some(limits.max_wait));
+        assert_eq!(call("POST", false, &[("prefer", "respond-async, wait=9")], b"").wait, None);
+    }
+
+    #[test]
+    fn the_same_key_is_the_same_call_and_its_digest_tells_requests_apart() {
+        let key = [("idempotency-key", "k")];
+        let first = call("POST", false, &key, b"one");
+        let again = call("POST", false, &key, b"one");
+        let other = call("POST", false, &key, b"two");
+        assert_eq!((first.id, first.recorded), (again.id, again.recorded));
+        assert_eq!(first.id, other.id);
+        assert_ne!(first.recorded, other.recorded);
+        assert_ne!(call("PUT", false, &key, b"one").recorded, first.recorded);
+        let ordered = call("POST", false, &[("idempotency-key", "k"), ("bluebox-ordering-key", "o")], b"one");
+        assert_ne!(ordered.id, first.id);
+        assert_eq!(ordered.ordering_key.as_deref(), Some(&b"o"[..]));
+        assert!(!ordered.request.headers.contains_key(fields::ORDERING_KEY));
+        assert!(ordered.request.headers.contains_key(IDEMPOTENCY_KEY));
+        let plain = call("POST", false, &[], b"one");
+        assert_eq!(plain.recorded, None);
+        assert_ne!(plain.id, call("POST", false, &[], b"one").id);
+    }
+
+    #[test]
+    fn credentials_count_where_strangers_call() {
+        let alice = [("idempotency-key", "k"), ("authorization", "alice")];
+        let bob = [("idempotency-key", "k"), ("authorization", "bob")];
+        let cookie = [("idempotency-key", "k"), ("cookie", "alice")];
+        assert_eq!(call("POST", false, &alice, b"").recorded, call("POST", false, &bob, b"").recorded);
+        assert_ne!(call("POST", true, &alice, b"").recorded, call("POST", true, &bob, b"").recorded);
+        assert_ne!(call("POST", true, &alice, b"").recorded, call("POST", true, &cookie, b"").recorded);
+    }
+
+    #[test]
+    fn bad_keys_are_refused() {
+        let long = "x".repeat(256);
+        for bad in [
+            &[("idempotency-key", "")][..],
+            &[("idempotency-key", &long)],
+            &[("idempotency-key", "a"), ("idempotency-key", "a")],
+            &[("idempotency-key", "caf\u{e9}")],
+            &[("bluebox-ordering-key", "a"), ("bluebox-ordering-key", "b")],
+        ] {
+            assert_eq!(draft("POST", false, bad).unwrap_err().kind(), Kind::BadRequest, "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! Waits for outcomes: this instance's partition of its component's reply topic, read from where it ended when the proxy started.
+//!
+//! The first outcome of a call wins; later ones find nobody waiting. An outcome that isn't for anybody here belongs to another instance that reads the same
+//! partition, or to a caller who has gone.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bluebox_core::call::{Outcome, ReplyAddress};
+use bluebox_core::log::{Log, Offset, Read, TopicPartition};
+use bluebox_core::topics::{REPLY_PARTITIONS, Topics};
+use bluebox_core::wire::{CallStatus, Reply};
+use bluebox_core::{CallId, InstanceId};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tracing::{debug, error, warn};
+
+use crate::problem::{Kind, Problem};
+
+/// How long the one record that a reply points to may take to be read.
+const FOLLOW_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Where this instance awaits outcomes. Cheap to clone.
+#[derive(Clone)]
+pub struct Pending {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    log: Arc<dyn Log>,
+    partition: TopicPartition,
+    /// The next offset to be read, plus one; 0 until the end of the partition is known.
+    position: AtomicU64,
+    places: Arc<Semaphore>,
+    max_waiting: usize,
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    /// Who waits for a call's outcome; several where the same recorded call was sent more than once.
+    calls: HashMap<CallId, Vec<(u64, oneshot::Sender<Answer>)>>,
+    queries: HashMap<CallId, oneshot::Sender<CallStatus>>,
+    next_ticket: u64,
+}
+
+/// What came for a call: its outcome, or why it can't be read.
+pub type Answer = Result<Arc<Outcome>, String>;
+
+/// A place among those who wait for the outcome of a call. Dropping it gives the place back.
+pub struct Ticket {
+    shared: Arc<Shared>,
+    id: CallId,
+    ticket: u64,
+    answer: oneshot::Receiver<Answer>,
+    _place: OwnedSemaphorePermit,
+}
+
+/// A place of one who waits for the answer to a query.
+pub struct QueryTicket {
+    shared: Arc<Shared>,
+    query: CallId,
+    answer: oneshot::Receiver<CallStatus>,
+    _place: OwnedSemaphorePermit,
+}
+
+/// The partition of a component's reply topic (and of its bulk topic) that an instance uses.
+pub fn reply_partition(instance: &InstanceId) -> u32 {
+    let hash = instance.as_bytes().iter().take(4).fold(0u32, |n, b| n << 8 | u32::from(*b));
+    hash % REPLY_PARTITIONS
+}
+
+impl Pending {
+    /// Awaits outcomes for `instance` in the reply topic of the component whose `topics` these are; at most `max_waiting` at once. Reads nothing before
+    /// [`Self::read`] runs.
+    pub fn new(log: Arc<dyn Log>, topics: &Topics, instance: &InstanceId, max_waiting: usize) -> Self {
+        let max_waiting = max_waiting.min(Semaphore::MAX_PERMITS);
+        let shared = Shared {
+            log,
+            partition: topics.replies.partition(reply_partition(instance)),
+            position: AtomicU64::new(0),
+            places: Arc::new(Semaphore::new(max_waiting)),
+            max_waiting,
+            waiting: Mutex::default(),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// The partition that outcomes and answers for this instance go to.
+    pub fn partition(&self) -> &TopicPartition {
+        &self.shared.partition
+    }
+
+    /// How many wait.
+    pub fn waiting(&self) -> usize {
+        self.shared.max_waiting - self.shared.places.available_permits()
+    }
+
+    /// Whether calls can be sent: the end of the reply partition is known.
+    pub fn ready(&self) -> bool {
+        self.shared.position().is_some()
+    }
+
+    /// Waits for the outcome of a call. To be asked for *before* the call is appended.
+    ///
+    /// # Errors
+    /// When the reply partition could not be read yet, or too many are waiting.
+    pub fn expect(&self, id: CallId) -> Result<Ticket, Problem> {
+        let place = self.place()?;
+        let (sender, answer) = oneshot::channel();
+        let mut waiting = self.shared.waiting();
+        let ticket = waiting.next_ticket;
+        waiting.next_ticket += 1;
+        waiting.calls.entry(id).or_default().push((ticket, sender));
+        drop(waiting);
+        Ok(Ticket { shared: self.shared.clone(), id, ticket, answer, _place: place })
+    }
+
+    /// Waits for the answer to a query. To be asked for *before* the query is appended.
+    ///
+    /// # Errors
+    /// As [`Self::expect`].
+    pub fn expect_status(&self, query: CallId) -> Result<QueryTicket, Problem> {
+        let place = self.place()?;
+        let (sender, answer) = oneshot::channel();
+        self.shared.waiting().queries.insert(query, sender);
+        Ok(QueryTicket { shared: self.shared.clone(), query, answer, _place: place })
+    }
+
+    fn place(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        if !self.ready() {
+            return Err(Problem::new(Kind::NotReady, format!("{}: the end of this reply partition is not known yet; try again", self.shared.partition)));
+        }
+        self.shared.places.clone().try_acquire_owned().map_err(|_| {
+            Problem::new(
+                Kind::TooManyWaiting,
+                format!("{} calls of this proxy wait for their outcome already, as many as it may hold", self.shared.max_waiting),
+            )
+        })
+    }
+
+    /// Reads the reply partition until the log's client is closed. While the log is away it waits, and goes on where it was.
+    pub async fn read(self) {
+        let shared = &self.shared;
+        let mut pause = Duration::from_millis(50);
+        let end = loop {
+            match shared.log.bounds(&shared.partition).await {
+                Ok(bounds) => break bounds.end,
+                // The topic is being made, or the log is away: both end.
+                Err(e) => debug!(partition = %shared.partition, problem = %e, "the end of the reply partition is not known yet"),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (2 * pause).min(Duration::from_secs(2));
+        };
+        let mut reader = shared.log.read(&shared.partition, end);
+        shared.advance(end);
+        while let Some(read) = reader.next().await {
+            match read {
+                Read::Entries(entries) => {
+                    for entry in entries {
+                        match entry.record.value.map(Reply::decode) {
+                            Some(Ok(reply)) => shared.dispatch(reply),
+                            Some(Err(e)) => warn!(partition = %shared.partition, offset = %entry.offset, problem = %e, "ignored a reply that can't be read"),
+                            None => {}
+                        }
+                        shared.advance(entry.offset.next());
+                    }
+                }
+                Read::Truncated { wanted, start } => {
+                    error!(partition = %shared.partition, %wanted, %start, "the log deleted replies before they were read; their callers get 504");
+                    shared.advance(start);
+                }
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        // Nothing in there can panic half-way.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn position(&self) -> Option<Offset> {
+        self.position.load(Ordering::Acquire).checked_sub(1).map(Offset::new)
+    }
+
+    fn advance(&self, next: Offset) {
+        self.position.store(next.get().saturating_add(1), Ordering::Release);
+    }
+
+    fn dispatch(self: &Arc<Self>, reply: Reply) {
+        match reply {
+            Reply::Outcome(outcome) => self.answer(outcome.id, Ok(Arc::from(outcome))),
+            Reply::At { id, partition, offset, .. } => {
+                if self.waiting().calls.contains_key(&id) {
+                    let shared = self.clone();
+                    // One for each call that waits here at most: bounded by those.
+                    tokio::spawn(async move {
+                        let outcome = read_outcome(&*shared.log, &partition, offset, &id).await;
+                        shared.answer(id, outcome.map(Arc::new));
+                    });
+                }
+            }
+            Reply::Status { query, status } => {
+                if let Some(sender) = self.waiting().queries.remove(&query) {
+                    // One who has gone is told nothing.
+                    let _ = sender.send(status);
+                }
+            }
+        }
+    }
+
+    fn answer(&self, id: CallId, answer: Answer) {
+        let waiters = self.waiting().calls.remove(&id);
+        for (_, sender) in waiters.into_iter().flatten() {
+            let _ = sender.send(answer.clone());
+        }
+    }
+}
+
+/// Reads the outcome that lies at one place.
+///
+/// # Errors
+/// In words, when there is none of this call.
+pub async fn read_outcome(log: &dyn Log, partition: &TopicPartition, offset: Offset, id: &CallId) -> Result<Outcome, String> {
+    let mut reader = log.read(partition, offset);
+    let place = format!("{partition} offset {offset}");
+    match tokio::time::timeout(FOLLOW_TIMEOUT, reader.next()).await {
+        Err(_) => Err(format!("{place}: the log did not answer")),
+        Ok(Some(Read::Entries(entries))) => {
+            let entry = entries.into_iter().next().filter(|e| e.offset == offset).ok_or_else(|| format!("{place}: the record is gone"))?;
+            match entry.record.value.map(Reply::decode) {
+                Some(Ok(Reply::Outcome(outcome))) if outcome.id == *id => Ok(*outcome),
+                _ => Err(format!("{place}: this is not the outcome of call {id}")),
+            }
+        }
+        Ok(_) => Err(format!("{place}: the record is gone")),
+    }
+}
+
+impl Ticket {
+    /// Where the outcome is awaited, for a call that is appended after this was asked.
+    pub fn reply_address(&self) -> ReplyAddress {
+        ReplyAddress { partition: self.shared.partition.clone(), position: self.shared.position().unwrap_or_default() }
+    }
+
+    /// Waits for the outcome, for ever if none comes. Cancel safe; to be awaited until it is there once.
+    pub async fn answer(&mut self) -> Answer {
+        // The sender goes only by sending.
+        (&mut self.answer).await.unwrap_or_else(|_| Err("the proxy is closing".to_owned()))
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut waiting = self.shared.waiting();
+        if let Some(waiters) = waiting.calls.get_mut(&self.id) {
+            waiters.retain(|(ticket, _)| *ticket != self.ticket);
+            if waiters.is_empty() {
+                waiting.calls.remove(&self.id);
+            }
+        }
+    }
+}
+
+impl QueryTicket {
+    /// Where the answer is awaited.
+    pub fn reply_to(&self) -> TopicPartition {
+        self.shared.partition.clone()
+    }
+
+    /// Waits for the answer, for ever if none comes. Cancel safe.
+    pub async fn status(&mut self) -> CallStatus {
+        (&mut self.answer).await.unwrap_or(CallStatus::Unknown)
+    }
+}
+
+impl Drop for QueryTicket {
+    fn drop(&mut self) {
+        self.shared.waiting().queries.remove(&self.query);
+    }
+}

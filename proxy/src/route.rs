@@ -1,0 +1,303 @@
+//! Decides where a request goes: a durable call, straight to a server, to Bluebox itself, or nowhere. A pure function of the request's head and the registry.
+
+use bluebox_core::ComponentName;
+use bluebox_core::name::RESERVED;
+use bluebox_core::registry::{Component, Streams};
+use http::uri::Authority;
+use http::{Method, Uri, Version, header, request};
+
+use crate::envelope::Destination;
+use crate::fields;
+use crate::problem::{Kind, Problem};
+use crate::registry::Directory;
+
+/// Where a request goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Route {
+    /// A durable call.
+    Call {
+        /// Whom, and what of it.
+        destination: Destination,
+        /// What the registry says of the component.
+        component: Component,
+    },
+    /// A resource of Bluebox's own; the path and query.
+    Own(String),
+    /// To a server that is no component, as it is.
+    PassThrough(Target),
+    /// To a component, but without the log: the exchange can't be durable, and the component takes such.
+    Stream {
+        /// As the caller named it.
+        target: Target,
+        /// Where boxes of the component can be reached; any of them will do.
+        direct: Vec<String>,
+    },
+}
+
+/// What the caller asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// The authority, as the caller named it.
+    pub authority: Authority,
+    /// The request target in origin form, or `*`; empty for CONNECT.
+    pub target: String,
+    /// Whether a tunnel was asked for (CONNECT, RFC 9110, section 9.3.6).
+    pub tunnel: bool,
+}
+
+impl Target {
+    /// Host and port to connect to; port 80 where none is named.
+    pub fn host_and_port(&self) -> (&str, u16) {
+        (host_of(&self.authority), self.authority.port_u16().unwrap_or(80))
+    }
+}
+
+/// Decides.
+///
+/// # Errors
+/// When the request names no server, or one that can't be told for sure; when the exchange can't be durable and the component takes no other; and, while the
+/// registry has not been read, when the name may be a component's.
+pub fn decide(head: &request::Parts, directory: &Directory) -> Result<Route, Problem> {
+    let authority = authority(head)?;
+    let tunnel = head.method == Method::CONNECT;
+    let port = port(&authority, tunnel)?;
+    let host = host_of(&authority).to_ascii_lowercase();
+    let target = Target { authority, target: if tunnel { String::new() } else { origin_form(&head.uri) }, tunnel };
+
+    if host == RESERVED && port == 80 && !tunnel {
+        return Ok(Route::Own(target.target));
+    }
+    let Some((name, component)) = directory.registry.get(&host).filter(|(_, c)| c.ports.contains(&port)) else {
+        if !directory.complete && ComponentName::try_new(&host).is_ok() && host != "localhost" && !host.bytes().all(|b| b.is_ascii_digit()) {
+            let detail = format!("{host:?} may be a component, but the registry has not been read yet; try again");
+            return Err(Problem::new(Kind::NotReady, detail));
+        }
+        return Ok(Route::PassThrough(target));
+    };
+    if let Some(what) = cannot_be_durable(head) {
+        return match component.streams {
+            Streams::Pass if !component.direct.is_empty() => Ok(Route::Stream { target, direct: component.direct.clone() }),
+            Streams::Pass => Err(refused(name, what, "its registration names no address to reach it at directly (`direct`)")),
+            Streams::Refuse => Err(refused(name, what, "register the component with `streams: pass` to let such through without the log")),
+        };
+    }
+    let destination = Destination { callee: name.clone(), authority: target.authority.to_string(), target: target.target };
+    Ok(Route::Call { destination, component: component.clone() })
+}
+
+fn refused(name: &ComponentName, what: &str, remedy: &str) -> Problem {
+    Problem::new(Kind::StreamRefused, format!("component {name}: {what} can't be durable, so it was refused; {remedy}"))
+}
+
+/// The one authority that the request names.
+///
+/// HTTP/1.1 with none or several Host fields is refused (RFC 9112, section 3.2). An absolute request target is what counts, and Host is replaced by it (section
+/// 3.2.2). In HTTP/2 the two must agree (RFC 9113, section 8.3.1).
+fn authority(head: &request::Parts) -> Result<Authority, Problem> {
+    let bad = |rule: String| Problem::new(Kind::BadRequest, rule);
+    let mut hosts = head.headers.get_all(header::HOST).into_iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(bad("the Host field is there more than once; send it once (RFC 9112, section 3.2)".to_owned()).closing());
+    }
+    let parse = |bytes: &[u8]| {
+        let refuse =
+            || bad(format!("Host {:?} is no host with an optional port (RFC 9110, section 7.2)", String::from_utf8_lossy(&bytes[..bytes.len().min(100)])));
+        let authority = Authority::try_from(bytes).map_err(|_| refuse())?;
+        if authority.host().is_empty() || authority.as_str().contains('@') { Err(refuse()) } else { Ok(authority) }
+    };
+    if host.is_none() && head.version == Version::HTTP_11 {
+        return Err(bad("the Host field is missing (RFC 9112, section 3.2)".to_owned()).closing());
+    }
+    // What is replaced must be well-formed all the same: a Host that can't be read is 400 (section 3.2).
+    let named = host.map(|h| h.as_bytes()).filter(|h| !h.is_empty()).map(parse).transpose()?;
+    let Some(absolute) = head.uri.authority() else {
+        return named.ok_or_else(|| bad("the request names no host".to_owned()));
+    };
+    if let Some(scheme) = head.uri.scheme_str().filter(|s| !s.eq_ignore_ascii_case("http")) {
+        return Err(bad(format!("scheme {scheme:?}: only http is taken in a request target; for TLS use CONNECT")));
+    }
+    let absolute = parse(absolute.as_str().as_bytes())?;
+    if head.version == Version::HTTP_2 && named.as_ref().is_some_and(|n| !n.as_str().eq_ignore_ascii_case(absolute.as_str())) {
+        return Err(bad(":authority and Host differ (RFC 9113, section 8.3.1)".to_owned()));
+    }
+    Ok(absolute)
+}
+
+fn port(authority: &Authority, tunnel: bool) -> Result<u16, Problem> {
+    // The port is what follows the host: `cart:` has an empty one, which is the usual one (RFC 3986, section 3.2.3).
+    let text = authority.as_str().strip_prefix(authority.host()).unwrap_or_default();
+    match text.strip_prefix(':').unwrap_or(text) {
+        "" if tunnel => Err(Problem::new(Kind::BadRequest, "CONNECT needs a port (RFC 9110, section 9.3.6)")),
+        "" => Ok(80),
+        digits => digits.parse::<u16>().ok().filter(|p| *p != 0 && digits.bytes().all(|b| b.is_ascii_digit())).ok_or_else(|| {
+            let shown: String = digits.chars().take(20).collect();
+            Problem::new(Kind::BadRequest, format!("port {shown:?}: ports are 1 to 65535"))
+        }),
+    }
+}
+
+/// The host without the brackets of an IPv6 address.
+fn host_of(authority: &Authority) -> &str {
+    let host = authority.host();
+    host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host)
+}
+
+fn origin_form(uri: &Uri) -> String {
+    let text = uri.path_and_query().map_or("", |p| p.as_str());
+    // An absolute target may have no path; in origin form it has one (RFC 9112, section 3.2.1).
+    if text.starts_with(['/', '*']) { text.to_owned() } else { format!("/{text}") }
+}
+
+/// What makes an exchange one that the log can't carry: it goes both ways at once, or never ends.
+fn cannot_be_durable(head: &request::Parts) -> Option<&'static str> {
+    if head.method == Method::CONNECT {
+        return Some("a tunnel (CONNECT)");
+    }
+    if wants_upgrade(head) {
+        return Some("an upgrade to another protocol (WebSocket)");
+    }
+    let content_type = head.headers.get(header::CONTENT_TYPE).map_or(&b""[..], |v| v.as_bytes());
+    if content_type.len() >= 16 && content_type[..16].eq_ignore_ascii_case(b"application/grpc") {
+        return Some("gRPC");
+    }
+    let mut accepts = fields::tokens(&head.headers, &header::ACCEPT);
+    let first = accepts.next().and_then(|a| a.split(';').next()).map(str::trim);
+    if first.is_some_and(|a| a.eq_ignore_ascii_case("text/event-stream")) && accepts.next().is_none() {
+        return Some("an event stream (text/event-stream)");
+    }
+    None
+}
+
+/// Whether the request asks for another protocol on its connection (RFC 9110, section 7.8).
+///
+/// `h2c` and `TLS` don't count: they are offers that Java's and other clients make with every request, and a server may leave them (RFC 9113 dropped the first).
+pub fn wants_upgrade(head: &request::Parts) -> bool {
+    let offer = |p: &str| p.eq_ignore_ascii_case("h2c") || p.get(..4).is_some_and(|t| t.eq_ignore_ascii_case("tls/")) || p.eq_ignore_ascii_case("http/2.0");
+    head.version == Version::HTTP_11
+        && fields::connection_lists(&head.headers, "upgrade")
+        && fields::tokens(&head.headers, &header::UPGRADE).any(|protocol| !offer(protocol))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bluebox_core::registry::Registry;
+
+    use super::*;
+
+    fn directory() -> Directory {
+        let mut registry = Registry::default();
+        let mut put = |name: &str, component: &Component| registry.apply(name.as_bytes(), Some(&serde_json::to_vec(component).unwrap())).unwrap();
+        put("cart", &Component { ports: vec![80, 8080], ..Component::default() });
+        put("chat", &Component { streams: Streams::Pass, direct: vec!["127.0.0.1:9".to_owned()], ..Component::default() });
+        Directory { registry: Arc::new(registry), complete: true, registered: true }
+    }
+
+    fn head(method: &str, uri: &str, version: Version, fields: &[(&str, &str)]) -> request::Parts {
+        let mut request = http::Request::builder().method(method).uri(uri).version(version);
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    fn get(uri: &str, fields: &[(&str, &str)]) -> Result<Route, Problem> {
+        decide(&head("GET", uri, Version::HTTP_11, fields), &directory())
+    }
+
+    fn callee(route: &Result<Route, Problem>) -> Option<(&str, &str, &str)> {
+        match route {
+            Ok(Route::Call { destination: d, .. }) => Some((d.callee.as_str(), &d.authority, &d.target)),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_component_at_one_of_its_ports_is_called() {
+        assert_eq!(callee(&get("/items?q=1", &[("host", "cart")])), Some(("cart", "cart", "/items?q=1")));
+        assert_eq!(callee(&get("/", &[("host", "CART:8080")])), Some(("cart", "CART:8080", "/")));
+        assert_eq!(callee(&get("/", &[("host", "cart:")])), Some(("cart", "cart:", "/")));
+        assert_eq!(callee(&get("http://cart?x", &[("host", "cart")])), Some(("cart", "cart", "/?x")));
+        // The request target counts, not the Host field (RFC 9112, section 3.2.2).
+        assert_eq!(callee(&get("http://cart/", &[("host", "example.org")])), Some(("cart", "cart", "/")));
+        assert_eq!(callee(&decide(&head("OPTIONS", "*", Version::HTTP_11, &[("host", "cart")]), &directory())), Some(("cart", "cart", "*")));
+        assert_eq!(callee(&decide(&head("GET", "http://cart/", Version::HTTP_2, &[]), &directory())), Some(("cart", "cart", "/")));
+    }
+
+    #[test]
+    fn everything_else_passes() {
+        for host in ["cart:81", "example.org", "cart.example.org", "127.0.0.1:8080", "[::1]:8080", "localhost", "cart."] {
+            assert!(matches!(get("/", &[("host", host)]), Ok(Route::PassThrough(_))), "{host}");
+        }
+        let Ok(Route::PassThrough(target)) = get("/", &[("host", "[::1]:8080")]) else { panic!() };
+        assert_eq!(target.host_and_port(), ("::1", 8080));
+        let connect = decide(&head("CONNECT", "example.org:443", Version::HTTP_11, &[("host", "example.org:443")]), &directory());
+        assert!(matches!(connect, Ok(Route::PassThrough(Target { tunnel: true, .. }))));
+    }
+
+    #[test]
+    fn bluebox_answers_itself() {
+        assert_eq!(get("/v1/calls/x?y", &[("host", "bluebox")]), Ok(Route::Own("/v1/calls/x?y".to_owned())));
+        assert_eq!(get("http://bluebox/v1", &[("host", "bluebox")]), Ok(Route::Own("/v1".to_owned())));
+    }
+
+    #[test]
+    fn a_request_names_one_server() {
+        for fields in [
+            &[][..],
+            &[("host", "")],
+            &[("host", "cart"), ("host", "cart")],
+            &[("host", "cart"), ("host", "shop")],
+            &[("host", "me@cart")],
+            &[("host", "cart/../x")],
+            &[("host", "ca rt")],
+            &[("host", "cart:0")],
+            &[("host", "cart:65536")],
+            &[("host", "cart:8o")],
+            &[("host", "cart:+80")],
+            &[("host", ":80")],
+        ] {
+            assert_eq!(get("/", fields).map_err(|p| p.kind()), Err(Kind::BadRequest), "{fields:?}");
+        }
+        assert_eq!(get("http://cart/", &[]).unwrap_err().kind(), Kind::BadRequest, "HTTP/1.1 without Host");
+        assert_eq!(get("http://user:pw@cart/", &[("host", "cart")]).unwrap_err().kind(), Kind::BadRequest);
+        assert_eq!(get("https://cart/", &[("host", "cart")]).unwrap_err().kind(), Kind::BadRequest);
+        let differs = head("GET", "http://cart/", Version::HTTP_2, &[("host", "shop")]);
+        assert_eq!(decide(&differs, &directory()).unwrap_err().kind(), Kind::BadRequest);
+        let old = head("GET", "http://cart/", Version::HTTP_10, &[]);
+        assert!(decide(&old, &directory()).is_ok(), "HTTP/1.0 has no Host");
+        let no_port = head("CONNECT", "cart", Version::HTTP_11, &[("host", "cart")]);
+        assert_eq!(decide(&no_port, &directory()).unwrap_err().kind(), Kind::BadRequest);
+    }
+
+    #[test]
+    fn what_cant_be_durable_is_refused_or_passed() {
+        let upgrade = [("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")];
+        let grpc = [("content-type", "application/grpc+proto")];
+        let events = [("accept", "text/event-stream")];
+        for fields in [&upgrade[..], &grpc, &events] {
+            let to = |host| get("/", &[fields, &[("host", host)]].concat());
+            assert_eq!(to("cart").unwrap_err().kind(), Kind::StreamRefused, "{fields:?}");
+            assert!(matches!(to("chat"), Ok(Route::Stream { .. })), "{fields:?}");
+            assert!(matches!(to("example.org"), Ok(Route::PassThrough(_))), "{fields:?}");
+        }
+        let connect = head("CONNECT", "cart:80", Version::HTTP_11, &[("host", "cart:80")]);
+        assert_eq!(decide(&connect, &directory()).unwrap_err().kind(), Kind::StreamRefused);
+        // Java's HttpClient offers h2c with every request.
+        let java = [("host", "cart"), ("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c")];
+        assert!(callee(&get("/", &java)).is_some());
+        assert!(callee(&get("/", &[("host", "cart"), ("accept", "text/event-stream, */*")])).is_some());
+    }
+
+    #[test]
+    fn before_the_registry_is_read_a_bare_name_may_be_a_component() {
+        let unread = Directory::default();
+        let decide = |host| decide(&head("GET", "/", Version::HTTP_11, &[("host", host)]), &unread);
+        assert_eq!(decide("cart").unwrap_err().kind(), Kind::NotReady);
+        for host in ["example.org", "127.0.0.1", "localhost"] {
+            assert!(decide(host).is_ok(), "{host}");
+        }
+    }
+}
