@@ -1,0 +1,375 @@
+//! What all clients of one embedded log share: its topics, its groups, and the task that watches the time.
+
+use std::collections::{BTreeMap, HashMap};
+use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use super::group::{Effect, Groups, Holder, MemberId};
+use super::partition::{Found, Partition};
+use super::seat::Seat;
+use crate::clock::Moment;
+use crate::log::{Append, AppendError, Committed, Entry, LogError, Offset, Pending, Record, Timestamp, Topic, TopicPartition, TopicSpec};
+
+/// The largest record, in bytes: what a stock Kafka broker takes, rounded down.
+pub(super) const MAX_RECORD_BYTES: usize = 1_000_000;
+
+/// The most partitions that a topic can have here.
+pub(super) const MAX_PARTITIONS: u32 = 4_096;
+
+/// Tombstones of compacted topics are kept this long, so that readers see them (Kafka's `delete.retention.ms`).
+const TOMBSTONE_RETENTION: Duration = Duration::from_secs(24 * 3600);
+
+/// How much is read at once, in bytes of memory.
+pub(super) const FETCH_BYTES: usize = 1 << 20;
+
+pub(super) struct Engine {
+    topics: RwLock<HashMap<Topic, Arc<TopicState>>>,
+    /// Rings when a topic was made.
+    new_topics: watch::Sender<()>,
+    groups: Mutex<Coordinator>,
+    /// Rings when a deadline of the groups may have become nearer.
+    deadlines: Arc<Notify>,
+    /// Tokio's clock when the log was opened; the groups count from it, so that tests can run on paused time.
+    opened: Instant,
+    last_holder: AtomicU64,
+    /// Dropped with the log; those who wait for it hear of that.
+    alive: watch::Sender<()>,
+    runtime: Runtime,
+}
+
+/// How a seat ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// In order.
+    Left,
+    /// Its holder can't act any more.
+    Gone,
+    /// The log ended it; its holder may live on.
+    CutOff,
+}
+
+pub(super) struct TopicState {
+    pub(super) spec: TopicSpec,
+    pub(super) partitions: Vec<Arc<Partition>>,
+}
+
+/// The groups, and where their members sit. One lock, so that what members are told comes in the order in which it was decided.
+#[derive(Default)]
+struct Coordinator {
+    groups: Groups,
+    seats: BTreeMap<MemberId, Arc<Seat>>,
+}
+
+/// Where the log's tasks run.
+enum Runtime {
+    /// On the runtime that the log was opened on.
+    Shared(tokio::runtime::Handle),
+    /// On its own: it was opened outside of any.
+    Own(Option<tokio::runtime::Runtime>),
+}
+
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        if let Self::Own(runtime) = self
+            && let Some(runtime) = runtime.take()
+        {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Records that were read, and where to go on.
+pub(super) enum Fetched {
+    Entries { entries: Vec<Entry>, next: Offset },
+    Truncated { start: Offset },
+    End,
+}
+
+impl Engine {
+    pub(super) fn in_memory() -> std::io::Result<Arc<Self>> {
+        let runtime = match tokio::runtime::Handle::try_current() {
+            Ok(handle) => Runtime::Shared(handle),
+            Err(_) => Runtime::Own(Some(tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().thread_name("log").build()?)),
+        };
+        let engine = Arc::new(Self {
+            topics: RwLock::default(),
+            new_topics: watch::Sender::new(()),
+            groups: Mutex::default(),
+            deadlines: Arc::default(),
+            opened: Instant::now(),
+            last_holder: AtomicU64::new(0),
+            alive: watch::Sender::new(()),
+            runtime,
+        });
+        engine.spawn(watch_the_time(Arc::downgrade(&engine)));
+        Ok(engine)
+    }
+
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> tokio::task::JoinHandle<()> {
+        match &self.runtime {
+            Runtime::Shared(handle) => handle.spawn(task),
+            // It is only taken when the log is dropped.
+            Runtime::Own(runtime) => match runtime {
+                Some(runtime) => runtime.spawn(task),
+                None => tokio::spawn(task),
+            },
+        }
+    }
+
+    fn coordinator(&self) -> MutexGuard<'_, Coordinator> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn topic(&self, topic: &Topic) -> Option<Arc<TopicState>> {
+        self.topics.read().unwrap_or_else(PoisonError::into_inner).get(topic).cloned()
+    }
+
+    pub(super) fn partition(&self, of: &TopicPartition) -> Option<Arc<Partition>> {
+        self.topic(&of.topic)?.partitions.get(usize::try_from(of.partition).ok()?).cloned()
+    }
+
+    /// Waits until the partition is there.
+    pub(super) async fn partition_when_there(&self, of: &TopicPartition) -> Arc<Partition> {
+        let mut new_topics = self.new_topics.subscribe();
+        loop {
+            new_topics.mark_unchanged();
+            if let Some(partition) = self.partition(of) {
+                return partition;
+            }
+            // The sender lives as long as self.
+            let _ = new_topics.changed().await;
+        }
+    }
+
+    pub(super) fn append(&self, to: &TopicPartition, record: Record) -> Append {
+        let size_bytes = record.key.len() + record.value.as_ref().map_or(0, bytes::Bytes::len);
+        if size_bytes > MAX_RECORD_BYTES {
+            return Pending::ready(Err(AppendError::TooLarge { size_bytes, limit_bytes: MAX_RECORD_BYTES }));
+        }
+        let Some(topic) = self.topic(&to.topic) else {
+            return Pending::ready(Err(AppendError::NotPersisted(format!("there is no topic {}; make it first", to.topic))));
+        };
+        let Some(partition) = usize::try_from(to.partition).ok().and_then(|p| topic.partitions.get(p)) else {
+            return Pending::ready(Err(AppendError::NotPersisted(format!("{to}: the topic has {} partitions", topic.partitions.len()))));
+        };
+        if topic.spec.compacted && record.key.is_empty() {
+            return Pending::ready(Err(AppendError::NotPersisted(format!("{to}: a record of a compacted topic must have a key"))));
+        }
+        Pending::ready(Ok(partition.append(record, crate::clock::wall_clock())))
+    }
+
+    pub(super) async fn fetch(&self, partition: &Partition, at: Offset, records: usize) -> Fetched {
+        match partition.find(at, records, FETCH_BYTES) {
+            Found::Entries { entries, next } => Fetched::Entries { entries, next },
+            Found::Truncated { start } => Fetched::Truncated { start },
+            Found::End | Found::Stored { .. } => Fetched::End,
+        }
+    }
+
+    pub(super) fn create_topics(&self, specs: &[TopicSpec]) -> Result<(), LogError> {
+        for spec in specs {
+            check_topic(spec)?;
+        }
+        let mut created = Vec::new();
+        let mut topics = self.topics.write().unwrap_or_else(PoisonError::into_inner);
+        for spec in specs {
+            if !topics.contains_key(&spec.topic) {
+                let partitions = (0..spec.partitions).map(|_| Arc::new(Partition::empty())).collect();
+                topics.insert(spec.topic.clone(), Arc::new(TopicState { spec: spec.clone(), partitions }));
+                created.push(spec.clone());
+            }
+        }
+        drop(topics);
+        if !created.is_empty() {
+            self.new_topics.send_replace(());
+            for spec in created {
+                self.in_groups(|groups, now| groups.topic_created(now, &spec.topic, spec.partitions));
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what the topics' retention and compaction no longer keep, as of `now`.
+    pub(super) fn keep_house(&self, now: Timestamp) {
+        let topics: Vec<_> = self.topics.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let before = |age: Duration| Timestamp::from_millis(now.as_millis().saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX)));
+        for topic in topics {
+            for partition in &topic.partitions {
+                if let Some(retention) = topic.spec.retention {
+                    partition.truncate(partition.first_since(before(retention)));
+                }
+                if topic.spec.compacted {
+                    partition.remove(&partition.superseded(before(TOMBSTONE_RETENTION)));
+                }
+            }
+        }
+    }
+
+    /// Tokio's clock as the groups count it.
+    pub(super) fn now(&self) -> Moment {
+        Moment::from_start(self.opened.elapsed())
+    }
+
+    pub(super) fn new_holder(&self) -> Holder {
+        Holder::new(self.last_holder.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    pub(super) fn committed(&self, group: &str, of: &[TopicPartition]) -> Vec<Option<Committed>> {
+        let coordinator = self.coordinator();
+        of.iter().map(|partition| coordinator.groups.committed(group, partition)).collect()
+    }
+
+    /// The number of members of a group, as the log sees it now.
+    pub(super) fn members(&self, group: &str) -> usize {
+        self.coordinator().groups.members(group)
+    }
+
+    pub(super) fn commit(&self, member: Option<MemberId>, commits: &[(TopicPartition, Committed)]) -> Result<(), LogError> {
+        let Some(member) = member else { return Err(LogError::Fenced("no member of the group now".to_owned())) };
+        self.coordinator().groups.commit(member, commits)
+    }
+
+    /// A sign of life of a seat. One that is no member now becomes one again.
+    pub(super) fn heartbeat(&self, seat: &Arc<Seat>) {
+        let mut coordinator = self.coordinator();
+        let now = self.now();
+        if seat.member().is_some_and(|member| coordinator.groups.heartbeat(now, member)) {
+            return;
+        }
+        let Some(holder) = seat.begin_stay() else { return };
+        let (member, effects) = coordinator.groups.join(now, holder, &seat.spec);
+        seat.joined(member);
+        coordinator.seats.insert(member, Arc::clone(seat));
+        coordinator.tell(effects);
+        drop(coordinator);
+        self.deadlines.notify_one();
+    }
+
+    /// Changes the groups and tells the members what comes of it.
+    pub(super) fn in_groups(&self, change: impl FnOnce(&mut Groups, Moment) -> Vec<Effect>) {
+        self.change_groups(change);
+        self.deadlines.notify_one();
+    }
+
+    fn change_groups(&self, change: impl FnOnce(&mut Groups, Moment) -> Vec<Effect>) {
+        let mut coordinator = self.coordinator();
+        let effects = change(&mut coordinator.groups, self.now());
+        let expelled = coordinator.tell(effects);
+        drop(coordinator);
+        for seat in expelled.into_iter().filter(|seat| seat.beats_here()) {
+            self.heartbeat(&seat);
+        }
+    }
+
+    /// Ends the stay of a seat that takes part no more.
+    pub(super) fn end_stay(&self, seat: &Seat, how: Ending) {
+        let mut coordinator = self.coordinator();
+        let member = seat.end_stay();
+        if let Some(member) = member {
+            coordinator.seats.remove(&member);
+        }
+        let now = self.now();
+        let effects = match how {
+            Ending::Left => member.map(|member| coordinator.groups.leave(now, member)).unwrap_or_default(),
+            Ending::Gone => coordinator.groups.gone(now, seat.holder),
+            Ending::CutOff => coordinator.groups.cut_off(now, seat.holder),
+        };
+        coordinator.tell(effects);
+        drop(coordinator);
+        self.deadlines.notify_one();
+    }
+
+    /// Never says anything; ends when the log is closed.
+    pub(super) fn closing(&self) -> watch::Receiver<()> {
+        self.alive.subscribe()
+    }
+
+    /// Gives the sign of life of every seat whose holder is this process, and expels who is late. Returns when to come again.
+    fn tick(&self, overslept: Duration) -> Duration {
+        let seats: Vec<_> = self.coordinator().seats.values().filter(|seat| seat.beats_here()).cloned().collect();
+        for seat in &seats {
+            self.heartbeat(seat);
+        }
+        self.change_groups(|groups, now| {
+            groups.overslept(overslept);
+            groups.tick(now)
+        });
+        let beat = seats.iter().map(|seat| seat.spec.session_timeout / 3).min().unwrap_or(LONGEST_NAP);
+        let deadline = self.coordinator().groups.next_deadline().map_or(LONGEST_NAP, |at| at.since(self.now()));
+        beat.min(deadline).clamp(Duration::from_millis(1), LONGEST_NAP)
+    }
+}
+
+/// The time is looked at this often when nothing is due.
+const LONGEST_NAP: Duration = Duration::from_secs(1);
+
+/// A log that was stopped for longer than this can't tell who was alive meanwhile.
+const OVERSLEPT: Duration = Duration::from_millis(500);
+
+impl Coordinator {
+    /// Tells the members. Returns the seats of those that are members no longer.
+    fn tell(&mut self, effects: Vec<Effect>) -> Vec<Arc<Seat>> {
+        let mut expelled = Vec::new();
+        for effect in effects {
+            match effect {
+                Effect::Expelled(member, lost) => {
+                    if let Some(seat) = self.seats.remove(&member) {
+                        seat.expelled(lost);
+                        expelled.push(seat);
+                    }
+                }
+                Effect::Assigned(member, assignments) => {
+                    if let Some(seat) = self.seats.get(&member) {
+                        seat.assigned(assignments);
+                    }
+                }
+                Effect::Revoking(member, partitions) => {
+                    if let Some(seat) = self.seats.get(&member) {
+                        seat.revoking(partitions);
+                    }
+                }
+                Effect::Missing(member, topics) => {
+                    if let Some(seat) = self.seats.get(&member) {
+                        seat.missing(&topics);
+                    }
+                }
+            }
+        }
+        expelled
+    }
+}
+
+/// Expels members that are late, at the moment when they are.
+async fn watch_the_time(engine: Weak<Engine>) {
+    let mut overslept = Duration::ZERO;
+    loop {
+        // Held for the tick only: this task must not keep a log alive that nobody uses.
+        let Some(strong) = engine.upgrade() else { return };
+        let nap = strong.tick(overslept);
+        let deadlines = Arc::clone(&strong.deadlines);
+        drop(strong);
+        let slept_from = Instant::now();
+        let _ = tokio::time::timeout(nap, deadlines.notified()).await;
+        overslept = slept_from.elapsed().saturating_sub(nap);
+        if overslept < OVERSLEPT {
+            overslept = Duration::ZERO;
+        }
+    }
+}
+
+fn check_topic(spec: &TopicSpec) -> Result<(), LogError> {
+    let name = spec.topic.as_str();
+    let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    if name.is_empty() || name.len() > 249 || name == "." || name == ".." || !name.bytes().all(legal) {
+        return Err(LogError::Refused(format!("topic {name:?}: 1 to 249 of the characters a-z A-Z 0-9 . _ -")));
+    }
+    if spec.partitions == 0 || spec.partitions > MAX_PARTITIONS {
+        return Err(LogError::Refused(format!("topic {name}: {} partitions: 1 to {MAX_PARTITIONS} are possible", spec.partitions)));
+    }
+    Ok(())
+}
