@@ -1,1 +1,71 @@
-fn main() {}
+//! The one command a person types.
+//!
+//! - [`up`]: `bluebox up FILE`: a whole system on one machine.
+//! - [`file`](mod@file): the file that says which boxes there are; `bluebox validate FILE`.
+//! - [`family`]: processes that end together.
+//! - [`proxy`]: `bluebox proxy`: one proxy as a process.
+//! - [`serve`], [`limits`], [`log`], [`logging`], [`units`]: what flags and the file have in common.
+
+mod family;
+mod file;
+mod limits;
+mod log;
+mod logging;
+mod proxy;
+mod serve;
+mod units;
+mod up;
+mod validate;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Durable HTTP for unchanged apps: a call that was accepted arrives, whatever dies on the way.
+#[derive(Debug, Parser)]
+#[command(name = "bluebox", version, after_help = "`bluebox COMMAND --help` says more, with examples.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a whole system on this machine, from one small file
+    Up(up::UpOptions),
+    /// Check a file for `up`, and start nothing
+    Validate(validate::ValidateOptions),
+    /// Run one proxy
+    Proxy(Box<proxy::ProxyOptions>),
+    /// What `up` starts apps with.
+    #[command(name = family::SHIM, hide = true)]
+    BoxApp,
+    /// What becomes an app.
+    #[command(name = family::EXEC, hide = true)]
+    BoxExec,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Up(options) => in_runtime(up::run(options)),
+        Command::Validate(options) => validate::run(&options),
+        Command::Proxy(options) => in_runtime(proxy::run(*options)),
+        Command::BoxApp => family::run_shim(),
+        Command::BoxExec => family::run_exec(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn in_runtime(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let done = runtime.block_on(work);
+    // What is still blocked in a system call must not hold up the end.
+    runtime.shutdown_background();
+    done
+}

@@ -1,0 +1,40 @@
+//! What a process says of itself.
+
+use std::io::IsTerminal as _;
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+/// How log lines are written.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "What it says")]
+pub(crate) struct LoggingOptions {
+    /// How log lines are written, to standard error.
+    #[arg(long, env = "BLUEBOX_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
+    log_format: Format,
+    /// What is logged: error, warn, info, debug, trace; or by module, as in `info,bluebox_proxy=debug`.
+    #[arg(long, env = "BLUEBOX_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
+    log_level: String,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Format {
+    /// For people.
+    Text,
+    /// For machines: one JSON object to a line.
+    Json,
+}
+
+impl LoggingOptions {
+    /// Starts it, once in a process.
+    pub(crate) fn start(&self) -> anyhow::Result<()> {
+        let filter = EnvFilter::try_new(&self.log_level).with_context(|| format!("--log-level {:?}: error, warn, info, debug or trace", self.log_level))?;
+        let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        match self.log_format {
+            Format::Text => lines.with_ansi(std::io::stderr().is_terminal()).with_target(false).init(),
+            Format::Json => lines.json().init(),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,193 @@
+//! `bluebox proxy`: one proxy as a process.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bluebox_core::ComponentName;
+use bluebox_core::topics::Retention;
+use bluebox_proxy::config::{ProxyConfig, Served};
+use clap::Args;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{error, info};
+
+use crate::limits::{InboundLimits, OutboundLimits};
+use crate::log::{self, LogOptions};
+use crate::logging::LoggingOptions;
+use crate::units;
+
+/// What `bluebox proxy --help` ends with.
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  The proxy of an app that listens on 8080 and is called http://cart/ by others. The app runs with http_proxy=http://127.0.0.1:4140:
+    bluebox proxy --brokers kafka:9092 --serve cart=127.0.0.1:8080
+
+  A gateway, for callers that are in no box (curl -x 127.0.0.1:4140 http://cart/items):
+    bluebox proxy --brokers kafka:9092 --name edge --listen 127.0.0.1:4140
+
+  The same by environment:
+    BLUEBOX_BROKERS=kafka:9092 BLUEBOX_SERVE=cart=127.0.0.1:8080 BLUEBOX_ATTEMPT_TIMEOUT=30s bluebox proxy
+
+SIGTERM and SIGINT end it in good order: no new calls, what is under way is finished (--drain), then it leaves. The second signal ends it at once.";
+
+/// Runs one proxy: an app's, or a gateway.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct ProxyOptions {
+    /// Who calls, when a call leaves this proxy; by default the first component that it serves, else `gateway`.
+    #[arg(long, env = "BLUEBOX_NAME", value_name = "NAME", value_parser = |text: &str| ComponentName::try_new(text))]
+    name: Option<ComponentName>,
+    /// A component that the app serves, and where the app listens; can be repeated. More is said after a comma:
+    /// NAME=HOST:PORT[,protocol=http1|h2c][,partitions=N][,ports=80+8080][,body-limit=SIZE][,streams=refuse|pass].
+    /// Without it the proxy is a gateway.
+    #[arg(long, env = "BLUEBOX_SERVE", value_name = "NAME=HOST:PORT", value_delimiter = ' ', value_parser = crate::serve::parse)]
+    serve: Vec<Served>,
+    /// Where calls are taken: what the app's HTTP_PROXY names.
+    #[arg(long, env = "BLUEBOX_LISTEN", value_name = "HOST:PORT", default_value = "127.0.0.1:4140")]
+    listen: SocketAddr,
+    /// Where /metrics, /healthz and /readyz are answered; by default nowhere.
+    #[arg(long, env = "BLUEBOX_ADMIN", value_name = "HOST:PORT")]
+    admin: Option<SocketAddr>,
+    /// The callers are strangers to each other: Authorization and Cookie count when an Idempotency-Key comes again. By default true for a gateway.
+    #[arg(long, env = "BLUEBOX_SHARED_BY_CALLERS", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    shared_by_callers: Option<bool>,
+    #[command(flatten)]
+    log: LogOptions,
+    #[command(flatten)]
+    keep: KeepOptions,
+    #[command(flatten)]
+    outbound: OutboundLimits,
+    #[command(flatten)]
+    inbound: InboundLimits,
+    #[command(flatten)]
+    logging: LoggingOptions,
+    /// Ends when its standard input does: for `bluebox up`.
+    #[arg(long, hide = true)]
+    with_parent: bool,
+}
+
+/// How long topics that are made keep what.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "How long topics that are made keep what")]
+struct KeepOptions {
+    /// Calls; must be above --ttl.
+    #[arg(long, env = "BLUEBOX_KEEP_CALLS", value_name = "DURATION", default_value = "48h", value_parser = units::positive_duration)]
+    keep_calls: Duration,
+    /// Outcomes and large bodies; must be above --keep-calls.
+    #[arg(long, env = "BLUEBOX_KEEP_REPLIES", value_name = "DURATION", default_value = "72h", value_parser = units::positive_duration)]
+    keep_replies: Duration,
+    /// What is remembered of calls with an Idempotency-Key.
+    #[arg(long, env = "BLUEBOX_KEEP_RECORDED", value_name = "DURATION", default_value = "24h", value_parser = units::positive_duration)]
+    keep_recorded: Duration,
+    /// Dead letters.
+    #[arg(long, env = "BLUEBOX_KEEP_DEAD_LETTERS", value_name = "DURATION", default_value = "14days", value_parser = units::positive_duration)]
+    keep_dead_letters: Duration,
+}
+
+impl ProxyOptions {
+    /// What the flags say, as the proxy's configuration.
+    ///
+    /// # Errors
+    /// When two of them contradict each other.
+    pub(crate) fn config(&self) -> Result<ProxyConfig, String> {
+        let name = match (&self.name, self.serve.first()) {
+            (Some(name), _) => name.clone(),
+            (None, Some(served)) => served.name.clone(),
+            (None, None) => ComponentName::try_new("gateway").map_err(|error| error.to_string())?,
+        };
+        let config = ProxyConfig {
+            name,
+            serves: self.serve.clone(),
+            listen: self.listen,
+            admin: self.admin,
+            shared_by_callers: self.shared_by_callers.unwrap_or(self.serve.is_empty()),
+            prefix: self.log.kafka.topic_prefix.clone(),
+            retention: Retention {
+                calls: self.keep.keep_calls,
+                replies: self.keep.keep_replies,
+                recorded: self.keep.keep_recorded,
+                dead_letters: self.keep.keep_dead_letters,
+            },
+            outbound: self.outbound.clone().into(),
+            inbound: self.inbound.clone().into(),
+        };
+        check(&config)?;
+        Ok(config)
+    }
+}
+
+/// Whether the limits go together.
+fn check(config: &ProxyConfig) -> Result<(), String> {
+    let above = |name: &str, value: Duration, other: &str, least: Duration| {
+        let (value, least) = (humantime::format_duration(value), humantime::format_duration(least));
+        format!("{name} ({value}) must be above {other} ({least})")
+    };
+    let (out, keep) = (&config.outbound, &config.retention);
+    if out.ttl >= keep.calls {
+        return Err(above("keep-calls", keep.calls, "ttl", out.ttl));
+    }
+    if keep.replies <= keep.calls {
+        return Err(above("keep-replies", keep.replies, "keep-calls", keep.calls));
+    }
+    if out.max_wait < out.wait {
+        return Err(above("max-wait", out.max_wait, "wait", out.wait));
+    }
+    if config.inbound.max_backoff < config.inbound.first_backoff {
+        return Err(above("max-backoff", config.inbound.max_backoff, "first-backoff", config.inbound.first_backoff));
+    }
+    if config.inbound.lease >= config.inbound.session_timeout {
+        return Err(above("session-timeout", config.inbound.session_timeout, "lease", config.inbound.lease));
+    }
+    let mut names: Vec<_> = config.serves.iter().map(|served| &served.name).collect();
+    names.sort();
+    if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(format!("component `{}` is served twice", twice[0]));
+    }
+    Ok(())
+}
+
+/// Runs the proxy until it is told to end.
+pub(crate) async fn run(options: ProxyOptions) -> anyhow::Result<()> {
+    options.logging.start()?;
+    if options.with_parent {
+        crate::family::end_with_parent()?;
+    }
+    let config = options.config().map_err(anyhow::Error::msg)?;
+    let log = options.log.connect()?;
+    tokio::spawn(tell_about_the_log(log.clone(), options.log.clone()));
+    let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    info!(name = %config.name, listen = %config.listen, log = options.log.describe(), "proxy started");
+    stub(config, log, asked_to_end(terminate, interrupt)).await?;
+    info!("proxy ended");
+    Ok(())
+}
+
+async fn tell_about_the_log(log: std::sync::Arc<dyn bluebox_core::Log>, options: LogOptions) {
+    let prefix = options.kafka.topic_prefix.clone();
+    log::watch(log, prefix, |reachable| {
+        if reachable {
+            info!("{} can be reached", options.describe());
+        } else {
+            error!("{} can't be reached; calls get 503 until it can. Still trying. {}", options.describe(), options.remedy());
+        }
+    })
+    .await;
+}
+
+/// Done with the first SIGTERM or SIGINT. The second ends the process at once.
+async fn asked_to_end(mut terminate: Signal, mut interrupt: Signal) {
+    let mut next = async move || tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} };
+    next().await;
+    info!("asked to end: no new calls, what is under way is finished");
+    tokio::spawn(async move {
+        next().await;
+        error!("asked to end again: ended at once; what was under way will be delivered again");
+        std::process::exit(130);
+    });
+}
+
+/// Until the proxy can be run: takes the port and does nothing.
+async fn stub(config: ProxyConfig, _log: std::sync::Arc<dyn bluebox_core::Log>, end: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let _listener = tokio::net::TcpListener::bind(config.listen).await?;
+    end.await;
+    Ok(())
+}

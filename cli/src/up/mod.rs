@@ -1,0 +1,249 @@
+//! `bluebox up FILE`: a whole system on one machine.
+//!
+//! - [`plan`]: what will be started, out of what the file says.
+//! - [`unit`]: one replica: an app and its proxy in one failure domain.
+//! - [`app`]: an app, as `up` sees it.
+//! - [`data`]: the directory of the log and of what `up` writes of itself.
+//! - [`ports`]: ports of this machine.
+//! - [`output`]: what a person sees.
+//! - [`state`]: what others see.
+
+pub(crate) mod app;
+pub(crate) mod data;
+pub(crate) mod output;
+pub(crate) mod plan;
+pub(crate) mod ports;
+pub(crate) mod state;
+pub(crate) mod unit;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::bail;
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use self::data::{Kept, OpenLog};
+use self::output::{Output, Source, Tone};
+use self::plan::Unit;
+use self::state::{State, Status, UnitState};
+use self::unit::{Phase, Supervisor};
+use crate::file::{self, System};
+use crate::log::KafkaOptions;
+
+/// What `bluebox up --help` ends with.
+pub(crate) const EXAMPLES: &str = "\
+The least file that works:
+  boxes:
+    cart:
+      command: [python3, cart.py]
+      port: 8080
+
+Then, from anywhere on this machine:
+  curl -x 127.0.0.1:4140 http://cart/items
+
+Examples:
+  bluebox up orders.yaml
+  bluebox up orders.yaml --brokers 127.0.0.1:9092      the same on Kafka
+  bluebox up orders.yaml --fsync always                every accepted call also survives a power cut
+
+Ctrl-C ends it in good order: no new calls, what is under way is finished, then the apps end. The second Ctrl-C ends it at once; nothing that
+was accepted is lost either way, it is delivered after the next start.";
+
+/// Runs a whole system on this machine: the log, a proxy for each replica, and the apps.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct UpOptions {
+    /// The file that says which boxes there are.
+    #[arg(default_value = "bluebox.yaml")]
+    file: PathBuf,
+    /// Use this Kafka instead of the embedded log: HOST:PORT[,HOST:PORT…].
+    #[arg(long, env = "BLUEBOX_BROKERS", value_name = "BROKERS", value_parser = crate::log::parse_brokers)]
+    brokers: Option<String>,
+    /// Where the embedded log keeps its data; by default `.bluebox` beside the file.
+    #[arg(long, env = "BLUEBOX_DATA", value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// When the embedded log waits for the disk: `always`, `never`, or how much may be lost with the power, such as 50ms. No choice loses
+    /// anything when processes die.
+    #[arg(long, env = "BLUEBOX_FSYNC", value_name = "WHEN", value_parser = |text: &str| crate::log::parse_fsync(text).map(|_| text.to_owned()))]
+    fsync: Option<String>,
+    /// What the proxies log: error, warn, info, debug, trace.
+    #[arg(long, env = "BLUEBOX_PROXY_LOG_LEVEL", value_name = "LEVEL", default_value = "warn")]
+    proxy_log_level: String,
+    #[command(flatten)]
+    kafka: KafkaOptions,
+}
+
+/// Runs until Ctrl-C.
+pub(crate) async fn run(options: UpOptions) -> anyhow::Result<()> {
+    let mut system = file::load(&options.file)?;
+    apply(&options, &mut system)?;
+    plan::check_limits(&system)?;
+    let missing = plan::missing_commands(&system);
+    if !missing.is_empty() {
+        bail!("{}: {}", options.file.display(), missing.join("\n"));
+    }
+    let mut ended = Ended::new()?;
+    let kept = Kept::lock(&system.log.data)?;
+    let width = system.boxes.iter().map(|one| one.name.as_str().len() + 8).max().unwrap_or(0).max("bluebox".len());
+    let (output, written) = Output::start(width)?;
+    let log = OpenLog::open(&system.log, &options.kafka, &kept, &output).await?;
+    let mut arguments = log.proxy_arguments().to_vec();
+    arguments.extend(["--log-level".to_owned(), options.proxy_log_level.clone()]);
+    let units = plan::units(&system, &arguments)?;
+    check_ports(&units)?;
+    greet(&output, &options.file, &system, &log, &units);
+
+    let (state, watched) = watch::channel(first_state(&options.file, &system, &log, &units));
+    let keeper = tokio::spawn(state::keep(watched.clone(), kept.directory().to_owned()));
+    let (phase, phases) = watch::channel(Phase::Run);
+    let mut boxes = JoinSet::new();
+    let mut gateway = JoinSet::new();
+    for (index, unit) in units.into_iter().enumerate() {
+        let source = Source::numbered(&unit.name, index);
+        let set = if unit.app.is_some() { &mut boxes } else { &mut gateway };
+        set.spawn(Supervisor { unit, index, output: output.clone(), source, state: state.clone(), phase: phases.clone() }.run());
+    }
+    drop(state);
+    tokio::spawn(tell_when_up(watched, output.clone()));
+
+    ended.next().await;
+    output.say(Tone::News, "ending: no new calls, what is under way is finished. Ctrl-C again ends everything at once.");
+    let orderly = async {
+        phase.send_replace(Phase::EndGateway);
+        while gateway.join_next().await.is_some() {}
+        phase.send_replace(Phase::EndBoxes);
+        while boxes.join_next().await.is_some() {}
+    };
+    let at_once = tokio::select! {
+        () = orderly => false,
+        () = ended.next() => true,
+    };
+    if at_once {
+        output.say(Tone::Trouble, "ending at once; calls that were under way are delivered again after the next start.");
+        phase.send_replace(Phase::Now);
+        while gateway.join_next().await.is_some() {}
+        while boxes.join_next().await.is_some() {}
+    }
+    log.close().await;
+    let _ = keeper.await;
+    kept.forget_state();
+    if !at_once {
+        output.say(Tone::Good, "ended. Everything that was accepted is kept, and goes on with the next `bluebox up`.");
+    }
+    output::finish(output, written).await;
+    if at_once {
+        std::process::exit(130);
+    }
+    Ok(())
+}
+
+/// Ctrl-C, SIGTERM, or the end of the terminal.
+struct Ended(tokio::sync::mpsc::Receiver<()>);
+
+impl Ended {
+    fn new() -> std::io::Result<Self> {
+        let (mut interrupt, mut terminate, mut hangup) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
+        let (tell, told) = tokio::sync::mpsc::channel(4);
+        tokio::spawn(async move {
+            loop {
+                tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {}, _ = hangup.recv() => {} }
+                if tell.send(()).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Self(told))
+    }
+
+    /// Done at the next one. Cancel safe.
+    async fn next(&mut self) {
+        if self.0.recv().await.is_none() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Flags go before the file.
+fn apply(options: &UpOptions, system: &mut System) -> anyhow::Result<()> {
+    if let Some(data) = &options.data {
+        system.log.data = std::path::absolute(data)?;
+    }
+    if options.brokers.is_some() {
+        system.log.brokers = options.brokers.clone();
+    }
+    if options.fsync.is_some() {
+        system.log.fsync = options.fsync.clone();
+    }
+    if options.kafka.topic_prefix != bluebox_core::topics::Prefix::default() {
+        system.log.prefix = options.kafka.topic_prefix.clone();
+    }
+    system.log.properties.extend(options.kafka.properties()?);
+    Ok(())
+}
+
+/// Whether the ports that the file names are free.
+fn check_ports(units: &[Unit]) -> anyhow::Result<()> {
+    let mut taken = Vec::new();
+    for unit in units {
+        let app = unit.app.as_ref().filter(|app| app.serves).map(|app| std::net::SocketAddr::from(([127, 0, 0, 1], app.port)));
+        for address in unit.listen.into_iter().chain(app) {
+            if let Err(why) = ports::check_free(address) {
+                let remedy = if unit.app.is_some() { "end that, or give the box another `port:`" } else { "end that, or set another `gateway: {listen: …}`" };
+                taken.push(format!("{}: {why}; {remedy}", unit.name));
+            }
+        }
+    }
+    if taken.is_empty() { Ok(()) } else { bail!(taken.join("\n")) }
+}
+
+fn greet(output: &Output, file: &Path, system: &System, log: &OpenLog, units: &[Unit]) {
+    output.say(Tone::News, format!("{}: {} boxes, {}", file.display(), system.boxes.len(), log.describe()));
+    for spec in &system.boxes {
+        let names: Vec<String> = spec.components.iter().map(|component| format!("http://{}/", component.name)).collect();
+        let ports: Vec<String> =
+            units.iter().filter(|unit| unit.box_name == spec.name.as_str()).filter_map(|unit| Some(unit.app.as_ref()?.port.to_string())).collect();
+        let what = if names.is_empty() { "only calls".to_owned() } else { format!("{} at port {}", names.join(" "), ports.join(", ")) };
+        output.say(Tone::Plain, format!("  {:<12} {what}", spec.name.as_str()));
+    }
+}
+
+fn first_state(file: &Path, system: &System, log: &OpenLog, units: &[Unit]) -> State {
+    State {
+        pid: std::process::id(),
+        file: std::path::absolute(file).unwrap_or_else(|_| file.to_owned()),
+        brokers: system.log.brokers.clone(),
+        kafka_properties: log.kafka_properties().map(Path::to_owned),
+        log_socket: log.socket().map(Path::to_owned),
+        topic_prefix: system.log.prefix.as_str().to_owned(),
+        gateway: units.iter().find(|unit| unit.app.is_none()).and_then(|unit| unit.listen),
+        units: units
+            .iter()
+            .map(|unit| UnitState {
+                name: unit.name.clone(),
+                box_name: unit.box_name.clone(),
+                status: Status::Starting,
+                app_pid: 0,
+                app_port: unit.app.as_ref().map(|app| app.port),
+                proxy_pid: 0,
+                proxy: unit.listen,
+                admin: None,
+                restarts: 0,
+                last_restart: None,
+            })
+            .collect(),
+    }
+}
+
+/// Says once that everything is up, and how to call it.
+async fn tell_when_up(mut state: watch::Receiver<State>, output: Output) {
+    let Ok(now) = state.wait_for(|state| state.units.iter().all(|unit| unit.status == Status::Up)).await else { return };
+    let called = now.units.iter().find(|unit| Some(unit.name.as_str()) != now.gateway.map(|_| "gateway") && unit.app_port.is_some());
+    let how = match (now.gateway, called) {
+        (Some(gateway), Some(unit)) => format!(" Call it: curl -x {gateway} http://{}/", unit.box_name),
+        _ => String::new(),
+    };
+    drop(now);
+    output.say(Tone::Good, format!("everything is up.{how}   (Ctrl-C ends it)"));
+}

@@ -1,0 +1,184 @@
+//! What will be started, out of what the file says.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bluebox_core::registry::{Component, Streams};
+use bluebox_proxy::config::Served;
+use clap::{CommandFactory as _, FromArgMatches as _, Parser};
+
+use super::ports;
+use crate::file::{BoxSpec, ComponentSpec, Gateway, System};
+use crate::proxy::ProxyOptions;
+use crate::serve;
+
+/// One replica of a box, or the gateway: a proxy, and perhaps an app.
+#[derive(Debug, Clone)]
+pub(crate) struct Unit {
+    /// As it is called in the output: `cart-0`.
+    pub(crate) name: String,
+    /// The box.
+    pub(crate) box_name: String,
+    /// Its number in the box; the first is 0.
+    pub(crate) replica: u32,
+    /// The app; none for a gateway.
+    pub(crate) app: Option<AppPlan>,
+    /// Where the proxy listens; none: the system chooses at each start.
+    pub(crate) listen: Option<SocketAddr>,
+    /// Arguments of the proxy that don't change.
+    pub(crate) proxy: Vec<String>,
+    /// How long the proxy may take to end what is under way.
+    pub(crate) drain: Duration,
+}
+
+/// The app of a replica.
+#[derive(Debug, Clone)]
+pub(crate) struct AppPlan {
+    /// Program and arguments.
+    pub(crate) command: Vec<String>,
+    /// Where it runs.
+    pub(crate) cwd: PathBuf,
+    /// What the file says of its environment.
+    pub(crate) env: BTreeMap<String, String>,
+    /// Where it is told to listen.
+    pub(crate) port: u16,
+    /// Whether it serves anything: if not, no port is awaited.
+    pub(crate) serves: bool,
+    /// Whether another replica has the port that the file says.
+    pub(crate) port_is_anothers: Option<u16>,
+    /// How long it may take to end.
+    pub(crate) grace: Duration,
+}
+
+/// Plans every unit. Ports that the file leaves open are chosen now, and stay.
+pub(crate) fn units(system: &System, log: &[String]) -> anyhow::Result<Vec<Unit>> {
+    let mut units = Vec::new();
+    if let Some(gateway) = &system.gateway {
+        units.push(gateway_unit(gateway, log)?);
+    }
+    for spec in &system.boxes {
+        let apps: Vec<SocketAddr> = (0..spec.replicas)
+            .map(|replica| match spec.port {
+                Some(port) if replica == 0 => Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
+                _ => ports::free(),
+            })
+            .collect::<Result<_, _>>()?;
+        for (replica, app) in (0..).zip(&apps) {
+            let proxy = proxy_arguments(spec, *app, &apps, log);
+            units.push(Unit {
+                name: format!("{}-{replica}", spec.name),
+                box_name: spec.name.to_string(),
+                replica,
+                app: Some(AppPlan {
+                    command: spec.command.clone(),
+                    cwd: spec.cwd.clone(),
+                    env: spec.env.clone(),
+                    port: app.port(),
+                    serves: !spec.components.is_empty(),
+                    port_is_anothers: spec.port.filter(|_| replica > 0),
+                    grace: spec.grace,
+                }),
+                listen: None,
+                drain: options(&proxy)?.config().map_err(anyhow::Error::msg)?.inbound.drain,
+                proxy,
+            });
+        }
+    }
+    Ok(units)
+}
+
+fn gateway_unit(gateway: &Gateway, log: &[String]) -> anyhow::Result<Unit> {
+    let listen = if gateway.listen.port() == 0 { SocketAddr::new(gateway.listen.ip(), ports::free()?.port()) } else { gateway.listen };
+    let mut proxy = vec!["--name".to_owned(), gateway.name.to_string()];
+    proxy.extend(gateway.limits.iter().chain(log).cloned());
+    Ok(Unit {
+        name: gateway.name.to_string(),
+        box_name: gateway.name.to_string(),
+        replica: 0,
+        app: None,
+        listen: Some(listen),
+        proxy,
+        drain: Duration::from_secs(10),
+    })
+}
+
+fn proxy_arguments(spec: &BoxSpec, app: SocketAddr, replicas: &[SocketAddr], log: &[String]) -> Vec<String> {
+    let mut arguments = vec!["--name".to_owned(), spec.name.to_string()];
+    for component in &spec.components {
+        arguments.extend(["--serve".to_owned(), serve::spell(&served(component, app, replicas))]);
+    }
+    arguments.extend(spec.limits.iter().chain(log).cloned());
+    arguments
+}
+
+fn served(spec: &ComponentSpec, app: SocketAddr, replicas: &[SocketAddr]) -> Served {
+    let own = |of_box: &SocketAddr| SocketAddr::new(of_box.ip(), spec.port.unwrap_or(of_box.port()));
+    let settings = &spec.settings;
+    let default = Component::default();
+    let streams = settings.streams.unwrap_or_default();
+    let direct = if streams == Streams::Pass { replicas.iter().map(|replica| own(replica).to_string()).collect() } else { Vec::new() };
+    Served {
+        name: spec.name.clone(),
+        component: Component {
+            partitions: settings.partitions.unwrap_or(default.partitions),
+            ports: settings.ports.clone().unwrap_or_else(|| default.ports.clone()),
+            body_limit_bytes: settings.body_limit.unwrap_or(default.body_limit_bytes),
+            streams,
+            direct,
+            ..default
+        },
+        app: own(&app),
+        protocol: settings.protocol.unwrap_or_default(),
+    }
+}
+
+#[derive(Parser)]
+#[command(no_binary_name = true)]
+struct Alone {
+    #[command(flatten)]
+    proxy: ProxyOptions,
+}
+
+/// What a proxy will make of its arguments; the environment, which is not the proxies', does not count.
+fn options(arguments: &[String]) -> anyhow::Result<ProxyOptions> {
+    let matches = Alone::command().mut_args(|arg| arg.env(None::<&'static str>)).try_get_matches_from(arguments)?;
+    Ok(Alone::from_arg_matches(&matches)?.proxy)
+}
+
+/// Whether the limits of each box go together.
+pub(crate) fn check_limits(system: &System) -> anyhow::Result<()> {
+    let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+    let boxes = system.boxes.iter().map(|spec| (spec.name.to_string(), proxy_arguments(spec, nowhere, &[nowhere], &[])));
+    let gateway = system.gateway.iter().map(|gateway| ("gateway".to_owned(), gateway.limits.clone()));
+    for (name, arguments) in boxes.chain(gateway) {
+        options(&arguments)?.config().map_err(|why| anyhow::anyhow!("{name}: {why}"))?;
+    }
+    Ok(())
+}
+
+/// The boxes whose program can't be found, in words.
+pub(crate) fn missing_commands(system: &System) -> Vec<String> {
+    system.boxes.iter().filter_map(|spec| missing_command(spec).map(|why| format!("line {}: box {}: {why}", spec.command_at.line, spec.name))).collect()
+}
+
+fn missing_command(spec: &BoxSpec) -> Option<String> {
+    use nix::unistd::{AccessFlags, access};
+    let program = spec.command.first()?;
+    let can_run = |path: &Path| path.is_file() && access(path, AccessFlags::X_OK).is_ok();
+    if program.contains('/') {
+        let path = spec.cwd.join(program);
+        return match (path.is_file(), can_run(&path)) {
+            (_, true) => None,
+            (true, false) => Some(format!("`{program}` is there but can't be run: make it executable (chmod +x {})", path.display())),
+            (false, _) => Some(format!("`{program}`: there is no such file ({})", path.display())),
+        };
+    }
+    let path = spec.env.get("PATH").map_or_else(|| std::env::var_os("PATH").unwrap_or_default(), Into::into);
+    if std::env::split_paths(&path).any(|directory| can_run(&directory.join(program))) {
+        return None;
+    }
+    let local = if spec.cwd.join(program).is_file() { format!("; for the file beside it write `./{program}`") } else { String::new() };
+    Some(format!("`{program}`: no such command in PATH{local}"))
+}
