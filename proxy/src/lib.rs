@@ -1,6 +1,6 @@
 //! The proxy of a box. A call goes through it in one direction, and each stage is one module that can be read alone.
 //!
-//! Out of the app:
+//! Out of the app ([`outbound`] has these stages in their order):
 //!
 //! - [`intercept`]: takes requests off the app's connections, and refuses what is no HTTP.
 //! - [`route`]: decides: durable call, pass-through, Bluebox's own API, or a clear no.
@@ -17,12 +17,165 @@
 
 pub mod append;
 pub mod bulk;
+pub mod calls;
 pub mod config;
 pub mod envelope;
 pub mod fields;
 pub mod inbound;
+pub mod intercept;
+pub mod metrics;
+pub mod outbound;
+pub mod passthrough;
 pub mod pending;
 pub mod prefer;
 pub mod problem;
 pub mod registry;
+pub mod respond;
 pub mod route;
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bluebox_core::InstanceId;
+use bluebox_core::log::Log;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::bulk::Bulk;
+use crate::config::ProxyConfig;
+use crate::metrics::Metrics;
+use crate::outbound::OutboundSide;
+use crate::passthrough::PassThrough;
+use crate::pending::{Pending, reply_partition};
+use crate::registry::{Directory, RegisterError, Registration};
+
+/// Why a proxy can't run, or can't go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A listener can't be had.
+    #[error("{address}: can't listen there: {problem}; choose another address, or end what listens there")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        problem: std::io::Error,
+    },
+    /// What is there contradicts what this box is told to be.
+    #[error(transparent)]
+    Register(#[from] RegisterError),
+    /// A mistake in this program.
+    #[error("the metrics can't be set up: {0}")]
+    Metrics(#[from] prometheus::Error),
+}
+
+/// A proxy whose listeners are open. Connections wait until it runs.
+#[derive(Debug)]
+pub struct Proxy {
+    config: ProxyConfig,
+    instance: InstanceId,
+    listener: TcpListener,
+    listen: SocketAddr,
+    admin: Option<(TcpListener, SocketAddr)>,
+}
+
+/// Opens the listeners and runs until `shutdown` is done; see [`Proxy::bind`] and [`Proxy::run`].
+///
+/// # Errors
+/// As those.
+pub async fn run(config: ProxyConfig, log: Arc<dyn Log>, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+    Proxy::bind(config).await?.run(log, shutdown).await
+}
+
+impl Proxy {
+    /// Opens the listeners. Port 0 takes one that is free.
+    ///
+    /// # Errors
+    /// When an address can't be listened at.
+    pub async fn bind(config: ProxyConfig) -> Result<Self, RunError> {
+        let (listener, listen) = bind(config.listen).await?;
+        let admin = match config.admin {
+            Some(address) => Some(bind(address).await?),
+            None => None,
+        };
+        Ok(Self { config, instance: InstanceId::random(), listener, listen, admin })
+    }
+
+    /// Where the app's requests are taken.
+    pub fn listen(&self) -> SocketAddr {
+        self.listen
+    }
+
+    /// Where the metrics are.
+    pub fn admin(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(|(_, address)| *address)
+    }
+
+    /// Runs until `shutdown` is done: then intake stops, deliveries end or are handed over, and requests under way get the time of the drain.
+    ///
+    /// Nothing waits for the log: with it away pass-through works, and calls get 503.
+    ///
+    /// # Errors
+    /// When this box can't be what it is told to be.
+    pub async fn run(self, log: Arc<dyn Log>, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+        let Self { config, instance, listener, listen, admin } = self;
+        let config = Arc::new(config);
+        let metrics = Metrics::try_new()?;
+        let topics = config.prefix.topics(&config.name);
+        let (publish, directory) = watch::channel(Directory::default());
+        let pending = Pending::new(log.clone(), &topics, &instance, config.outbound.max_waiting);
+        let bulk = Bulk::new(log.clone(), topics.bulk.partition(reply_partition(&instance)), config.outbound.body_memory_bytes);
+        let pass = PassThrough::new(listen, config.outbound.connect_timeout, metrics.clone());
+        info!(name = %config.name, %instance, %listen, serves = ?config.serves.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), "a proxy started");
+
+        // What runs beside the calls, for as long as the proxy does.
+        let mut beside = JoinSet::new();
+        beside.spawn(pending.clone().read());
+        if let Some((listener, _)) = admin {
+            beside.spawn(metrics::serve(listener, metrics.clone(), AlwaysReady));
+        }
+        let registration =
+            Registration { prefix: config.prefix.clone(), caller: config.name.clone(), serves: config.serves.clone(), retention: config.retention };
+        let registered = registry::follow(log.clone(), registration, publish);
+
+        let side = OutboundSide { config: config.clone(), log, directory, pending, bulk, pass: pass.clone(), metrics };
+        let stop = CancellationToken::new();
+        let mut calls_out = JoinSet::new();
+        calls_out.spawn(intercept::serve(listener, Arc::new(side), stop.clone(), config.inbound.drain));
+
+        let result = tokio::select! {
+            result = registered => match result {
+                Ok(()) => Ok(()), // the log's client was closed: the process ends
+                Err(problem) => Err(problem.into()),
+            },
+            () = shutdown => Ok(()),
+        };
+
+        // Calls out go on until deliveries into the app have ended: the app may need them for its answers.
+        stop.cancel();
+        while calls_out.join_next().await.is_some() {}
+        pass.close().await;
+        info!(name = %config.name, %instance, "a proxy ended");
+        result
+    }
+}
+
+async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), RunError> {
+    let failed = |problem| RunError::Listen { address, problem };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let at = listener.local_addr().map_err(failed)?;
+    Ok((listener, at))
+}
+
+/// Ready as soon as the listeners are up.
+#[derive(Clone)]
+struct AlwaysReady;
+
+impl metrics::Readiness for AlwaysReady {
+    fn ready(&self) -> Result<(), String> {
+        Ok(())
+    }
+}

@@ -7,7 +7,6 @@ use bluebox_core::call::{Body, Reason, Response};
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
-use http_body_util::Full;
 use serde::Serialize;
 
 use crate::fields;
@@ -221,8 +220,8 @@ impl Problem {
     }
 
     /// The response that the caller gets now.
-    pub fn into_response(self) -> http::Response<Full<Bytes>> {
-        let mut response = http::Response::new(Full::new(self.document()));
+    pub fn into_response(self) -> http::Response<Bytes> {
+        let mut response = http::Response::new(self.document());
         *response.status_mut() = self.kind.status();
         *response.headers_mut() = self.headers();
         if self.closes {

@@ -1,0 +1,332 @@
+//! `http://bluebox/v1/calls/ID`: what has become of a call whose caller did not wait.
+//!
+//! An ID says where everything lies, so that any proxy can answer, also after a restart of the one that gave it out: it asks the owner of the call, and with no
+//! answer from one looks into the reply partition itself.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bluebox_core::call::{Digest, Outcome, ReplyAddress};
+use bluebox_core::clock::wall_clock;
+use bluebox_core::log::{Health, Offset, Read, Record, Timestamp};
+use bluebox_core::name::RESERVED;
+use bluebox_core::wire::{CallStatus, CallsEntry, ControlEntry, Reply};
+use bluebox_core::{CallId, ComponentName};
+use bytes::{Buf, BufMut, Bytes};
+use http::header::{self, HeaderValue};
+use http::{Method, Response};
+use serde_json::json;
+
+use crate::append::Accepted;
+use crate::bulk::OutBody;
+use crate::config::ProxyConfig;
+use crate::fields;
+use crate::outbound::OutboundSide;
+use crate::pending::read_outcome;
+use crate::problem::{Kind, Problem};
+use crate::respond::{self, AnswerBody, Asked};
+
+/// Where the calls are, below `http://bluebox`.
+pub const PATH: &str = "/v1/calls/";
+
+/// How long the owner of a call has to answer.
+const OWNER_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a look into the reply partition may take.
+const SEARCH_TIMEOUT: Duration = Duration::from_secs(10);
+/// The version of IDs that is written; others are refused.
+const VERSION: u8 = 1;
+/// The longest ID, in characters; what is longer is none.
+const LONGEST_ID: usize = 400;
+/// How much of a digest an ID shows.
+const PROOF_BYTES: usize = 16;
+
+/// Everything that must be known of a call to say what has become of it. Its text is what stands in a `Location`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CallRef {
+    /// Who was called.
+    pub callee: ComponentName,
+    /// The partition of its `calls` topic.
+    pub partition: u32,
+    /// The call's place there.
+    pub offset: Offset,
+    /// Who called: its reply topic has the outcome.
+    pub caller: ComponentName,
+    /// The partition of the reply topic.
+    pub reply_partition: u32,
+    /// The outcome can only lie at or above it.
+    pub position: Offset,
+    /// The call.
+    pub id: CallId,
+    /// Until then what is asked for is kept, by the log's clock.
+    pub kept_until: Timestamp,
+    /// For a call with an `Idempotency-Key`, whose id can be guessed by who guesses the key: the start of its digest, which can't.
+    pub proof: Option<[u8; PROOF_BYTES]>,
+}
+
+impl CallRef {
+    /// Of an accepted call; `keyed` is its digest, if its caller gave it a key.
+    pub fn new(config: &ProxyConfig, accepted: &Accepted, reply_to: &ReplyAddress, id: CallId, callee: ComponentName, keyed: Option<Digest>) -> Self {
+        let kept = u64::try_from(config.retention.replies.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            callee,
+            partition: accepted.partition.partition,
+            offset: accepted.appended.offset,
+            caller: config.name.clone(),
+            reply_partition: reply_to.partition.partition,
+            position: reply_to.position,
+            id,
+            kept_until: Timestamp::from_millis(accepted.appended.timestamp.as_millis().saturating_add(kept)),
+            proof: keyed.map(|digest| std::array::from_fn(|i| digest[i])),
+        }
+    }
+
+    /// The value of `Location`.
+    pub fn location(&self) -> String {
+        format!("http://{RESERVED}{PATH}{}", self.encode())
+    }
+
+    /// The text of the ID: URL-safe.
+    pub fn encode(&self) -> String {
+        let mut bytes = vec![VERSION];
+        for name in [&self.callee, &self.caller] {
+            // A name has 63 bytes at most.
+            bytes.put_u8(u8::try_from(name.as_str().len()).unwrap_or(0));
+            bytes.put_slice(name.as_str().as_bytes());
+        }
+        bytes.put_u32(self.partition);
+        bytes.put_u64(self.offset.get());
+        bytes.put_u32(self.reply_partition);
+        bytes.put_u64(self.position.get());
+        bytes.put_slice(self.id.as_bytes());
+        bytes.put_u64(self.kept_until.as_millis());
+        bytes.put_slice(self.proof.as_ref().map_or(&[], |p| &p[..]));
+        URL_SAFE_NO_PAD.encode(bytes)
+    }
+
+    /// Reads an ID; `None` if it is none, or of another version.
+    pub fn decode(text: &str) -> Option<Self> {
+        if text.len() > LONGEST_ID {
+            return None;
+        }
+        let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+        let mut bytes = &bytes[..];
+        if bytes.try_get_u8().ok()? != VERSION {
+            return None;
+        }
+        fn name(bytes: &mut &[u8]) -> Option<ComponentName> {
+            let len = usize::from(bytes.try_get_u8().ok()?);
+            let (name, rest) = bytes.split_at_checked(len)?;
+            *bytes = rest;
+            ComponentName::try_new(std::str::from_utf8(name).ok()?).ok()
+        }
+        fn sixteen(bytes: &mut &[u8]) -> Option<[u8; 16]> {
+            let (first, rest) = bytes.split_first_chunk()?;
+            *bytes = rest;
+            Some(*first)
+        }
+        let call = Self {
+            callee: name(&mut bytes)?,
+            caller: name(&mut bytes)?,
+            partition: bytes.try_get_u32().ok()?,
+            offset: Offset::new(bytes.try_get_u64().ok()?),
+            reply_partition: bytes.try_get_u32().ok()?,
+            position: Offset::new(bytes.try_get_u64().ok()?),
+            id: CallId::from_bytes(sixteen(&mut bytes)?),
+            kept_until: Timestamp::from_millis(bytes.try_get_u64().ok()?),
+            proof: if bytes.is_empty() { None } else { Some(sixteen(&mut bytes)?) },
+        };
+        bytes.is_empty().then_some(call)
+    }
+}
+
+/// Answers a request to `http://bluebox/`.
+///
+/// # Errors
+/// 400 for what is no call, 405 for another method than GET and HEAD, 410 past what is kept, 503 with the log away.
+pub async fn serve(side: &OutboundSide, method: &Method, target: &str, asked: &Asked) -> Result<Response<AnswerBody>, Problem> {
+    let path = target.split('?').next().unwrap_or_default();
+    let Some(id) = path.strip_prefix(PATH) else {
+        let shown: String = path.chars().take(80).collect();
+        return Err(Problem::new(Kind::NoSuchResource, format!("{shown:?}: Bluebox has {PATH}ID")));
+    };
+    if ![Method::GET, Method::HEAD].contains(method) {
+        return Err(Problem::new(Kind::MethodNotAllowed, "a call can be read with GET and HEAD"));
+    }
+    let Some(call) = CallRef::decode(id) else {
+        return Err(Problem::new(Kind::NoSuchResource, "this is no ID of a call; take the one of the Location field as it is"));
+    };
+    let status = status(side, &call).await.map_err(|problem| problem.about(call.id))?;
+    let mut response = match status {
+        Status::Ended(outcome) => {
+            let mut response = respond::recorded(&outcome.response, &side.bulk, asked);
+            response.headers_mut().insert(fields::CALL_STATE, HeaderValue::from_static("ended"));
+            response
+        }
+        Status::Pending { attempts } => {
+            let document = json!({ "state": "pending", "call": call.id.to_string(), "attempts": attempts });
+            let body = if *method == Method::HEAD { OutBody::empty() } else { OutBody::full(Bytes::from(document.to_string())) };
+            let mut response = Response::new(AnswerBody::Own(body));
+            let headers = response.headers_mut();
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            headers.insert(fields::CALL_STATE, HeaderValue::from_static("pending"));
+            response
+        }
+    };
+    // Its state is never an answer for another time.
+    response.headers_mut().entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    Ok(response)
+}
+
+enum Status {
+    Pending { attempts: Option<u32> },
+    Ended(Box<Outcome>),
+}
+
+async fn status(side: &OutboundSide, call: &CallRef) -> Result<Status, Problem> {
+    if wall_clock() > call.kept_until {
+        return Err(gone());
+    }
+    if matches!(*side.log.health().borrow(), Health::Away(_)) {
+        return Err(Problem::new(Kind::LogAway, "the log can't be reached now; the call is not affected; ask again"));
+    }
+    prove(side, call).await?;
+    match ask_owner(side, call).await? {
+        Some(CallStatus::Pending { attempts }) => Ok(Status::Pending { attempts: Some(attempts) }),
+        Some(CallStatus::Ended { partition, offset }) => {
+            let outcome = read_outcome(&*side.log, &partition, offset, &call.id).await;
+            outcome.map(|o| Status::Ended(Box::new(o))).map_err(|why| Problem::new(Kind::OutcomeUnreadable, why))
+        }
+        Some(CallStatus::Unknown) | None => match tokio::time::timeout(SEARCH_TIMEOUT, search(side, call)).await {
+            Ok(found) => found,
+            Err(_) => Err(Problem::new(Kind::LogAway, "the outcome was not found in time; ask again")),
+        },
+    }
+}
+
+fn gone() -> Problem {
+    Problem::new(Kind::CallGone, "the call is older than what is kept; keep outcomes longer with a longer retention of replies")
+}
+
+/// Who guesses a key can guess the id of its call, but not its digest.
+async fn prove(side: &OutboundSide, call: &CallRef) -> Result<(), Problem> {
+    let wrong = || Problem::new(Kind::NoSuchResource, "there is no such call");
+    let topics = side.config.prefix.topics(&call.callee);
+    let partition = topics.calls.partition(call.partition);
+    let away = |e: &dyn std::fmt::Display| Problem::new(Kind::LogAway, format!("{partition}: {e}"));
+    let bounds = match side.log.bounds(&partition).await {
+        Ok(bounds) => bounds,
+        Err(bluebox_core::log::LogError::NotFound(_)) => return Err(wrong()),
+        Err(e) => return Err(away(&e)),
+    };
+    if call.offset >= bounds.end {
+        return Err(wrong());
+    }
+    if call.offset < bounds.start {
+        return Err(gone());
+    }
+    let Some(proof) = call.proof else { return Ok(()) };
+    let mut reader = side.log.read(&partition, call.offset);
+    let read = tokio::time::timeout(SEARCH_TIMEOUT, reader.next()).await.map_err(|_| away(&"the log does not answer"))?;
+    let Some(Read::Entries(entries)) = read else { return Err(gone()) };
+    match entries.into_iter().next().and_then(|e| e.record.value).map(CallsEntry::decode) {
+        Some(Ok(CallsEntry::Call(there))) if there.id == call.id && there.recorded.is_some_and(|d| d[..PROOF_BYTES] == proof) => Ok(()),
+        _ => Err(wrong()),
+    }
+}
+
+/// Asks the owner of the call's partition; `None` when there is no answer within a second.
+async fn ask_owner(side: &OutboundSide, call: &CallRef) -> Result<Option<CallStatus>, Problem> {
+    let query = CallId::random();
+    let mut ticket = side.pending.expect_status(query)?;
+    let entry = ControlEntry::Query { query, id: call.id, offset: call.offset, reply_to: ticket.reply_to() };
+    let control = side.config.prefix.topics(&call.callee).control.partition(call.partition);
+    let asked = async {
+        side.log.append(&control, Record::new(entry.encode())).await.ok()?;
+        Some(ticket.status().await)
+    };
+    Ok(tokio::time::timeout(OWNER_TIMEOUT, asked).await.ok().flatten())
+}
+
+/// Looks for the outcome where it must lie if there is one.
+async fn search(side: &OutboundSide, call: &CallRef) -> Result<Status, Problem> {
+    let partition = side.config.prefix.topics(&call.caller).replies.partition(call.reply_partition);
+    let away = |e: &dyn std::fmt::Display| Problem::new(Kind::LogAway, format!("{partition}: {e}"));
+    let bounds = side.log.bounds(&partition).await.map_err(|e| away(&e))?;
+    let mut next = call.position;
+    let mut truncated = false;
+    let mut reader = side.log.read(&partition, next);
+    while next < bounds.end {
+        match reader.next().await {
+            Some(Read::Entries(entries)) => {
+                for entry in entries {
+                    next = entry.offset.next();
+                    match entry.record.value.map(Reply::decode) {
+                        Some(Ok(Reply::Outcome(outcome))) if outcome.id == call.id => return Ok(Status::Ended(outcome)),
+                        Some(Ok(Reply::At { id, partition, offset, .. })) if id == call.id => {
+                            let outcome = read_outcome(&*side.log, &partition, offset, &id).await;
+                            return outcome.map(|o| Status::Ended(Box::new(o))).map_err(|why| Problem::new(Kind::OutcomeUnreadable, why));
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            Some(Read::Truncated { start, .. }) => {
+                truncated = true;
+                next = start;
+            }
+            None => return Err(away(&"the log's client was closed")),
+        }
+    }
+    if truncated { Err(gone()) } else { Ok(Status::Pending { attempts: None }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn a_call(proof: Option<[u8; PROOF_BYTES]>) -> CallRef {
+        CallRef {
+            callee: ComponentName::try_new("cart").unwrap(),
+            partition: 31,
+            offset: Offset::new(u64::MAX),
+            caller: ComponentName::try_new("web").unwrap(),
+            reply_partition: 7,
+            position: Offset::new(12),
+            id: CallId::random(),
+            kept_until: Timestamp::from_millis(99),
+            proof,
+        }
+    }
+
+    #[test]
+    fn an_id_says_everything_and_is_safe_in_a_url() {
+        for call in [a_call(None), a_call(Some([7; PROOF_BYTES]))] {
+            let text = call.encode();
+            assert!(text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'), "{text}");
+            assert_eq!(CallRef::decode(&text), Some(call));
+        }
+    }
+
+    #[test]
+    fn the_longest_id_is_short_enough() {
+        let long = ComponentName::try_new(&"x".repeat(63)).unwrap();
+        let call = CallRef { callee: long.clone(), caller: long, ..a_call(Some([1; PROOF_BYTES])) };
+        assert_eq!(CallRef::decode(&call.encode()), Some(call));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_no_id_is_refused(text in "[A-Za-z0-9_-]{0,420}", bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            // Neither panics, and what is taken is written back the same.
+            for text in [text, URL_SAFE_NO_PAD.encode(bytes)] {
+                if let Some(call) = CallRef::decode(&text) {
+                    prop_assert_eq!(call.encode(), text);
+                }
+            }
+        }
+    }
+}

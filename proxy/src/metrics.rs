@@ -1,0 +1,159 @@
+//! What is counted, and where it can be read: `/metrics`, `/healthz` and `/readyz` on the admin listener.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus::core::Collector;
+use prometheus::{Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
+use tokio::net::TcpListener;
+use tracing::{debug, warn};
+
+/// The counts of a proxy. Cheap to clone; clones count together.
+///
+/// Units are base units; labels have few values: words of this program, and component names, which the registry bounds.
+#[derive(Clone)]
+pub struct Metrics {
+    registry: Registry,
+    /// Calls out of the box, by callee and by how they ended: `app`, `accepted` (202), or the word of a problem.
+    pub calls: IntCounterVec,
+    /// How long callers waited for an outcome of the app, in seconds, by callee.
+    pub call_seconds: HistogramVec,
+    /// Callers that wait for an outcome now.
+    pub waiting: IntGauge,
+    /// Requests that took another way than the log, by how: `forwarded`, `tunnelled`, `upgraded`, `stream`, or the word of a problem.
+    pub passed: IntCounterVec,
+    /// Exchanges to components that can't be durable, by what became of them: `refused`, `passed`.
+    pub streams: IntCounterVec,
+    /// Appends that failed, by what is known of the record: `not_persisted`, `unknown`.
+    pub append_failures: IntCounterVec,
+    /// Requests that were refused before anything was done with them, by the word of the problem.
+    pub refused: IntCounterVec,
+    /// Connections of the app that are open now.
+    pub connections: IntGauge,
+    /// Mistakes in Bluebox itself. Should be 0 for ever.
+    pub internal_errors: IntCounter,
+}
+
+impl Metrics {
+    /// Counts of nothing yet.
+    ///
+    /// # Errors
+    /// When two of them have one name, which is a mistake in this program.
+    pub fn try_new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let vector = |name: &str, help: &str, labels: &[&str]| registered(&registry, IntCounterVec::new(Opts::new(name, help), labels)?);
+        let gauge = |name: &str, help: &str| registered(&registry, IntGauge::new(name, help)?);
+        let seconds = HistogramOpts::new("bluebox_outbound_call_duration_seconds", "Time from the request's head to the app's outcome")
+            .buckets(prometheus::exponential_buckets(0.0005, 2.0, 20)?);
+        Ok(Self {
+            calls: vector("bluebox_outbound_calls_total", "Calls out of this box, by how they ended", &["callee", "result"])?,
+            call_seconds: registered(&registry, HistogramVec::new(seconds, &["callee"])?)?,
+            waiting: gauge("bluebox_outbound_waiting", "Callers that wait for an outcome")?,
+            passed: vector("bluebox_passed_through_total", "Requests that did not go through the log, by how they went", &["result"])?,
+            streams: vector("bluebox_streams_total", "Exchanges to components that can't be durable", &["result"])?,
+            append_failures: vector("bluebox_append_failures_total", "Appends of calls that failed", &["known"])?,
+            refused: vector("bluebox_refused_requests_total", "Requests that were refused at once", &["problem"])?,
+            connections: gauge("bluebox_outbound_connections", "Connections of the app that are open")?,
+            internal_errors: registered(&registry, IntCounter::new("bluebox_internal_errors_total", "Mistakes in Bluebox itself")?)?,
+            registry,
+        })
+    }
+
+    /// Where further counts are registered.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// All counts in Prometheus' text format.
+    pub fn text(&self) -> Vec<u8> {
+        let mut text = Vec::new();
+        if let Err(problem) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+            warn!(%problem, "the metrics could not be written");
+        }
+        text
+    }
+}
+
+fn registered<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> Result<C, prometheus::Error> {
+    registry.register(Box::new(collector.clone()))?;
+    Ok(collector)
+}
+
+/// What the admin listener is asked besides the metrics.
+pub trait Readiness: Clone + Send + Sync + 'static {
+    /// Whether app and proxy are ready to be sent traffic; else why not. Does not depend on the log.
+    fn ready(&self) -> Result<(), String>;
+}
+
+/// Connections to the admin listener that may be open at once.
+const ADMIN_CONNECTIONS: usize = 16;
+
+/// Answers `/metrics`, `/healthz` (this process answers: 200) and `/readyz` (200 or 503), until it is dropped.
+pub async fn serve<R: Readiness>(listener: TcpListener, metrics: Metrics, readiness: R) {
+    let places = std::sync::Arc::new(tokio::sync::Semaphore::new(ADMIN_CONNECTIONS));
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(problem) => {
+                warn!(%problem, "a connection to the admin listener could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (metrics, readiness) = (metrics.clone(), readiness.clone());
+        connections.spawn(async move {
+            let _place = place;
+            let service = service_fn(|request| std::future::ready(Ok::<_, Infallible>(answer(&request, &metrics, &readiness))));
+            let mut http = hyper::server::conn::http1::Builder::new();
+            let served = http.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30)).max_buf_size(16 << 10);
+            if let Err(problem) = served.serve_connection(TokioIo::new(stream), service).await {
+                debug!(%problem, "a connection to the admin listener broke off");
+            }
+        });
+    }
+}
+
+fn answer(request: &Request<Incoming>, metrics: &Metrics, readiness: &impl Readiness) -> Response<Full<Bytes>> {
+    let plain = |status, text: Vec<u8>| {
+        let mut response = Response::new(Full::new(text.into()));
+        *response.status_mut() = status;
+        response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
+        response
+    };
+    if ![Method::GET, Method::HEAD].contains(request.method()) {
+        return plain(StatusCode::METHOD_NOT_ALLOWED, b"GET only\n".to_vec());
+    }
+    match request.uri().path() {
+        "/metrics" => plain(StatusCode::OK, metrics.text()),
+        "/healthz" => plain(StatusCode::OK, b"ok\n".to_vec()),
+        "/readyz" => match readiness.ready() {
+            Ok(()) => plain(StatusCode::OK, b"ready\n".to_vec()),
+            Err(why) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n").into()),
+        },
+        _ => plain(StatusCode::NOT_FOUND, b"there are /metrics, /healthz and /readyz\n".to_vec()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_count_is_registered_and_written() {
+        let metrics = Metrics::try_new().unwrap();
+        metrics.calls.with_label_values(&["cart", "app"]).inc();
+        metrics.internal_errors.inc();
+        let text = String::from_utf8(metrics.text()).unwrap();
+        assert!(text.contains("bluebox_outbound_calls_total{callee=\"cart\",result=\"app\"} 1"), "{text}");
+        assert!(text.contains("bluebox_internal_errors_total 1"), "{text}");
+    }
+}

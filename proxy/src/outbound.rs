@@ -1,0 +1,276 @@
+//! One request of the app, from its arrival to its answer: the stages in their order.
+
+use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bluebox_core::call::Source;
+use bluebox_core::log::Log;
+use bluebox_core::registry::Component;
+use bluebox_core::topics::Topics;
+use futures_util::FutureExt as _;
+use http::header::{self, HeaderValue};
+use http::{Request, Response, StatusCode, request};
+use hyper::body::Incoming;
+use tokio::sync::watch;
+use tracing::{debug, error};
+
+use crate::append::{self, Accepted};
+use crate::bulk::{Bulk, OutBody, TakeIn, TakeInError};
+use crate::calls::{self, CallRef};
+use crate::config::ProxyConfig;
+use crate::envelope::{Caller, Destination, Draft};
+use crate::fields;
+use crate::metrics::Metrics;
+use crate::passthrough::{PassThrough, Place};
+use crate::pending::{Answer, Pending};
+use crate::prefer::PREFERENCE_APPLIED;
+use crate::problem::{Kind, Problem, can_be_repeated};
+use crate::registry::Directory;
+use crate::respond::{self, AnswerBody, Asked};
+use crate::route::{self, Route};
+
+/// How long, and how much, of a body that nobody wants is still read, so that its sender finds the time to read why.
+const DRAIN_TIME: Duration = Duration::from_secs(2);
+const DRAIN_BYTES: u64 = 16 << 20;
+
+/// What all requests of the app share.
+pub struct OutboundSide {
+    /// What the proxy was told.
+    pub config: Arc<ProxyConfig>,
+    /// The log.
+    pub log: Arc<dyn Log>,
+    /// The registry, as far as it has been read.
+    pub directory: watch::Receiver<Directory>,
+    /// Who waits for an outcome.
+    pub pending: Pending,
+    /// Bodies.
+    pub bulk: Bulk,
+    /// The way past the log.
+    pub pass: PassThrough,
+    /// What is counted.
+    pub metrics: Metrics,
+}
+
+impl OutboundSide {
+    /// Answers one request. Always has an answer: a mistake in Bluebox is one too.
+    ///
+    /// Dropped when the caller hangs up. That ends no call: what was handed to the log goes on.
+    pub async fn answer(self: Arc<Self>, request: Request<Incoming>, place: Place, refused: Option<Problem>) -> Result<Response<AnswerBody>, Infallible> {
+        let (head, body) = request.into_parts();
+        let asked = Asked::of(&head);
+        let stages = self.stages(Request::from_parts(head, body), &asked, place, refused);
+        let result = AssertUnwindSafe(stages).catch_unwind().await.unwrap_or_else(|_| {
+            self.metrics.internal_errors.inc();
+            error!("a mistake in Bluebox: the stages of a request panicked");
+            Err(Problem::new(Kind::Internal, "this is a mistake in Bluebox; its log has more"))
+        });
+        Ok(result.unwrap_or_else(|problem| respond::problem(problem, &asked)))
+    }
+
+    async fn stages(&self, request: Request<Incoming>, asked: &Asked, place: Place, refused: Option<Problem>) -> Result<Response<AnswerBody>, Problem> {
+        let (head, body) = request.into_parts();
+        let directory = self.directory.borrow().clone();
+        let route = match refused {
+            Some(problem) => Err(problem),
+            None => route::decide(&head, &directory),
+        };
+        let route = route.inspect_err(|problem| {
+            self.metrics.refused.with_label_values(&[problem.kind().word()]).inc();
+            if problem.kind() == Kind::StreamRefused {
+                self.metrics.streams.with_label_values(&["refused"]).inc();
+            }
+            debug!(?problem, "refused a request");
+        })?;
+        match route {
+            Route::Call { destination, component } => self.call(head, body, destination, &component, asked).await,
+            Route::Own(target) => calls::serve(self, &head.method, &target, asked).await,
+            Route::PassThrough(target) => self.passed(self.pass.pass(Request::from_parts(head, body), target, &[], place).await),
+            Route::Stream { target, direct } => {
+                self.metrics.streams.with_label_values(&["passed"]).inc();
+                self.passed(self.pass.pass(Request::from_parts(head, body), target, &direct, place).await)
+            }
+        }
+    }
+
+    fn passed(&self, result: Result<Response<AnswerBody>, Problem>) -> Result<Response<AnswerBody>, Problem> {
+        result.inspect_err(|problem| {
+            self.metrics.passed.with_label_values(&[problem.kind().word()]).inc();
+            debug!(?problem, "could not pass a request through");
+        })
+    }
+
+    /// A durable call.
+    async fn call(
+        &self,
+        head: request::Parts,
+        body: Incoming,
+        destination: Destination,
+        component: &Component,
+        asked: &Asked,
+    ) -> Result<Response<AnswerBody>, Problem> {
+        let callee = destination.callee.clone();
+        let began = Instant::now();
+        let topics = self.config.prefix.topics(&callee);
+        let result = self.carry(head, body, destination, component, &topics).await;
+        let (word, answer) = match result {
+            Ok(Carried::Ended(answer)) => {
+                self.metrics.call_seconds.with_label_values(&[callee.as_str()]).observe(began.elapsed().as_secs_f64());
+                match answer {
+                    Ok(outcome) => {
+                        let word = match outcome.source {
+                            Source::App => "app",
+                            Source::Proxy(reason) => Kind::Ended(reason).word(),
+                        };
+                        (word, Ok(respond::recorded(&outcome.response, &self.bulk, asked)))
+                    }
+                    Err(why) => (Kind::OutcomeUnreadable.word(), Err(Problem::new(Kind::OutcomeUnreadable, why))),
+                }
+            }
+            Ok(Carried::Later(answer)) => ("accepted", Ok(*answer)),
+            Err(problem) => (problem.kind().word(), Err(problem)),
+        };
+        self.metrics.calls.with_label_values(&[callee.as_str(), word]).inc();
+        answer
+    }
+
+    /// The stages of a durable call: envelope, body, append, await.
+    async fn carry(
+        &self,
+        head: request::Parts,
+        mut body: Incoming,
+        destination: Destination,
+        component: &Component,
+        topics: &Topics,
+    ) -> Result<Carried, Problem> {
+        let limits = &self.config.outbound;
+        let callee = destination.callee.clone();
+        let caller = Caller { name: &self.config.name, shared_by_callers: self.config.shared_by_callers };
+        let expects = head.headers.contains_key(header::EXPECT);
+        let mut draft = Draft::new(head, destination, caller, limits)?;
+        let (id, keyed, hold, preferences) = (draft.id, draft.keyed, draft.hold, draft.preferences);
+        let repeatable = can_be_repeated(&draft.method, keyed);
+        // Before anything of the body is asked for: with the log away the answer is 503 at once.
+        append::check_health(&*self.log).map_err(|p| p.about(id))?;
+        let mut ticket = self.pending.expect(id).map_err(|p| p.about(id))?;
+
+        let take_in = TakeIn { limit_bytes: component.body_limit_bytes, idle_timeout: limits.body_idle_timeout };
+        let taken = match self.bulk.take_in(&mut body, &take_in, draft.digest.as_mut()).await {
+            Ok(taken) => taken,
+            Err(e) => {
+                // A sender that waits for 100 Continue sends nothing unless something is read.
+                if !expects {
+                    drain(body);
+                }
+                return Err(refused_body(e).about(id));
+            }
+        };
+        let (call, memory) = draft.seal(taken, ticket.reply_address());
+        let (reply_to, recorded) = (call.reply_to.clone(), call.recorded);
+
+        let mut accepting = append::append(&*self.log, topics, component.partitions, call);
+        if limits.cancel_on_disconnect && recorded.is_none() {
+            accepting.cancel_on_drop(self.log.clone(), topics);
+        }
+        let accepted = accepting.accepted(hold.max(SHORTEST_APPEND)).await.map_err(|p| self.append_failed(p, repeatable));
+        drop(memory);
+        let accepted = match accepted {
+            Ok(accepted) => accepted,
+            Err(problem) => {
+                accepting.let_go();
+                return Err(problem);
+            }
+        };
+
+        self.metrics.waiting.inc();
+        let waiting = Waiting(self.metrics.waiting.clone());
+        let answer = if hold.is_zero() { Err(()) } else { tokio::time::timeout(hold, ticket.answer()).await.map_err(|_| ()) };
+        drop(waiting);
+        accepting.let_go();
+        if let Ok(answer) = answer {
+            return Ok(Carried::Ended(answer));
+        }
+        if preferences.respond_async {
+            let call_ref = CallRef::new(&self.config, &accepted, &reply_to, id, callee, recorded.filter(|_| keyed));
+            return Ok(Carried::Later(Box::new(later(&call_ref, &accepted, preferences.applied(true)))));
+        }
+        let waited = humantime::format_duration(hold);
+        let detail = format!(
+            "it was waited for {waited}; the call goes on. Ask for a longer wait with `Prefer: wait=N`, or for the outcome later with `Prefer: respond-async`"
+        );
+        Err(Problem::new(Kind::NoOutcomeYet, detail).about(id).retry_safe(repeatable))
+    }
+
+    fn append_failed(&self, problem: Problem, repeatable: bool) -> Problem {
+        let unknown = problem.kind() == Kind::AcceptanceUnknown;
+        self.metrics.append_failures.with_label_values(&[if unknown { "unknown" } else { "not_persisted" }]).inc();
+        if unknown { problem.retry_safe(repeatable) } else { problem }
+    }
+}
+
+/// The least time that the log is given to take a call, however short the wait.
+const SHORTEST_APPEND: Duration = Duration::from_secs(10);
+
+enum Carried {
+    Ended(Answer),
+    Later(Box<Response<AnswerBody>>),
+}
+
+/// Counts a caller that waits, until it is dropped.
+struct Waiting(prometheus::IntGauge);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// 202: the call is durable, and its outcome can be asked for (RFC 7240, section 4.1).
+fn later(call: &CallRef, accepted: &Accepted, applied: Option<HeaderValue>) -> Response<AnswerBody> {
+    debug!(partition = %accepted.partition, offset = %accepted.appended.offset, "accepted a call whose outcome is asked for later");
+    let mut response = Response::new(AnswerBody::Own(OutBody::empty()));
+    *response.status_mut() = StatusCode::ACCEPTED;
+    let headers = response.headers_mut();
+    let values = [(header::LOCATION, call.location()), (fields::CALL_ID, call.id.to_string()), (fields::CALL_STATE, "pending".to_owned())];
+    for (name, value) in values {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            headers.insert(name, value);
+        }
+    }
+    if let Some(applied) = applied {
+        headers.insert(PREFERENCE_APPLIED, applied);
+    }
+    response
+}
+
+fn refused_body(error: TakeInError) -> Problem {
+    let text = error.to_string();
+    match error {
+        TakeInError::TooLarge { .. } => Problem::new(Kind::TooLarge, text),
+        TakeInError::Idle { .. } => Problem::new(Kind::SlowBody, text).closing(),
+        TakeInError::Broken(_) => Problem::new(Kind::BadRequest, text).closing(),
+        // No call points to what was stored of it, so nothing was accepted.
+        TakeInError::NotStored(_) => Problem::new(Kind::NotAccepted, format!("{text}; nothing was accepted, so it is safe to try again")),
+    }
+}
+
+/// Reads on, for a while, what a caller sends after it was refused: a connection that is closed with unread data loses the answer too.
+fn drain(mut body: Incoming) {
+    use http_body::Body as _;
+    if body.is_end_stream() {
+        return;
+    }
+    tokio::spawn(async move {
+        let mut left = DRAIN_BYTES;
+        let reading = async {
+            while let Some(Ok(frame)) = std::future::poll_fn(|cx| std::pin::Pin::new(&mut body).poll_frame(cx)).await {
+                left = left.saturating_sub(frame.data_ref().map_or(0, |d| d.len() as u64));
+                if left == 0 {
+                    break;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(DRAIN_TIME, reading).await;
+    });
+}

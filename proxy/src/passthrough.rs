@@ -1,0 +1,268 @@
+//! What is no component goes its way, streaming in both directions: ordinary requests, upgrades (WebSocket) and tunnels (CONNECT).
+//!
+//! No `Via` is added, although RFC 9110, section 7.6.3, asks it of a proxy: apps are to see what they would see without Bluebox, and some servers answer
+//! otherwise when it is there. What `Via` is for, finding loops, is done by looking at where a connection went.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::header::{self, HeaderMap, HeaderValue};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower_service::Service as _;
+use tracing::debug;
+
+use crate::bulk::OutBody;
+use crate::fields;
+use crate::metrics::Metrics;
+use crate::problem::{Kind, Problem};
+use crate::respond::{AnswerBody, Asked, BodyError};
+use crate::route::{Target, wants_upgrade};
+
+/// Unused connections to one server that are kept.
+const IDLE_PER_HOST: usize = 32;
+/// How long an unused connection is kept.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The way past the log. Cheap to clone.
+#[derive(Clone)]
+pub struct PassThrough {
+    http1: Client<Connector, Incoming>,
+    http2: Client<Connector, Incoming>,
+    connector: Connector,
+    metrics: Metrics,
+    /// Tunnels and upgraded connections, which outlive the requests that began them.
+    tunnels: TaskTracker,
+    stop: CancellationToken,
+    turn: Arc<AtomicUsize>,
+}
+
+/// A place among the connections that may be open at once; a tunnel keeps that of the connection it came from.
+pub type Place = Arc<OwnedSemaphorePermit>;
+
+impl PassThrough {
+    /// For a proxy that listens at `own`, whose connections come up within `connect_timeout`.
+    pub fn new(own: SocketAddr, connect_timeout: Duration, metrics: Metrics) -> Self {
+        let mut http = HttpConnector::new();
+        http.set_nodelay(true);
+        // A server with several addresses: the timeout is for all of them, so that one that is dead does not use it up.
+        http.set_connect_timeout(Some(connect_timeout));
+        let connector = Connector { http, own, timeout: connect_timeout };
+        let mut builder = Client::builder(TokioExecutor::new());
+        builder.pool_idle_timeout(IDLE_TIMEOUT).pool_max_idle_per_host(IDLE_PER_HOST).pool_timer(TokioTimer::new()).timer(TokioTimer::new()).set_host(false);
+        let http1 = builder.build(connector.clone());
+        let http2 = builder.http2_only(true).build(connector.clone());
+        Self { http1, http2, connector, metrics, tunnels: TaskTracker::new(), stop: CancellationToken::new(), turn: Arc::default() }
+    }
+
+    /// Cuts off all tunnels, and waits until they have ended.
+    pub async fn close(&self) {
+        self.tunnels.close();
+        self.stop.cancel();
+        self.tunnels.wait().await;
+    }
+
+    /// Sends a request on and answers with what comes back. `direct` says where, if not to the authority that the request names.
+    ///
+    /// # Errors
+    /// When the server can't be reached, or breaks off before its answer.
+    pub async fn pass(&self, request: Request<Incoming>, target: Target, direct: &[String], place: Place) -> Result<Response<AnswerBody>, Problem> {
+        // The boxes of a component take turns.
+        let direct = (!direct.is_empty()).then(|| &direct[self.turn.fetch_add(1, Ordering::Relaxed) % direct.len()]);
+        let to = match direct {
+            Some(address) => Authority::try_from(address.as_str()).map_err(|_| {
+                Problem::new(Kind::PassThroughFailed, format!("direct address {address:?} is no host:port; correct the component's registration"))
+            })?,
+            None => target.authority.clone(),
+        };
+        if target.tunnel { self.tunnel(request, &to, place).await } else { self.forward(request, target, to, place).await }
+    }
+
+    async fn forward(&self, mut request: Request<Incoming>, target: Target, to: Authority, place: Place) -> Result<Response<AnswerBody>, Problem> {
+        let caller_side = hyper::upgrade::on(&mut request);
+        let (mut head, body) = request.into_parts();
+        let asked = Asked::of(&head);
+        let upgrade = wants_upgrade(&head);
+        let is_http2 = head.version == Version::HTTP_2;
+        let upgrades: Vec<HeaderValue> = head.headers.get_all(header::UPGRADE).iter().cloned().collect();
+
+        strip(&mut head.headers);
+        if !is_http2 {
+            head.version = Version::HTTP_11;
+            let host = HeaderValue::from_str(target.authority.as_str()).map_err(|e| Problem::new(Kind::BadRequest, format!("Host: {e}")))?;
+            head.headers.insert(header::HOST, host);
+        } else {
+            head.headers.remove(header::HOST);
+        }
+        if asked.takes_trailers {
+            head.headers.insert(header::TE, HeaderValue::from_static("trailers"));
+            if !is_http2 {
+                head.headers.append(header::CONNECTION, HeaderValue::from_static("TE"));
+            }
+        }
+        if upgrade {
+            head.headers.append(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+            for value in upgrades {
+                head.headers.append(header::UPGRADE, value);
+            }
+        }
+        head.uri = uri(&to, &target.target)?;
+        head.extensions.clear();
+
+        let client = if is_http2 { &self.http2 } else { &self.http1 };
+        let mut response = client.request(Request::from_parts(head, body)).await.map_err(|e| failure(&to, &e, e.is_connect()))?;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            if !upgrade {
+                return Err(Problem::new(Kind::PassThroughFailed, format!("{to} switched protocols unasked (RFC 9110, section 7.8)")));
+            }
+            let server_side = hyper::upgrade::on(&mut response);
+            self.splice("upgraded", caller_side, async move { server_side.await.map(TokioIo::new).map_err(std::io::Error::other) }, place);
+            let protocols: Vec<HeaderValue> = response.headers().get_all(header::UPGRADE).iter().cloned().collect();
+            let mut response = response.map(|_| AnswerBody::Own(OutBody::empty()));
+            strip(response.headers_mut());
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+            for protocol in protocols {
+                response.headers_mut().append(header::UPGRADE, protocol);
+            }
+            return Ok(response);
+        }
+        self.metrics.passed.with_label_values(&["forwarded"]).inc();
+        let (mut head, body) = response.into_parts();
+        strip(&mut head.headers);
+        head.version = Version::HTTP_11;
+        let told = head.headers.contains_key(header::CONTENT_LENGTH);
+        let body = match asked.method {
+            Method::HEAD => AnswerBody::Own(OutBody::empty()),
+            _ => asked.body(head.status, told, AnswerBody::Through(body)),
+        };
+        Ok(Response::from_parts(head, body))
+    }
+
+    async fn tunnel(&self, mut request: Request<Incoming>, to: &Authority, place: Place) -> Result<Response<AnswerBody>, Problem> {
+        let server = self.connector.clone().call(uri(to, "")?).await.map_err(|e| failure(to, &*e, true))?;
+        let caller_side = hyper::upgrade::on(&mut request);
+        self.splice("tunnelled", caller_side, std::future::ready(Ok(server.into_inner())), place);
+        // Any 2xx opens the tunnel, and has no content (RFC 9110, section 9.3.6).
+        Ok(Response::new(AnswerBody::Own(OutBody::empty())))
+    }
+
+    /// Copies bytes both ways until both sides have ended, or this proxy does.
+    fn splice<S>(&self, how: &'static str, caller: hyper::upgrade::OnUpgrade, server: impl Future<Output = std::io::Result<S>> + Send + 'static, place: Place)
+    where
+        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send,
+    {
+        self.metrics.passed.with_label_values(&[how]).inc();
+        let stop = self.stop.clone();
+        self.tunnels.spawn(async move {
+            let _place = place;
+            let copy = async {
+                let mut server = server.await?;
+                let mut caller = TokioIo::new(caller.await.map_err(std::io::Error::other)?);
+                tokio::io::copy_bidirectional(&mut caller, &mut server).await
+            };
+            match stop.run_until_cancelled(copy).await {
+                Some(Ok((out, back))) => debug!(how, out, back, "a tunnel ended"),
+                Some(Err(problem)) => debug!(how, %problem, "a tunnel broke off"),
+                None => debug!(how, "a tunnel was cut off: the proxy ends"),
+            }
+        });
+    }
+}
+
+fn strip(headers: &mut HeaderMap) {
+    fields::strip_hop_by_hop(headers);
+    fields::strip_own(headers);
+}
+
+fn uri(to: &Authority, target: &str) -> Result<Uri, Problem> {
+    let bad = |e: &dyn std::fmt::Display| Problem::new(Kind::BadRequest, format!("request target: {e}"));
+    let mut parts = http::uri::Parts::default();
+    parts.scheme = Some(Scheme::HTTP);
+    parts.authority = Some(to.clone());
+    parts.path_and_query = Some(PathAndQuery::try_from(if target.is_empty() { "/" } else { target }).map_err(|e| bad(&e))?);
+    Uri::from_parts(parts).map_err(|e| bad(&e))
+}
+
+fn failure(to: &Authority, error: &(dyn std::error::Error + 'static), before_sending: bool) -> Problem {
+    let mut text = String::new();
+    let mut next = Some(error);
+    while let Some(e) = next {
+        if e.is::<Looped>() {
+            return Problem::new(Kind::Loop, format!("{to} is this proxy itself: name a component or another server"));
+        }
+        if e.is::<TimedOut>() {
+            return Problem::new(Kind::PassThroughTimeout, format!("{to}: {e}"));
+        }
+        text.push_str(": ");
+        text.push_str(&e.to_string());
+        next = e.source();
+    }
+    if before_sending && !to.host().contains(['.', ':']) {
+        text.push_str("; no component of this name is registered for this port either");
+    }
+    Problem::new(Kind::PassThroughFailed, format!("{to}{text}")).retry_safe(before_sending)
+}
+
+/// The connection would have come back to this proxy.
+#[derive(Debug, thiserror::Error)]
+#[error("the connection leads back to this proxy")]
+struct Looped;
+
+/// The connection did not come up in time.
+#[derive(Debug, thiserror::Error)]
+#[error("no connection within {}", humantime::format_duration(self.0))]
+struct TimedOut(Duration);
+
+/// Connects, but never to this proxy itself.
+#[derive(Debug, Clone)]
+struct Connector {
+    http: HttpConnector,
+    own: SocketAddr,
+    timeout: Duration,
+}
+
+impl Connector {
+    /// A connection leads back here if its other end is where this proxy listens: at that address, or, where it listens at all of them, at the address that
+    /// the connection itself comes from.
+    fn leads_back(&self, stream: &TcpStream) -> bool {
+        match (stream.peer_addr(), stream.local_addr()) {
+            (Ok(peer), Ok(local)) if peer.port() == self.own.port() => {
+                peer.ip() == self.own.ip() || (self.own.ip().is_unspecified() && (peer.ip() == local.ip() || peer.ip().is_loopback()))
+            }
+            _ => false,
+        }
+    }
+}
+
+impl tower_service::Service<Uri> for Connector {
+    type Response = TokioIo<TcpStream>;
+    type Error = BodyError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.http.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, to: Uri) -> Self::Future {
+        let connecting = self.http.call(to);
+        let this = self.clone();
+        Box::pin(async move {
+            // Looking the name up counts too.
+            let stream = tokio::time::timeout(this.timeout, connecting).await.map_err(|_| TimedOut(this.timeout))??;
+            if this.leads_back(stream.inner()) { Err(Looped.into()) } else { Ok(stream) }
+        })
+    }
+}
