@@ -276,6 +276,8 @@ mod proto {
         pub kind: Option<CallsKind>,
     }
 
+    // Nearly all are calls; a box would be an allocation for each of them.
+    #[allow(clippy::large_enum_variant)]
     #[derive(Clone, PartialEq, Oneof)]
     pub(super) enum CallsKind {
         #[prost(message, tag = "1")]

@@ -393,7 +393,8 @@ pub trait GroupControl: Send + Sync {
     /// How many more records of this partition the member takes: replaces what was said before. 0 pauses.
     fn want(&self, partition: &TopicPartition, records: u32);
 
-    /// Commits, all or nothing. The value is the moment just before the request left this process: a success proves that at that
+    /// Commits, all or nothing: for partitions that this member owns, and for those of topics that the group does not share out (what belongs to an owned
+    /// partition, and goes with it). The value is the moment just before the request left this process: a success proves that at that
     /// moment this member was one.
     ///
     /// # Errors

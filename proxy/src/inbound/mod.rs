@@ -1,5 +1,69 @@
-//! Into the app.
+//! Into the app. In the order in which a call meets them:
+//!
+//! - [`consume`]: reads the partitions that this box owns, and does what the state machines want to be done.
+//! - [`owner`]: what all partitions share: lease, concurrency, memory, solo deliveries, commits. Pure.
+//! - [`partition`]: one partition: window, lanes, attempts, parking, takeover, handover. Pure.
+//! - [`frontier`]: what is done, and how a commit says so. Pure.
+//! - [`recorded`]: which recorded calls have ended. Pure.
+//! - [`deliver`]: hands a call to the app.
+//! - [`ending`]: makes the end of a call durable.
+//! - [`search`]: reads what an owner must know before it serves.
+//! - [`observe`]: what is told about it all.
+
+use std::sync::Arc;
+
+use bluebox_core::topics::{Prefix, Retention};
+use bluebox_core::{InstanceId, Log};
+use tokio_util::sync::CancellationToken;
+
+use crate::bulk::Bulk;
+use crate::config::{Inbound, Served};
+
+pub mod consume;
+pub mod deliver;
+pub mod ending;
 pub mod frontier;
+pub mod observe;
 pub mod owner;
 pub mod partition;
 pub mod recorded;
+pub mod search;
+
+/// What [`run`] needs.
+pub struct Start {
+    /// The log.
+    pub log: Arc<dyn Log>,
+    /// This process.
+    pub instance: InstanceId,
+    /// The component; its topics are there.
+    pub served: Served,
+    /// Names of topics begin with it.
+    pub prefix: Prefix,
+    /// How long what is kept.
+    pub retention: Retention,
+    /// The limits.
+    pub limits: Inbound,
+    /// Where large answers go.
+    pub bulk: Bulk,
+    /// What is told about it.
+    pub observe: observe::Observe,
+}
+
+/// Serves one component until `stop`; then hands its partitions over, within the drain, and leaves.
+///
+/// Dropping the future is a crash: what is under way is delivered again by the next owner.
+pub async fn run(start: Start, stop: CancellationToken) {
+    let Start { log, instance, served, prefix, retention, limits, bulk, observe } = start;
+    let service = consume::Service {
+        app: deliver::App::new(&served, &limits, bulk.clone()),
+        endings: ending::Endings::new(Arc::clone(&log), bulk),
+        topics: prefix.topics(&served.name),
+        keep_recorded: retention.recorded,
+        log,
+        instance,
+        served,
+        limits,
+        observe,
+    };
+    consume::serve(service, stop).await;
+}

@@ -213,6 +213,7 @@ impl Owner {
                 }
             }
             Err(error) => {
+                tracing::warn!(%error, "a commit failed");
                 if matches!(error, LogError::Fenced(_)) {
                     // No member any more; the log will say what is lost.
                     self.lease_from = None;

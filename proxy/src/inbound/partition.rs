@@ -59,8 +59,13 @@ pub struct Rules {
 pub enum Effect {
     /// Append a fence record; then [`Partition::fenced`].
     Fence,
-    /// Append a fence to the parked partition, and read that from here to the fence; then [`Partition::parked_loaded`].
-    LoadParked(Offset),
+    /// Append a fence to the parked partition, and read that to the fence; then [`Partition::parked_loaded`].
+    LoadParked {
+        /// Read from here.
+        from: Offset,
+        /// Entries of an older epoch are void, unless they come before a fence that is read.
+        void_below: Offset,
+    },
     /// Begin to read at this offset.
     Start(Offset),
     /// Look for the outcomes of these in the reply partitions that they name, from the positions that they name to an end taken now; then
@@ -194,6 +199,8 @@ pub enum DeliveryEnd {
     Answered(Box<Outcome>),
     /// The app said *not now* (503 with Retry-After): no attempt. Its answer, should the time be over.
     NotNow(Duration, Box<Outcome>),
+    /// Nothing was begun: the lease had run out.
+    NotBegun,
     /// The app was not there (connection refused): nothing was begun, and the box takes no more until it is.
     NotThere,
     /// It failed: reset, no answer in time, a status of `retry-on`, a body that could not be read.
@@ -321,6 +328,10 @@ pub struct Partition {
     epoch: Offset,
     done: Frontier,
     parked_done: Frontier,
+    /// Our fence in the parked partition, or the former owner's until that is there.
+    parked_fence: Option<Offset>,
+    /// Parked entries of an older epoch are void.
+    void_below: Offset,
     /// By offset in the calls partition.
     held: BTreeMap<Offset, Held>,
     in_lane: HashMap<Lane, VecDeque<Offset>>,
@@ -362,7 +373,10 @@ impl Partition {
         let mark = committed.map(|c| Mark::decode(c).unwrap_or_else(|_| Mark { done: Frontier::new(c.offset), suspects: Suspects::Any, ..Mark::default() }));
         let virgin = mark.is_none();
         let mark = mark.unwrap_or_else(|| Mark { suspects: Suspects::Any, ..Mark::default() });
-        let parked_done = parked_committed.map(|c| Frontier::decode(c).unwrap_or_else(|_| Frontier::new(c.offset))).unwrap_or_default();
+        let parked =
+            parked_committed.map(|c| Mark::decode(c).unwrap_or_else(|_| Mark { done: Frontier::new(c.offset), ..Mark::default() })).unwrap_or_default();
+        // The committer's fence won't be read again if it lies below: then only its own entries, which come after it, count.
+        let void_below = if parked.parked_fence.is_some_and(|fence| fence < parked.done.base()) { parked.epoch } else { Offset::default() };
         let unclean = mark.suspects == Suspects::Any && !virgin;
         effects.push(Effect::Fence);
         Self {
@@ -382,7 +396,9 @@ impl Partition {
             crashes: mark.crashes,
             former_attempts: mark.attempts,
             done: mark.done,
-            parked_done,
+            parked_done: parked.done,
+            parked_fence: parked.parked_fence,
+            void_below,
             rules,
             held: BTreeMap::new(),
             in_lane: HashMap::new(),
@@ -408,7 +424,7 @@ impl Partition {
         self.epoch = epoch;
         self.takeover.suspect_below = self.takeover.suspect_below.min(epoch);
         self.phase = Phase::Loading;
-        effects.push(Effect::LoadParked(self.parked_done.base()));
+        effects.push(Effect::LoadParked { from: self.parked_done.base(), void_below: self.void_below });
     }
 
     /// The parked partition was read up to our own fence there: these are its calls, in its order, those that are done included and those that are void left out.
@@ -423,6 +439,7 @@ impl Partition {
             at = at.max(entry.at.next());
         }
         self.parked_done.mark_run(at, fence.next());
+        self.parked_fence = Some(fence);
         for entry in entries {
             if self.parked_done.is_done(entry.at) {
                 continue;
@@ -745,7 +762,7 @@ impl Partition {
                     self.pause(now, origin, again);
                 }
             }
-            DeliveryEnd::NotThere => {
+            DeliveryEnd::NotBegun | DeliveryEnd::NotThere => {
                 held.attempts -= 1;
                 held.state = State::Ready;
                 self.ready.push_front(origin);
@@ -1035,12 +1052,13 @@ impl Partition {
         let calls = Mark {
             done: self.done.clone(),
             epoch: self.epoch,
+            parked_fence: None,
             suspects,
             unclean_owners: self.unclean_owners,
             crashes: self.crashes.iter().filter(|(_, n)| **n > 0).map(|(o, n)| (*o, *n)).collect(),
             attempts,
         };
-        let parked = Mark { done: self.parked_done.clone(), epoch: self.epoch, suspects: Suspects::Any, ..Mark::default() };
+        let parked = Mark { done: self.parked_done.clone(), epoch: self.epoch, parked_fence: self.parked_fence, suspects: Suspects::Any, ..Mark::default() };
         (calls.encode(), parked.encode())
     }
 
@@ -1086,6 +1104,11 @@ impl Partition {
     /// What this owner knows of a call: deliveries begun, if it is held.
     pub fn attempts_of(&self, origin: Offset, id: &CallId) -> Option<u32> {
         self.held.get(&origin).filter(|h| h.id == *id).map(|h| h.attempts)
+    }
+
+    /// Whether this offset has not been read yet, because others are in front of it.
+    pub fn is_unread(&self, offset: Offset) -> bool {
+        offset >= self.position
     }
 
     /// Ends a call that has not been answered; one that is under way is cut off. `false`: there is none, or it is ending already.

@@ -140,7 +140,7 @@ impl Groups {
         true
     }
 
-    /// Commits for partitions that the member owns, all or nothing. Is no sign of life.
+    /// Commits for partitions that the member owns, or that the group does not share out, all or nothing. Is no sign of life.
     ///
     /// # Errors
     /// [`LogError::Fenced`] where it is no member or another owns a partition, [`LogError::Refused`] where the metadata breaks the rules.
@@ -148,7 +148,7 @@ impl Groups {
         let group = self.members.get(&member).and_then(|name| self.groups.get_mut(name));
         let Some(group) = group else { return Err(LogError::Fenced("the member was expelled or has left".to_owned())) };
         for (partition, committed) in commits {
-            if group.partitions.get(partition).and_then(|held| held.owner) != Some(member) {
+            if group.partitions.get(partition).is_some_and(|held| held.owner != Some(member)) {
                 return Err(LogError::Fenced(format!("{partition} is not the member's")));
             }
             let metadata = committed.metadata.as_bytes();

@@ -1,0 +1,616 @@
+//! The task that owns a component's partitions: it feeds what happens to the [`Owner`] and does what that wants to be done.
+//!
+//! All state is in the owner; what takes time runs in tasks of its own, whose ends come back here as [`Done`]. Each carries the *tenure* it belongs to: a partition that was lost and
+//! came back is another tenure, and what ends late for the former one is dropped.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bluebox_core::call::Digest;
+use bluebox_core::clock::{Moment, wall_clock};
+use bluebox_core::log::{
+    Appended, Assignment, Committed, Entry, GroupEvent, GroupSpec, Log, LogError, Membership, Offset, Read, Record, Timestamp, TopicPartition,
+};
+use bluebox_core::topics::Topics;
+use bluebox_core::wire::{CallStatus, CallsEntry, ControlEntry, ParkedCall, ParkedEntry, RecordedEntry, Reply};
+use bluebox_core::{CallId, InstanceId};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::deliver::{App, Attempt};
+use super::ending::{Endings, Indexed, Places};
+use super::owner::{Act, Owner, Shared};
+use super::partition::{Arrival, Delivery, DeliveryEnd, Effect, Ending, ParkedArrival, Parking, Partition, Rules, Suspect};
+use super::recorded::Recorded;
+use super::search;
+use crate::config::{Inbound, Served};
+
+/// An app that has not accepted a connection for so long has its partitions handed to others.
+const APP_AWAY: Duration = Duration::from_secs(5);
+
+/// How often an app that is away is tried.
+const APP_PROBE: Duration = Duration::from_millis(100);
+
+/// Events that are taken in before acting on them.
+const BATCH: usize = 256;
+
+/// What serving a component needs.
+#[derive(Clone)]
+pub struct Service {
+    /// The log.
+    pub log: Arc<dyn Log>,
+    /// This process.
+    pub instance: InstanceId,
+    /// The component.
+    pub served: Served,
+    /// Its topics.
+    pub topics: Topics,
+    /// The limits.
+    pub limits: Inbound,
+    /// How long recorded calls are remembered.
+    pub keep_recorded: Duration,
+    /// The app.
+    pub app: App,
+    /// Writes ends of calls.
+    pub endings: Endings,
+    /// What is told about it all.
+    pub observe: super::observe::Observe,
+}
+
+/// Why a membership ended.
+enum Left {
+    Stopped,
+    AppAway,
+}
+
+/// Serves a component until `stop`: joins its group when the app accepts connections, and leaves it when the app has been away for too long.
+pub async fn serve(service: Service, stop: CancellationToken) {
+    loop {
+        let there = wait_for(&service.app);
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = there => {}
+        }
+        let name = service.topics.calls.as_str().to_owned();
+        tracing::info!(component = %service.served.name, app = %service.served.app, "the app accepts connections; joined the group");
+        let membership = service.log.join(GroupSpec {
+            name,
+            topics: vec![service.topics.calls.clone()],
+            session_timeout: service.limits.session_timeout,
+            release_timeout: service.limits.drain + Duration::from_secs(15),
+        });
+        match Consumer::new(&service, membership).run(&stop).await {
+            Left::Stopped => return,
+            Left::AppAway => {
+                tracing::warn!(component = %service.served.name, app = %service.served.app, "the app does not accept connections; its calls go to other boxes until it does")
+            }
+        }
+    }
+}
+
+async fn wait_for(app: &App) {
+    while !app.accepts().await {
+        tokio::time::sleep(APP_PROBE).await;
+    }
+}
+
+/// The end of something that took time, for the tenure that it belongs to.
+struct Done {
+    number: u32,
+    tenure: u64,
+    what: What,
+}
+
+enum What {
+    /// What the former owner committed for the calls and for the parked calls, and whether it is certainly gone.
+    Assigned(Option<Committed>, Option<Committed>, bool),
+    Fenced(Appended),
+    ParkedLoaded(Vec<ParkedArrival>, Offset),
+    IndexLoaded(Vec<(Timestamp, RecordedEntry)>),
+    Searched(Vec<Suspect>, HashMap<Offset, (TopicPartition, Offset)>),
+    Delivered(Offset, DeliveryEnd),
+    Recorded(Offset, Option<(CallId, Digest, Indexed)>),
+    Parked(Offset, Option<Offset>),
+    Control(ControlEntry),
+}
+
+/// One tenure of a partition.
+struct Tenure {
+    id: u64,
+    places: Places,
+    /// Ends everything that was started for it, but for ends of calls that are being made durable.
+    stop: CancellationToken,
+    deliveries: HashMap<Offset, AbortHandle>,
+    /// The newest time that was read from it.
+    newest: Timestamp,
+}
+
+struct Consumer<'s> {
+    service: &'s Service,
+    membership: Membership,
+    owner: Owner,
+    tenures: HashMap<u32, Tenure>,
+    last_tenure: u64,
+    done: mpsc::UnboundedReceiver<Done>,
+    /// Bounded by what is under way: deliveries by the concurrency, the rest by the calls that are held.
+    tell: mpsc::UnboundedSender<Done>,
+    committed: mpsc::UnboundedReceiver<Result<Moment, LogError>>,
+    tell_committed: mpsc::UnboundedSender<Result<Moment, LogError>>,
+    app_back: mpsc::Receiver<()>,
+    tell_app_back: mpsc::Sender<()>,
+    app_away_since: Option<Moment>,
+    stopping: Option<Left>,
+    next_expiry: Moment,
+}
+
+impl<'s> Consumer<'s> {
+    fn new(service: &'s Service, membership: Membership) -> Self {
+        let (tell, done) = mpsc::unbounded_channel();
+        let (tell_committed, committed) = mpsc::unbounded_channel();
+        let (tell_app_back, app_back) = mpsc::channel(1);
+        let limits = &service.limits;
+        let rules = Rules {
+            max_attempts: limits.max_attempts,
+            max_crashes: limits.max_crashes,
+            first_backoff: limits.first_backoff,
+            max_backoff: limits.max_backoff,
+            drain: limits.drain,
+            lease: limits.lease,
+        };
+        let shared = Shared { concurrency: limits.concurrency.max(1), body_memory_bytes: limits.body_memory_bytes, rules };
+        let index = Recorded::new(limits.max_recorded, service.keep_recorded);
+        let now = Moment::now();
+        Self {
+            service,
+            membership,
+            owner: Owner::new(now, shared, index),
+            tenures: HashMap::new(),
+            last_tenure: 0,
+            done,
+            tell,
+            committed,
+            tell_committed,
+            app_back,
+            tell_app_back,
+            app_away_since: None,
+            stopping: None,
+            next_expiry: now,
+        }
+    }
+
+    async fn run(mut self, stop: &CancellationToken) -> Left {
+        let mut acts = Vec::new();
+        loop {
+            let now = Moment::now();
+            self.owner.drive(now, &mut acts);
+            self.perform(&mut acts);
+            self.service.observe.owned(&mut self.owner);
+            if self.stopping.is_some() && self.owner.is_empty() {
+                // Within what a shutdown allows; a log that is away finds out by the session's end.
+                let _ = tokio::time::timeout(Duration::from_secs(1), self.membership.control().leave()).await;
+                return self.stopping.unwrap_or(Left::Stopped);
+            }
+            let timer = self.owner.next_timer(now).map_or(Duration::from_secs(1), |at| at.since(now).min(Duration::from_secs(1)));
+            tokio::select! {
+                biased;
+                () = stop.cancelled(), if self.stopping.is_none() => self.stop(Left::Stopped, &mut acts),
+                event = self.membership.next() => match event {
+                    Some(event) => self.happened(event, &mut acts),
+                    // The log's client was closed. Nothing can be committed any more.
+                    None => return Left::Stopped,
+                },
+                Some(done) = self.done.recv() => self.ended(done, &mut acts),
+                Some(result) = self.committed.recv() => self.owner.commit_ended(Moment::now(), result, &mut acts),
+                Some(()) = self.app_back.recv() => self.app_is_back(),
+                () = tokio::time::sleep(timer.max(Duration::from_millis(1))) => {}
+            }
+            // What else has happened meanwhile is taken in before anything is done about it.
+            for _ in 0..BATCH {
+                if let Some(event) = self.membership.try_next() {
+                    self.happened(event, &mut acts);
+                } else if let Ok(done) = self.done.try_recv() {
+                    self.ended(done, &mut acts);
+                } else {
+                    break;
+                }
+            }
+            self.housekeeping(&mut acts);
+        }
+    }
+
+    fn stop(&mut self, why: Left, acts: &mut Vec<Act>) {
+        self.stopping = Some(why);
+        self.owner.revoke_all(Moment::now(), acts);
+    }
+
+    fn housekeeping(&mut self, acts: &mut Vec<Act>) {
+        let now = Moment::now();
+        if now >= self.next_expiry {
+            self.next_expiry = now + Duration::from_secs(10);
+            self.owner.index().expire(wall_clock());
+        }
+        if !self.owner.sees_app() && self.app_away_since.is_none() {
+            self.app_away_since = Some(now);
+            let (app, tell) = (self.service.app.clone(), self.tell_app_back.clone());
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = wait_for(&app) => drop(tell.send(()).await),
+                    () = tell.closed() => {}
+                }
+            });
+        }
+        if self.stopping.is_none() && self.app_away_since.is_some_and(|since| now.since(since) >= APP_AWAY) {
+            self.stop(Left::AppAway, acts);
+        }
+    }
+
+    fn app_is_back(&mut self) {
+        self.app_away_since = None;
+        self.owner.app_is_there();
+    }
+
+    // What the group says.
+
+    fn happened(&mut self, event: GroupEvent, acts: &mut Vec<Act>) {
+        let now = Moment::now();
+        match event {
+            GroupEvent::Assigned(assignments) => {
+                for assignment in assignments {
+                    self.assigned(assignment);
+                }
+            }
+            GroupEvent::Records { partition, entries } => self.records(&partition, entries, acts),
+            GroupEvent::Truncated { partition, start, .. } => {
+                self.owner.tell(partition.partition, acts, |p, effects| p.truncated(start, effects));
+            }
+            GroupEvent::Revoking(partitions) => {
+                for partition in partitions {
+                    if self.owner.tell(partition.partition, acts, |p, effects| p.revoke(now, effects)).is_none() {
+                        // Nothing was begun with it.
+                        self.end_tenure(partition.partition);
+                        self.membership.control().release(vec![partition]);
+                    }
+                }
+            }
+            GroupEvent::Lost(partitions) => {
+                for partition in partitions {
+                    tracing::warn!(partition = %partition, "a partition was taken away: this box was taken for dead");
+                    self.owner.lost(partition.partition, acts);
+                    self.end_tenure(partition.partition);
+                    self.service.observe.lost();
+                }
+            }
+            GroupEvent::Trouble(what) => tracing::error!(component = %self.service.served.name, trouble = %what, "the group can't be joined; trying again"),
+        }
+    }
+
+    fn assigned(&mut self, assignment: Assignment) {
+        let number = assignment.partition.partition;
+        let topics = &self.service.topics;
+        let places = Places {
+            calls: topics.calls.partition(number),
+            parked: topics.parked.partition(number),
+            control: topics.control.partition(number),
+            recorded: topics.recorded.partition(number),
+            dead_letters: topics.dead_letters.partition(number),
+        };
+        self.last_tenure += 1;
+        let tenure = Tenure { id: self.last_tenure, stop: CancellationToken::new(), deliveries: HashMap::new(), newest: Timestamp::default(), places };
+        self.tenures.insert(number, tenure);
+        self.service.observe.assigned();
+        // The commit for the parked partition is not in the assignment: it is asked for first.
+        let (log, group, parked) = (Arc::clone(&self.service.log), topics.calls.as_str().to_owned(), topics.parked.partition(number));
+        self.run_for(number, false, async move {
+            let parked = search::committed(&log, &group, &parked).await;
+            What::Assigned(assignment.committed, parked, assignment.former_is_gone)
+        });
+    }
+
+    fn records(&mut self, partition: &TopicPartition, entries: Vec<Entry>, acts: &mut Vec<Act>) {
+        let now = Moment::now();
+        let number = partition.partition;
+        self.owner.came(number, entries.len());
+        for entry in entries {
+            let Some(tenure) = self.tenures.get_mut(&number) else { return };
+            tenure.newest = tenure.newest.max(entry.timestamp);
+            let newest = tenure.newest;
+            let offset = entry.offset;
+            let value = entry.record.value.unwrap_or_default();
+            match CallsEntry::decode(value) {
+                Ok(CallsEntry::Call(call)) => {
+                    // A step of one clock can only make a call younger than it is.
+                    let age = newest.since(entry.timestamp).min(wall_clock().since(entry.timestamp));
+                    let arrival = Arrival { origin: offset, accepted: entry.timestamp, age, call: Arc::new(*call) };
+                    self.owner.tell(number, acts, |p, effects| p.arrived(now, arrival, effects));
+                }
+                Ok(CallsEntry::Fence(instance)) if instance == self.service.instance => {
+                    self.owner.tell(number, acts, |p, effects| p.skipped(now, offset, effects));
+                }
+                Ok(CallsEntry::Fence(_)) => {
+                    if self.owner.tell(number, acts, |p, effects| p.fence_read(now, offset, effects)) == Some(true) {
+                        tracing::warn!(%partition, %offset, "another box has taken this partition over; dropped it");
+                        self.owner.lost(number, acts);
+                        self.end_tenure(number);
+                        self.service.observe.fenced();
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(%partition, %offset, %error, "a record of the calls topic could not be read; it was skipped");
+                    self.service.observe.unreadable();
+                    self.owner.tell(number, acts, |p, effects| p.skipped(now, offset, effects));
+                }
+            }
+        }
+    }
+
+    fn end_tenure(&mut self, number: u32) {
+        if let Some(tenure) = self.tenures.remove(&number) {
+            tenure.stop.cancel();
+            for delivery in tenure.deliveries.into_values() {
+                delivery.abort();
+            }
+        }
+    }
+
+    // What has ended.
+
+    fn ended(&mut self, done: Done, acts: &mut Vec<Act>) {
+        let Done { number, tenure, what } = done;
+        let now = Moment::now();
+        let Some(current) = self.tenures.get_mut(&number).filter(|t| t.id == tenure) else { return };
+        match what {
+            What::Assigned(committed, parked, gone) => {
+                if self.stopping.is_none() {
+                    self.owner.assigned(now, number, committed.as_ref(), parked.as_ref(), gone, acts);
+                }
+            }
+            What::Fenced(at) => {
+                current.newest = current.newest.max(at.timestamp);
+                self.owner.tell(number, acts, |p, effects| p.fenced(at.offset, effects));
+                self.load_index(number, at.offset);
+                self.watch_control(number);
+            }
+            What::ParkedLoaded(calls, fence) => {
+                self.owner.tell(number, acts, |p, effects| p.parked_loaded(now, calls, fence, effects));
+            }
+            What::IndexLoaded(entries) => {
+                let index = self.owner.index();
+                for (at, entry) in entries {
+                    if let RecordedEntry::Ended { id, digest, partition, offset, .. } = entry {
+                        index.insert(number, at, id, digest, partition, offset);
+                    }
+                }
+                index.expire(wall_clock());
+                self.owner.tell(number, acts, |p, _| p.index_loaded());
+            }
+            What::Searched(suspects, found) => {
+                tracing::info!(component = %self.service.served.name, partition = number, suspects = suspects.len(), had_ended = found.len(), "took over what another box had begun");
+                self.owner.tell(number, acts, |p, effects| p.searched(now, &suspects, &found, effects));
+            }
+            What::Delivered(origin, end) => {
+                current.deliveries.remove(&origin);
+                self.owner.delivery_ended(now, number, origin, end, jitter(), acts);
+            }
+            What::Recorded(origin, indexed) => {
+                if let Some((id, digest, at)) = indexed {
+                    self.owner.index().insert(number, at.at, id, digest, at.partition, at.offset);
+                }
+                self.owner.tell(number, acts, |p, _| p.recorded(origin));
+            }
+            What::Parked(origin, at) => {
+                self.owner.tell(number, acts, |p, _| match at {
+                    Some(at) => p.parked(origin, at),
+                    None => p.not_parked(now, origin),
+                });
+            }
+            What::Control(entry) => self.control(number, entry, acts),
+        }
+    }
+
+    fn control(&mut self, number: u32, entry: ControlEntry, acts: &mut Vec<Act>) {
+        match entry {
+            ControlEntry::Query { query, id, offset, reply_to } => {
+                let ended = self.owner.index().ended(&id).map(|(partition, offset)| CallStatus::Ended { partition: partition.clone(), offset });
+                let held = self.owner.partition(number).and_then(|p| p.attempts_of(offset, &id)).map(|attempts| CallStatus::Pending { attempts });
+                let unread = self.owner.partition(number).filter(|p| p.is_unread(offset)).map(|_| CallStatus::Pending { attempts: 0 });
+                let status = ended.or(held).or(unread).unwrap_or(CallStatus::Unknown);
+                let answer = Record::new(Reply::Status { query, status }.encode());
+                // An answer that gets lost is asked for again.
+                drop(self.service.log.append(&reply_to, answer));
+            }
+            ControlEntry::Cancel { id, offset } => {
+                if self.owner.tell(number, acts, |p, effects| p.cancel(offset, &id, effects)) == Some(true) {
+                    tracing::info!(call = %id, "a call was cancelled");
+                }
+            }
+        }
+    }
+
+    // What is to be done.
+
+    fn perform(&mut self, acts: &mut Vec<Act>) {
+        for act in acts.drain(..) {
+            tracing::trace!(?act, "act");
+            match act {
+                Act::Of(number, effect) => self.perform_effect(number, effect),
+                Act::Deliver(number, delivery, until) => self.deliver(number, delivery, until),
+                Act::Want(number, records) => {
+                    if let Some(tenure) = self.tenures.get(&number) {
+                        self.membership.control().want(&tenure.places.calls, records);
+                    }
+                }
+                Act::Commit(marks) => self.commit(marks),
+            }
+        }
+    }
+
+    fn commit(&self, marks: Vec<(u32, Committed, Committed)>) {
+        let topics = &self.service.topics;
+        let commits = marks.into_iter().flat_map(|(n, calls, parked)| [(topics.calls.partition(n), calls), (topics.parked.partition(n), parked)]).collect();
+        let committed = self.membership.control().commit(commits);
+        let tell = self.tell_committed.clone();
+        tokio::spawn(async move { drop(tell.send(committed.await)) });
+    }
+
+    /// Runs something for the present tenure of a partition; its end comes back as [`Done`].
+    fn run_for(&self, number: u32, outlives: bool, task: impl Future<Output = What> + Send + 'static) -> Option<AbortHandle> {
+        let tenure = self.tenures.get(&number)?;
+        let (tell, id, stop) = (self.tell.clone(), tenure.id, tenure.stop.clone());
+        let handle = tokio::spawn(async move {
+            let what = if outlives {
+                task.await
+            } else {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    what = task => what,
+                }
+            };
+            drop(tell.send(Done { number, tenure: id, what }));
+        });
+        Some(handle.abort_handle())
+    }
+
+    fn perform_effect(&mut self, number: u32, effect: Effect) {
+        let Some(tenure) = self.tenures.get_mut(&number) else { return };
+        let log = Arc::clone(&self.service.log);
+        let places = tenure.places.clone();
+        match effect {
+            Effect::Fence => {
+                let instance = self.service.instance;
+                self.run_for(number, false, async move { What::Fenced(search::fence(&log, &places.calls, instance).await) });
+            }
+            Effect::LoadParked { from, void_below } => {
+                let epoch = self.epoch(number);
+                self.run_for(number, false, async move {
+                    let (calls, fence) = search::parked(&log, &places.parked, from, void_below, epoch).await;
+                    What::ParkedLoaded(calls, fence)
+                });
+            }
+            Effect::Start(from) => self.membership.control().start(&places.calls, from),
+            Effect::Search(suspects) => {
+                self.run_for(number, false, async move {
+                    let found = search::outcomes(&log, &suspects).await;
+                    What::Searched(suspects, found)
+                });
+            }
+            Effect::Cut(origin) => {
+                if let Some(delivery) = tenure.deliveries.remove(&origin) {
+                    delivery.abort();
+                }
+            }
+            Effect::Record(ending) => self.record(number, ending, places),
+            Effect::Park(parking) => self.park(number, parking, places),
+            Effect::Release => {
+                self.membership.control().release(vec![places.calls]);
+                self.end_tenure(number);
+            }
+            Effect::Lost(records) => {
+                tracing::error!(partition = %places.calls, records, "the log deleted records that had no outcome: calls may be lost. Raise the topic's retention.ms above every deadline");
+                self.service.observe.records_lost(records);
+            }
+            Effect::Suppressed(id) => {
+                tracing::debug!(call = %id, "a call had ended before this box took over; it was not delivered again");
+                self.service.observe.suppressed();
+            }
+            Effect::ParkedFull => {
+                tracing::error!(partition = %places.calls, "as many calls are parked as may be; the partition waits until the app answers some of them");
+                self.service.observe.parked_full();
+            }
+        }
+    }
+
+    fn epoch(&self, number: u32) -> Offset {
+        self.owner.partition(number).map(Partition::epoch).unwrap_or_default()
+    }
+
+    fn load_index(&self, number: u32, epoch: Offset) {
+        let Some(tenure) = self.tenures.get(&number) else { return };
+        let (log, places) = (Arc::clone(&self.service.log), tenure.places.clone());
+        self.run_for(number, false, async move { What::IndexLoaded(search::recorded(&log, &places.recorded, epoch).await) });
+    }
+
+    /// Follows the control partition from its present end on.
+    fn watch_control(&self, number: u32) {
+        let Some(tenure) = self.tenures.get(&number) else { return };
+        let (log, control, tell) = (Arc::clone(&self.service.log), tenure.places.control.clone(), self.tell.clone());
+        let (id, stop) = (tenure.id, tenure.stop.clone());
+        let follow = async move {
+            let Some(bounds) = search::bounds(&log, &control).await else { return };
+            let mut reader = log.read(&control, bounds.end);
+            while let Some(read) = reader.next().await {
+                let Read::Entries(entries) = read else { continue };
+                for value in entries.into_iter().filter_map(|e| e.record.value) {
+                    if let Ok(entry) = ControlEntry::decode(value) {
+                        drop(tell.send(Done { number, tenure: id, what: What::Control(entry) }));
+                    }
+                }
+            }
+        };
+        tokio::spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = follow => {}
+            }
+        });
+    }
+
+    fn deliver(&mut self, number: u32, delivery: Delivery, until: Moment) {
+        let Some(tenure) = self.tenures.get(&number) else { return };
+        let (app, endings, places) = (self.service.app.clone(), self.service.endings.clone(), tenure.places.clone());
+        let observe = self.service.observe.clone();
+        let Delivery { origin, call, attempt, may_have_started, .. } = delivery;
+        let task = self.run_for(number, false, async move {
+            let Some(call) = endings.load(&call, &places).await else {
+                return What::Delivered(origin, DeliveryEnd::Failed("its parked record can't be read".to_owned()));
+            };
+            // The last moment at which it can be known that this box is still the owner.
+            if Moment::now() >= until {
+                return What::Delivered(origin, DeliveryEnd::NotBegun);
+            }
+            observe.delivering(attempt, may_have_started);
+            tracing::debug!(call = %call.id, attempt, caller = %call.caller, "a delivery began");
+            let end = app.deliver(&call, Attempt { number: attempt, may_have_started }).await;
+            observe.delivered(&call.id, attempt, &end);
+            What::Delivered(origin, end)
+        });
+        if let (Some(task), Some(tenure)) = (task, self.tenures.get_mut(&number)) {
+            tenure.deliveries.insert(origin, task);
+        }
+    }
+
+    fn record(&self, number: u32, ending: Ending, places: Places) {
+        let (endings, epoch, observe) = (self.service.endings.clone(), self.epoch(number), self.service.observe.clone());
+        // Goes on when the partition is lost: the caller waits for what the app answered, and the next owner looks for it.
+        self.run_for(number, true, async move {
+            let indexed = endings.record(&ending, &places, epoch).await;
+            observe.ended(&ending);
+            let digest = ending.index;
+            What::Recorded(ending.origin, digest.zip(indexed).map(|(digest, at)| (ending.id, digest, at)))
+        });
+    }
+
+    fn park(&self, number: u32, parking: Parking, places: Places) {
+        let (endings, log, epoch, observe) = (self.service.endings.clone(), Arc::clone(&self.service.log), self.epoch(number), self.service.observe.clone());
+        let Parking { origin, call, accepted, attempts, may_have_started } = parking;
+        self.run_for(number, false, async move {
+            let Some(call) = endings.load(&call, &places).await else { return What::Parked(origin, None) };
+            let parked = ParkedCall { epoch, origin, accepted, attempts, may_have_started, call: Box::new(call) };
+            let record = Record::new(ParkedEntry::Call(parked).encode());
+            let at = search::append(&log, &places.parked, record).await.ok().map(|a| a.offset);
+            observe.parked();
+            What::Parked(origin, at)
+        });
+    }
+}
+
+/// A random number from 0 to 1.
+fn jitter() -> f64 {
+    let mut bytes = [0; 4];
+    // Without randomness every pause is the longest.
+    if getrandom::fill(&mut bytes).is_err() {
+        return 1.0;
+    }
+    f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX)
+}

@@ -1,0 +1,191 @@
+//! Hands a call to the app over loopback, and takes its answer in.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bluebox_core::CallId;
+use bluebox_core::call::{Call, Outcome, Reason, Response, Source};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{StatusCode, Uri, Version};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+
+use super::partition::DeliveryEnd;
+use crate::bulk::{Bulk, OutBody, TakeIn, TakeInError};
+use crate::config::{AppProtocol, Inbound, Served};
+use crate::fields;
+use crate::problem::Problem;
+
+/// How long a connection to the app may take to come up. It is on loopback: longer means that nobody accepts.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// An idle connection to the app is kept for so long. Short, because many servers close theirs after 5 s, and a request that crosses that close
+/// looks like a crash.
+const POOL_IDLE: Duration = Duration::from_secs(3);
+
+/// How long an answer may stand still before it counts as broken off.
+const ANSWER_IDLE: Duration = Duration::from_secs(60);
+
+/// The app of this box. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct App {
+    client: Client<HttpConnector, OutBody>,
+    address: SocketAddr,
+    protocol: AppProtocol,
+    bulk: Bulk,
+    attempt_timeout: Duration,
+    answer_limit_bytes: u64,
+    retry_on: Vec<StatusCode>,
+}
+
+/// One try to hand a call to the app.
+#[derive(Debug, Clone, Copy)]
+pub struct Attempt {
+    /// Its number, from 1.
+    pub number: u32,
+    /// Whether a former one may have been cut off by a crash.
+    pub may_have_started: bool,
+}
+
+impl App {
+    /// The app that serves a component. Its large answers go to where `bulk` writes.
+    pub fn new(served: &Served, limits: &Inbound, bulk: Bulk) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        let client = Client::builder(TokioExecutor::new())
+            .pool_idle_timeout(POOL_IDLE)
+            .pool_timer(TokioTimer::new())
+            .pool_max_idle_per_host(limits.concurrency)
+            .http1_max_buf_size(1 << 20)
+            .http2_only(served.protocol == AppProtocol::H2c)
+            .build(connector);
+        Self {
+            client,
+            address: served.app,
+            protocol: served.protocol,
+            bulk,
+            attempt_timeout: limits.attempt_timeout,
+            answer_limit_bytes: limits.answer_limit_bytes,
+            retry_on: limits.retry_on.clone(),
+        }
+    }
+
+    /// Whether the app accepts connections.
+    pub async fn accepts(&self) -> bool {
+        matches!(tokio::time::timeout(CONNECT_TIMEOUT, tokio::net::TcpStream::connect(self.address)).await, Ok(Ok(_)))
+    }
+
+    /// Hands over a call and takes the complete answer in.
+    ///
+    /// Dropping the future closes the connection to the app (HTTP/1.1) or resets the stream (HTTP/2).
+    pub async fn deliver(&self, call: &Call, attempt: Attempt) -> DeliveryEnd {
+        let request = match self.request(call, attempt) {
+            Ok(request) => request,
+            // A call that can't be written as a request can't ever be delivered; it was taken in as one, so this is for the operator.
+            Err(e) => return DeliveryEnd::Failed(format!("the call makes no request: {e}")),
+        };
+        // Never below the wait: as long as somebody waits for this answer, it is worth waiting for.
+        let time = self.attempt_timeout.max(call.wait.unwrap_or_default());
+        let ends = tokio::time::Instant::now() + time;
+        let response = match tokio::time::timeout_at(ends, self.client.request(request)).await {
+            Err(_) => return DeliveryEnd::Failed(format!("no answer within {}", humantime::format_duration(time))),
+            Ok(Err(e)) if e.is_connect() => return DeliveryEnd::NotThere,
+            Ok(Err(e)) => return DeliveryEnd::Failed(chain(&e)),
+            Ok(Ok(response)) => response,
+        };
+        let (mut head, body) = response.into_parts();
+        if let Some(what) = never_ends(&head) {
+            return self.no_answer(call, attempt, what);
+        }
+        let limits = TakeIn { limit_bytes: self.answer_limit_bytes, idle_timeout: ANSWER_IDLE.min(time) };
+        let taken = match tokio::time::timeout_at(ends, self.bulk.take_in(body, &limits, None)).await {
+            // It was still coming: an endless answer, not a dead app, which the idle timeout sees.
+            Err(_) => return self.no_answer(call, attempt, &format!("the app's answer did not end within {}", humantime::format_duration(time))),
+            Ok(Err(TakeInError::TooLarge { limit_bytes })) => {
+                return self.no_answer(call, attempt, &format!("the app's answer has more than the {limit_bytes} bytes that are taken"));
+            }
+            Ok(Err(e)) => return DeliveryEnd::Failed(format!("the answer broke off: {e}")),
+            Ok(Ok(taken)) => taken,
+        };
+        let not_now = if head.status == StatusCode::SERVICE_UNAVAILABLE { retry_after(&head.headers) } else { None };
+        fields::strip_response(&call.request.method, head.status, &mut head.headers);
+        let response = Response {
+            status: head.status,
+            reason: head.extensions.get::<hyper::ext::ReasonPhrase>().map(|r| bytes::Bytes::copy_from_slice(r.as_bytes())),
+            headers: head.headers,
+            body: taken.body,
+            trailers: taken.trailers,
+        };
+        if self.retry_on.contains(&response.status) {
+            return DeliveryEnd::Failed(format!("the app answered {}", response.status));
+        }
+        let outcome = Box::new(Outcome { id: call.id, replay: call.replay, attempts: attempt.number, source: Source::App, response });
+        match not_now {
+            Some(pause) => DeliveryEnd::NotNow(pause, outcome),
+            None => DeliveryEnd::Answered(outcome),
+        }
+    }
+
+    fn no_answer(&self, call: &Call, attempt: Attempt, detail: &str) -> DeliveryEnd {
+        DeliveryEnd::Answered(Box::new(refusal(call.id, call.replay, attempt.number, Reason::Answer, detail)))
+    }
+
+    fn request(&self, call: &Call, attempt: Attempt) -> Result<http::Request<OutBody>, http::Error> {
+        let uri = Uri::builder().scheme("http").authority(self.address.to_string()).path_and_query(call.request.target.as_str()).build()?;
+        let mut request = http::Request::builder().method(call.request.method.clone()).uri(uri);
+        if self.protocol == AppProtocol::H2c {
+            request = request.version(Version::HTTP_2);
+        }
+        let body = self.bulk.give_out(call.request.body.clone(), call.request.trailers.clone());
+        let mut request = request.body(body)?;
+        let headers = request.headers_mut();
+        *headers = call.request.headers.clone();
+        headers.insert(header::HOST, HeaderValue::from_str(&call.request.authority)?);
+        if headers.contains_key(header::TE) && self.protocol == AppProtocol::Http1 {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
+        }
+        let mut add = |name: HeaderName, value: &str| HeaderValue::from_str(value).map(|value| headers.insert(name, value));
+        add(fields::CALL_ID, &call.id.to_string())?;
+        add(fields::ATTEMPT, &attempt.number.to_string())?;
+        add(fields::CALLER, call.caller.as_str())?;
+        if attempt.may_have_started {
+            add(fields::MAY_HAVE_STARTED, "true")?;
+        }
+        Ok(request)
+    }
+}
+
+/// The outcome of a call that a proxy ends itself.
+pub fn refusal(id: CallId, replay: u32, attempts: u32, reason: Reason, detail: &str) -> Outcome {
+    Outcome { id, replay, attempts, source: Source::Proxy(reason), response: Problem::for_reason(reason, id, detail) }
+}
+
+/// Why this answer can't be an outcome, if it is one that never ends by its nature.
+fn never_ends(head: &http::response::Parts) -> Option<&'static str> {
+    let media_type = head.headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
+    let media_type = media_type.split(';').next().unwrap_or_default().trim();
+    media_type.eq_ignore_ascii_case("text/event-stream").then_some("the app answered with an event stream, which has no end that could be recorded")
+}
+
+/// How long the app asks to be left alone (RFC 9110, section 10.2.3): seconds, or a date by the wall clock.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(value).ok()?;
+    Some(date.duration_since(std::time::SystemTime::now()).unwrap_or_default())
+}
+
+/// An error with its causes in one line.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

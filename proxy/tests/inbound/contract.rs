@@ -1,0 +1,284 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use bluebox_core::Log;
+use bluebox_core::call::{Reason, Source};
+use bytes::Bytes;
+
+use crate::world::{Answer, App, Replica, SOON, World, limits, ok};
+
+#[tokio::test]
+async fn a_call_is_delivered_and_the_answer_is_its_outcome() {
+    let world = World::new().await;
+    let app = App::start().await;
+    let _box = Replica::start(&world, &app, limits());
+    let call = world.call();
+    world.append(&call).await;
+    let seen = app.next().await;
+    assert_eq!((seen.target.as_str(), &seen.body[..]), ("/items", &b"{}"[..]));
+    assert_eq!(seen.header("bluebox-call-id"), Some(call.id.to_string().as_str()));
+    assert_eq!((seen.header("bluebox-attempt"), seen.header("bluebox-may-have-started")), (Some("1"), None));
+    assert_eq!(seen.header("host"), Some("cart"));
+    seen.answer(Answer::With(500, vec![("x-a", "b".to_owned())], Bytes::from_static(b"oops"))).await;
+    let outcome = world.outcome_of(&call).await;
+    assert_eq!((outcome.source, outcome.response.status.as_u16(), outcome.attempts), (Source::App, 500, 1));
+    assert_eq!(outcome.response.headers.get("x-a").unwrap(), "b");
+}
+
+#[tokio::test]
+async fn what_was_appended_before_anyone_served_is_delivered_as_the_first_time() {
+    let world = World::new().await;
+    let calls: Vec<_> = (0..20).map(|n| world.call_to(&format!("/{n}"))).collect();
+    for call in &calls {
+        world.append(call).await;
+    }
+    let app = Arc::new(App::start().await);
+    let seen = Arc::clone(&app).answer_all().await;
+    let _box = Replica::start(&world, &app, limits());
+    world.outcomes(20).await;
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen.len(), 20);
+    assert!(seen.iter().all(|s| s.header("bluebox-attempt") == Some("1") && s.header("bluebox-may-have-started").is_none()), "{seen:?}");
+}
+
+#[tokio::test]
+async fn a_reset_connection_is_a_failed_attempt_and_the_call_is_delivered_again() {
+    let world = World::new().await;
+    let app = App::start().await;
+    let _box = Replica::start(&world, &app, limits());
+    let call = world.call();
+    world.append(&call).await;
+    app.next().await.answer(Answer::Reset).await;
+    let again = app.next().await;
+    assert_eq!((again.header("bluebox-attempt"), again.header("bluebox-may-have-started")), (Some("2"), Some("true")));
+    again.answer(ok()).await;
+    assert_eq!(world.outcome_of(&call).await.attempts, 2);
+}
+
+#[tokio::test]
+async fn after_too_many_failed_attempts_it_is_a_dead_letter_and_a_502() {
+    let world = World::new().await;
+    let app = App::start().await;
+    let _box = Replica::start(&world, &app, bluebox_proxy::config::Inbound { max_attempts: 3, ..limits() });
+    let call = world.call();
+    let (number, _) = world.append(&call).await;
+    for _ in 0..3 {
+        app.next().await.answer(Answer::Reset).await;
+    }
+    let outcome = world.outcome_of(&call).await;
+    assert_eq!((outcome.source, outcome.response.status.as_u16()), (Source::Proxy(Reason::Attempts), 502));
+    // The letter was durable before the 502.
+    let letters = world.log.bounds(&world.topics.dead_letters.partition(number)).await.unwrap();
+    assert_eq!(letters.end.get(), 1);
+}
+
+#[tokio::test]
+async fn not_now_is_no_attempt() {
+    let world = World::new().await;
+    let app = App::start().await;
+    let _box = Replica::start(&world, &app, limits());
+    let mut call = world.call();
+    call.wait = Some(Duration::from_secs(30));
+    world.append(&call).await;
+    app.next().await.answer(Answer::With(503, vec![("retry-after", "0".to_owned())], Bytes::new())).await;
+    let again = app.next().await;
+    assert_eq!(again.header("bluebox-attempt"), Some("1"));
+    again.answer(ok()).await;
+    assert_eq!(world.outcome_of(&call).await.response.status, 200);
+}
+
+#[tokio::test]
+async fn not_now_becomes_the_outcome_when_the_wait_ends_first() {
+    let world = World::new().await;
+    let app = App::start().await;
+    let _box = Replica::start(&world, &app, limits());
+    let call = world.call();
+    world.append(&call).await;
+    app.next().await.answer(Answer::With(503, vec![("retry-after", "20".to_owned())], Bytes::from_static(b"busy"))).await;
+    let outcome = world.outcome_of(&call).await;
+    assert_eq!((outcome.source, outcome.response.status.as_u16()), (Source::App, 503));
+}
+
+#[tokio::test]
+async fn a_call_whose_box_died_in_the_middle_is_delivered_again_by_another() {
+    let world = World::new().await;
+    let app = App::start().await;
+    let first = Replica::start(&world, &app, limits());
+    let call = world.call();
+    world.append(&call).await;
+    let seen = app.next().await;
+    let _second = Replica::start(&world, &app, limits());
+    first.kill();
+    let again = app.next().await;
+    assert_eq!(again.header("bluebox-call-id"), seen.header("bluebox-call-id"));
+    assert_eq!(again.header("bluebox-may-have-started"), Some("true"));
+    again.answer(ok()).await;
+    world.outcome_of(&call).await;
+}
+
+#[tokio::test]
+async fn a_call_with_an_outcome_is_not_delivered_again_by_the_next_owner() {
+    let world = World::new().await;
+    let app = Arc::new(App::start().await);
+    let first = Replica::start(&world, &app, limits());
+    let calls: Vec<_> = (0..50).map(|n| world.call_to(&format!("/{n}"))).collect();
+    let seen = Arc::clone(&app).answer_all().await;
+    for call in &calls {
+        world.append(call).await;
+    }
+    // Killed as soon as the outcomes are there: the last of them are in no commit.
+    world.outcomes(50).await;
+    first.kill();
+    let second = Replica::start(&world, &app, limits());
+    let last = world.call_to("/last");
+    world.append(&last).await;
+    world.outcome_of(&last).await;
+    let deadline = tokio::time::Instant::now() + SOON;
+    while second.metric("bluebox_inbound_held_calls") > 0.0 || second.metric("bluebox_inbound_partitions") < 4.0 {
+        assert!(tokio::time::Instant::now() < deadline, "the second settles");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(seen.lock().unwrap().len(), 51);
+}
+
+#[tokio::test]
+async fn a_graceful_stop_lets_deliveries_end_and_duplicates_nothing() {
+    let world = World::new().await;
+    let app = App::start().await;
+    let first = Replica::start(&world, &app, limits());
+    let call = world.call();
+    world.append(&call).await;
+    let seen = app.next().await;
+    let stopping = tokio::spawn(first.stopped());
+    let _second = Replica::start(&world, &app, limits());
+    seen.answer(ok()).await;
+    world.outcome_of(&call).await;
+    stopping.await.unwrap();
+    let other = world.call_to("/other");
+    world.append(&other).await;
+    let seen = app.next().await;
+    assert_eq!((seen.target.as_str(), seen.header("bluebox-may-have-started")), ("/other", None));
+}
+
+#[tokio::test]
+async fn calls_with_one_ordering_key_go_one_at_a_time_in_log_order_and_others_beside_them() {
+    let world = World::new().await;
+    let app = App::start().await;
+    let _box = Replica::start(&world, &app, limits());
+    for n in 0..3 {
+        let mut call = world.call_to(&format!("/k{n}"));
+        call.ordering_key = Some(Bytes::from_static(b"k"));
+        world.append(&call).await;
+    }
+    world.append(&world.call_to("/free")).await;
+    let mut first = [app.next().await, app.next().await];
+    first.sort_by_key(|s| s.target.clone());
+    assert_eq!(first.each_ref().map(|s| s.target.as_str()), ["/free", "/k0"]);
+    first[1].answer(Answer::Reset).await;
+    for expected in ["/k0", "/k1", "/k2"] {
+        let seen = app.next().await;
+        assert_eq!(seen.target, expected);
+        seen.answer(ok()).await;
+    }
+    first[0].answer(ok()).await;
+    world.outcomes(4).await;
+}
+
+#[tokio::test]
+async fn an_expired_call_is_a_dead_letter() {
+    let world = World::new().await;
+    let mut call = world.call();
+    call.ttl = Duration::ZERO;
+    world.append(&call).await;
+    let app = App::start().await;
+    let _box = Replica::start(&world, &app, limits());
+    assert_eq!(world.outcome_of(&call).await.source, Source::Proxy(Reason::Deadline));
+}
+
+#[tokio::test]
+async fn a_recorded_call_that_comes_again_gets_the_first_ones_outcome() {
+    let world = World::new().await;
+    let app = App::start().await;
+    let first = Replica::start(&world, &app, limits());
+    let mut call = world.call();
+    call.recorded = Some([1; 32]);
+    world.append(&call).await;
+    world.append(&call).await;
+    app.next().await.answer(ok()).await;
+    world.outcome_of(&call).await;
+    // Another owner knows it too.
+    first.stopped().await;
+    let _second = Replica::start(&world, &app, limits());
+    world.append(&call).await;
+    let mut other = call.clone();
+    other.recorded = Some([2; 32]);
+    world.append(&other).await;
+    let outcomes = world.outcomes(2).await;
+    assert_eq!(outcomes[1].source, Source::Proxy(Reason::KeyReused));
+    world.append(&world.call_to("/next")).await;
+    assert_eq!(app.next().await.target, "/next");
+}
+
+/// The poison kills every box that touches it; its neighbours get through, and it ends in the dead letters.
+#[tokio::test]
+async fn poison_ends_as_a_dead_letter_and_its_neighbours_dont() {
+    let world = World::new().await;
+    let app = App::start().await;
+    let poison = world.call_to("/poison");
+    world.append(&poison).await;
+    let neighbours: Vec<_> = (0..5).map(|n| world.call_to(&format!("/{n}"))).collect();
+    for call in &neighbours {
+        world.append(call).await;
+    }
+    let mut deliveries_of_poison = 0;
+    let mut living = Replica::start(&world, &app, limits());
+    while deliveries_of_poison < 10 {
+        let seen = tokio::select! {
+            seen = app.next() => seen,
+            outcome = world.outcome_of(&poison) => {
+                assert_eq!(outcome.source, Source::Proxy(Reason::Poison));
+                break;
+            }
+        };
+        if seen.target == "/poison" {
+            deliveries_of_poison += 1;
+            living.kill();
+            living = Replica::start(&world, &app, limits());
+        } else {
+            seen.answer(ok()).await;
+        }
+    }
+    assert_eq!(deliveries_of_poison, 5, "two with others, three alone");
+    tokio::spawn(async move {
+        loop {
+            app.next().await.answer(ok()).await;
+        }
+    });
+    for call in &neighbours {
+        assert_eq!(world.outcome_of(call).await.source, Source::App);
+    }
+}
+
+#[tokio::test]
+async fn an_app_that_is_not_there_makes_no_attempt_and_gets_its_calls_when_it_is_back() {
+    let world = World::new().await;
+    let app = App::start().await;
+    let replica = Replica::start(&world, &app, limits());
+    let first = world.call_to("/first");
+    world.append(&first).await;
+    app.next().await.answer(ok()).await;
+    world.outcome_of(&first).await;
+    app.stop();
+    let call = world.call_to("/second");
+    world.append(&call).await;
+    let deadline = tokio::time::Instant::now() + SOON;
+    while replica.metric("bluebox_inbound_delivery_ends_total") < 2.0 {
+        assert!(tokio::time::Instant::now() < deadline, "a delivery is tried");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let app = App::start_at(&app.address.to_string()).await;
+    let seen = app.next().await;
+    assert_eq!((seen.target.as_str(), seen.header("bluebox-may-have-started")), ("/second", None));
+    seen.answer(ok()).await;
+    assert_eq!(world.outcome_of(&call).await.attempts, 1);
+}
