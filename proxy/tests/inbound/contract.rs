@@ -5,7 +5,7 @@ use bluebox_core::Log;
 use bluebox_core::call::{Reason, Source};
 use bytes::Bytes;
 
-use crate::world::{Answer, App, Replica, SOON, World, limits, ok};
+use crate::world::{Answer, App, Replica, World, limits, ok};
 
 #[tokio::test]
 async fn a_call_is_delivered_and_the_answer_is_its_outcome() {
@@ -133,11 +133,8 @@ async fn a_call_with_an_outcome_is_not_delivered_again_by_the_next_owner() {
     let last = world.call_to("/last");
     world.append(&last).await;
     world.outcome_of(&last).await;
-    let deadline = tokio::time::Instant::now() + SOON;
-    while second.metric("bluebox_inbound_held_calls") > 0.0 || second.metric("bluebox_inbound_partitions") < 4.0 {
-        assert!(tokio::time::Instant::now() < deadline, "the second settles");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    second.until("bluebox_inbound_partitions", 4.0).await;
+    second.until("bluebox_inbound_held_calls", 0.0).await;
     assert_eq!(seen.lock().unwrap().len(), 51);
 }
 
@@ -264,21 +261,14 @@ async fn an_app_that_is_not_there_makes_no_attempt_and_gets_its_calls_when_it_is
     let world = World::new().await;
     let app = App::start().await;
     let replica = Replica::start(&world, &app, limits());
-    let first = world.call_to("/first");
-    world.append(&first).await;
-    app.next().await.answer(ok()).await;
-    world.outcome_of(&first).await;
+    replica.until("bluebox_inbound_partitions", 4.0).await;
     app.stop();
-    let call = world.call_to("/second");
+    let call = world.call();
     world.append(&call).await;
-    let deadline = tokio::time::Instant::now() + SOON;
-    while replica.metric("bluebox_inbound_delivery_ends_total") < 2.0 {
-        assert!(tokio::time::Instant::now() < deadline, "a delivery is tried");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    replica.until("bluebox_inbound_delivery_ends_total", 1.0).await;
     let app = App::start_at(&app.address.to_string()).await;
     let seen = app.next().await;
-    assert_eq!((seen.target.as_str(), seen.header("bluebox-may-have-started")), ("/second", None));
+    assert_eq!((seen.target.as_str(), seen.header("bluebox-may-have-started")), ("/items", None));
     seen.answer(ok()).await;
     assert_eq!(world.outcome_of(&call).await.attempts, 1);
 }

@@ -286,4 +286,13 @@ impl Replica {
             .collect();
         sums.get(wanted).copied().unwrap_or(0.0)
     }
+
+    /// Waits until a metric has this value.
+    pub(crate) async fn until(&self, metric: &str, value: f64) {
+        let deadline = tokio::time::Instant::now() + SOON;
+        while (self.metric(metric) - value).abs() > 0.5 {
+            assert!(tokio::time::Instant::now() < deadline, "{metric} is {} and not {value}", self.metric(metric));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
 }
