@@ -140,6 +140,22 @@ impl Proxy {
         let registration =
             Registration { prefix: config.prefix.clone(), caller: config.name.clone(), serves: config.serves.clone(), retention: config.retention };
         let registered = registry::follow(log.clone(), registration, publish);
+        let stop_deliveries = CancellationToken::new();
+        let mut calls_in = JoinSet::new();
+        for served in &config.serves {
+            let start = inbound::Start {
+                log: log.clone(),
+                instance,
+                served: served.clone(),
+                prefix: config.prefix.clone(),
+                retention: config.retention,
+                limits: config.inbound.clone(),
+                // Answers have a memory of their own: calls out that wait for theirs must not keep them from coming in.
+                bulk: Bulk::new(log.clone(), topics.bulk.partition(reply_partition(&instance)), config.inbound.body_memory_bytes),
+                observe: inbound::observe::Observe::new(&served.name, metrics.registry())?,
+            };
+            calls_in.spawn(once_registered(directory.clone(), stop_deliveries.clone(), inbound::run(start, stop_deliveries.clone())));
+        }
 
         let side = OutboundSide { config: config.clone(), log, directory, pending, bulk, pass: pass.clone(), metrics };
         let stop = CancellationToken::new();
@@ -154,12 +170,25 @@ impl Proxy {
             () = shutdown => Ok(()),
         };
 
+        stop_deliveries.cancel();
+        while calls_in.join_next().await.is_some() {}
         // Calls out go on until deliveries into the app have ended: the app may need them for its answers.
         stop.cancel();
         while calls_out.join_next().await.is_some() {}
         pass.close().await;
         info!(name = %config.name, %instance, "a proxy ended");
         result
+    }
+}
+
+/// Runs something when the registry has this box's components, and so their topics are there.
+async fn once_registered(mut directory: watch::Receiver<Directory>, stop: CancellationToken, then: impl Future<Output = ()>) {
+    let registered = tokio::select! {
+        () = stop.cancelled() => return,
+        found = directory.wait_for(|directory| directory.registered) => found.is_ok(),
+    };
+    if registered {
+        then.await;
     }
 }
 
