@@ -1,9 +1,10 @@
 //! Takes requests off the app's connections: HTTP/1.1 and HTTP/2 with prior knowledge, on one port.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use http::Request;
+use http::{Method, Request, StatusCode, Version, header};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -14,11 +15,17 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+use crate::fields;
+use crate::framing::Verdict;
+use crate::guard::Guarded;
 use crate::outbound::OutboundSide;
 use crate::passthrough::Place;
+use crate::problem::{Kind, Problem};
 
 /// Requests that one HTTP/2 connection may have under way at once.
 const STREAMS_PER_CONNECTION: u32 = 250;
+/// How long a connection may stand idle between two requests.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 /// The least buffer that hyper takes.
 const LEAST_HEAD_BYTES: usize = 8192;
 
@@ -62,8 +69,8 @@ fn builder(side: &OutboundSide) -> auto::Builder<TokioExecutor> {
     let limits = &side.config.outbound;
     let head_bytes = limits.max_head_bytes.max(LEAST_HEAD_BYTES);
     let mut http = auto::Builder::new(TokioExecutor::new());
-    // Date is the app's to say: an outcome goes back verbatim.
-    http.http1().timer(TokioTimer::new()).header_read_timeout(limits.head_timeout).max_buf_size(head_bytes).auto_date_header(false);
+    // Date is the app's to say: an outcome goes back verbatim. hyper's timeout for heads runs on idle connections too; ours is in `Guarded`.
+    http.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(head_bytes).auto_date_header(false);
     http.http2()
         .timer(TokioTimer::new())
         .max_header_list_size(u32::try_from(head_bytes).unwrap_or(u32::MAX))
@@ -76,18 +83,40 @@ fn builder(side: &OutboundSide) -> auto::Builder<TokioExecutor> {
 async fn connection(stream: TcpStream, side: Arc<OutboundSide>, http: Arc<auto::Builder<TokioExecutor>>, place: Place, stop: CancellationToken) {
     let _open = Open::new(&side);
     let _ = stream.set_nodelay(true);
-    let (seen, mut first) = watch::channel(false);
-    let head_timeout = side.config.outbound.head_timeout;
+    let limits = &side.config.outbound;
+    let (stream, watch) = Guarded::new(stream, limits.max_head_bytes.max(LEAST_HEAD_BYTES), limits.head_timeout);
+    // How many requests have come, and how many are being answered.
+    let (came, mut first) = watch::channel(false);
+    let under_way = Arc::new(AtomicUsize::new(0));
     let service = service_fn(|request: Request<Incoming>| {
-        seen.send_if_modified(|seen| !std::mem::replace(seen, true));
-        side.clone().answer(request, place.clone(), None)
+        came.send_if_modified(|came| !std::mem::replace(came, true));
+        let refused = (request.version() <= Version::HTTP_11).then(|| two_framings(&request, watch.take_verdict())).flatten();
+        let counted = UnderWay::new(&under_way);
+        let (watch, connect) = (watch.clone(), request.method() == Method::CONNECT);
+        let answer = side.clone().answer(request, place.clone(), refused);
+        async move {
+            let _counted = counted;
+            let answer = answer.await;
+            if answer.as_ref().is_ok_and(|a| a.status() == StatusCode::SWITCHING_PROTOCOLS || (connect && a.status().is_success())) {
+                watch.let_go();
+            }
+            answer
+        }
     });
     let serving = http.serve_connection_with_upgrades(TokioIo::new(stream), service);
     let mut serving = std::pin::pin!(serving);
-    // Which protocol it is, and the first request, must show in time; hyper sees to the heads after that.
     let silent = async {
-        if tokio::time::timeout(head_timeout, first.wait_for(|seen| *seen)).await.is_ok() {
-            std::future::pending::<()>().await;
+        // The first request must show in time.
+        if tokio::time::timeout(limits.head_timeout, first.wait_for(|came| *came)).await.is_err() {
+            return;
+        }
+        // After that a connection may stand idle for longer: a client that uses one again at the moment in which it is closed sees an error.
+        loop {
+            let idle = watch.last_byte().elapsed();
+            if idle >= IDLE_TIMEOUT && under_way.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            tokio::time::sleep(IDLE_TIMEOUT.saturating_sub(idle).max(IDLE_TIMEOUT / 10)).await;
         }
     };
     let mut silent = std::pin::pin!(silent);
@@ -101,7 +130,7 @@ async fn connection(stream: TcpStream, side: Arc<OutboundSide>, http: Arc<auto::
                 return;
             }
             () = &mut silent => {
-                debug!("closed a connection on which no request came in time");
+                debug!("closed a connection on which nothing came");
                 return;
             }
             () = stop.cancelled(), if !stopping => {
@@ -109,6 +138,38 @@ async fn connection(stream: TcpStream, side: Arc<OutboundSide>, http: Arc<auto::
                 serving.as_mut().graceful_shutdown();
             }
         }
+    }
+}
+
+/// What two readers could understand differently is refused before anything else is thought about it.
+fn two_framings(request: &Request<Incoming>, verdict: Verdict) -> Option<Problem> {
+    if verdict == Verdict::TwoFramings {
+        let rule = "the request has both Content-Length and Transfer-Encoding; send one of them (RFC 9112, section 6.3)";
+        return Some(Problem::new(Kind::BadRequest, rule).closing());
+    }
+    // hyper decodes chunked and leaves other codings in the content, though they end with this connection.
+    let codings: Vec<&str> = fields::tokens(request.headers(), &header::TRANSFER_ENCODING).collect();
+    let other = codings.iter().find(|c| !c.eq_ignore_ascii_case("chunked")).copied();
+    if other.is_some() || codings.len() > 1 {
+        let shown: String = codings.join(", ").chars().take(80).collect();
+        return Some(Problem::new(Kind::UnknownCoding, format!("Transfer-Encoding {shown:?}: only \"chunked\", once, is understood")).closing());
+    }
+    None
+}
+
+/// Counts a request that is being answered, until it is dropped.
+struct UnderWay(Arc<AtomicUsize>);
+
+impl UnderWay {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count.clone())
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

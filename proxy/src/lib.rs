@@ -3,6 +3,7 @@
 //! Out of the app ([`outbound`] has these stages in their order):
 //!
 //! - [`intercept`]: takes requests off the app's connections, and refuses what is no HTTP.
+//!   Its connections are guarded ([`guard`]) and their framing is watched ([`framing`]).
 //! - [`route`]: decides: durable call, pass-through, Bluebox's own API, or a clear no.
 //! - [`passthrough`]: what is no component goes its way, streaming.
 //! - [`envelope`]: makes a call out of a request.
@@ -21,6 +22,8 @@ pub mod calls;
 pub mod config;
 pub mod envelope;
 pub mod fields;
+pub mod framing;
+pub mod guard;
 pub mod inbound;
 pub mod intercept;
 pub mod metrics;

@@ -19,6 +19,8 @@ pub const MEDIA_TYPE: &str = "application/problem+json";
 pub enum Kind {
     /// The request can't be understood, or two readers could understand it differently.
     BadRequest,
+    /// The request body has a transfer coding that is not understood.
+    UnknownCoding,
     /// The request head is over the limit.
     HeadTooLarge,
     /// The request body is over the component's limit.
@@ -60,8 +62,9 @@ pub enum Kind {
 }
 
 /// Every kind, for the reference in the docs and for tests.
-pub const KINDS: [Kind; 26] = [
+pub const KINDS: [Kind; 27] = [
     Kind::BadRequest,
+    Kind::UnknownCoding,
     Kind::HeadTooLarge,
     Kind::TooLarge,
     Kind::SlowBody,
@@ -123,6 +126,7 @@ impl Kind {
         };
         match self {
             Self::BadRequest => ("bad-request", StatusCode::BAD_REQUEST, "The request can't be understood"),
+            Self::UnknownCoding => ("unknown-coding", StatusCode::NOT_IMPLEMENTED, "The request body has a transfer coding that is not understood"),
             Self::HeadTooLarge => ("head-too-large", StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "The request head is too large"),
             Self::TooLarge => ("body-too-large", StatusCode::PAYLOAD_TOO_LARGE, "The request body is too large"),
             Self::SlowBody => ("slow-body", StatusCode::REQUEST_TIMEOUT, "The request body did not arrive in time"),

@@ -1,5 +1,5 @@
 //! A gateway on a log in memory, and a callee that the test plays itself: it reads the calls and appends the outcomes.
-#![allow(dead_code, unreachable_pub, reason = "each test takes what it needs")]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, reason = "each test takes what it needs, and fails by panicking")]
 
 use std::net::SocketAddr;
 use std::sync::Arc;
