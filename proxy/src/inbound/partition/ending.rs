@@ -1,0 +1,130 @@
+//! How deliveries and calls end.
+
+use super::*;
+
+impl Partition {
+    /// A delivery has ended. `jitter` is a random number from 0 to 1.
+    pub fn delivery_ended(&mut self, now: Moment, origin: Offset, end: DeliveryEnd, jitter: f64, effects: &mut Vec<Effect>) {
+        let Some(held) = self.held.get_mut(&origin).filter(|h| h.state == State::Delivering) else { return };
+        if held.solo {
+            // It lived through it: no crash.
+            uncount(&mut self.crashes, origin);
+            self.dirty += 1;
+        }
+        match end {
+            DeliveryEnd::Answered(outcome) => self.record(origin, Verdict::Outcome(outcome), effects),
+            DeliveryEnd::NotNow(pause, outcome) => {
+                held.attempts -= 1;
+                held.not_now = true;
+                let again = now + pause.min(MAX_NOT_NOW);
+                if again >= held.deadline || held.wait_ends.is_some_and(|end| again >= end) {
+                    self.record(origin, Verdict::Outcome(outcome), effects);
+                } else {
+                    self.pause(now, origin, again);
+                }
+            }
+            DeliveryEnd::NotBegun | DeliveryEnd::NotThere => {
+                held.attempts -= 1;
+                held.state = State::Ready;
+                self.ready.push_front(origin);
+            }
+            DeliveryEnd::Failed(detail) => {
+                held.may_have_started = true;
+                if held.attempts >= self.rules.max_attempts {
+                    self.give_up(origin, Reason::Attempts, &detail, effects);
+                } else {
+                    let doubled = self.rules.first_backoff.saturating_mul(1 << held.attempts.saturating_sub(1).min(20));
+                    let pause = doubled.min(self.rules.max_backoff).mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0);
+                    self.pause(now, origin, now + pause);
+                }
+            }
+        }
+    }
+
+    pub(super) fn pause(&mut self, now: Moment, origin: Offset, until: Moment) {
+        if let Some(held) = self.held.get_mut(&origin) {
+            held.state = State::Pausing(until);
+            self.timers.insert((until, origin));
+            self.timers.insert((now.max(held.read_at + PARK_AFTER), origin));
+        }
+    }
+
+    pub(super) fn give_up(&mut self, origin: Offset, reason: Reason, detail: &str, effects: &mut Vec<Effect>) {
+        let Some(held) = self.held.get(&origin) else { return };
+        let Some(call) = held.payload() else { return };
+        self.record(origin, Verdict::DeadLetter { reason, detail: detail.to_owned(), call }, effects);
+    }
+
+    pub(super) fn record(&mut self, origin: Offset, verdict: Verdict, effects: &mut Vec<Effect>) {
+        let Some(held) = self.held.get_mut(&origin) else { return };
+        held.state = State::Recording;
+        let index = match verdict {
+            Verdict::Known { .. } | Verdict::Refused(Reason::KeyReused | Reason::RecordedFull) => None,
+            _ => held.recorded,
+        };
+        effects.push(Effect::Record(Ending {
+            origin,
+            id: held.id,
+            replay: held.replay,
+            reply_to: held.reply_to.clone(),
+            index,
+            attempts: held.attempts,
+            accepted: held.accepted,
+            verdict,
+        }));
+    }
+
+    /// The end of a call is durable.
+    pub fn recorded(&mut self, origin: Offset) {
+        if self.held.get(&origin).is_some_and(|h| h.state == State::Recording) {
+            self.finish(origin);
+        }
+    }
+
+    pub(super) fn finish(&mut self, origin: Offset) {
+        let Some(held) = self.held.remove(&origin) else { return };
+        self.held_bytes -= held.bytes();
+        if let Some(at) = held.parked_at {
+            self.parked_done.mark(at);
+            self.parked -= 1;
+            self.parked_full = false;
+        }
+        // One that is being parked is marked as parked when it is, so that it isn't found again there.
+        if origin >= self.done.base() {
+            self.done.mark(origin);
+        }
+        self.crashes.remove(&origin);
+        self.former_attempts.remove(&origin);
+        self.dirty += 1;
+        let Some(lane) = held.lane else { return };
+        let Some(queue) = self.in_lane.get_mut(&lane) else { return };
+        queue.retain(|o| *o != origin);
+        match queue.front().copied() {
+            Some(next) => self.unblock(next),
+            None => {
+                self.in_lane.remove(&lane);
+            }
+        }
+    }
+
+    /// Ends a call that has not been answered; one that is under way is cut off. `false`: there is none, or it is ending already.
+    pub fn cancel(&mut self, origin: Offset, id: &CallId, effects: &mut Vec<Effect>) -> bool {
+        let Some(held) = self.held.get(&origin).filter(|h| h.id == *id) else { return false };
+        match held.state {
+            State::Recording | State::Suspect | State::Announced => return false,
+            State::Delivering => effects.push(Effect::Cut(origin)),
+            State::Blocked | State::Ready | State::Pausing(_) => {}
+        }
+        self.record(origin, Verdict::Refused(Reason::Cancelled), effects);
+        true
+    }
+}
+
+pub(super) fn uncount(crashes: &mut BTreeMap<Offset, u32>, origin: Offset) {
+    if let Some(n) = crashes.get_mut(&origin) {
+        *n = n.saturating_sub(1);
+        if *n == 0 {
+            crashes.remove(&origin);
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Taking over: the fence, what the former owner parked, and the search for what it had begun.
+
+use super::*;
+
+impl Partition {
+    /// The fence is durable, at `epoch`.
+    pub fn fenced(&mut self, epoch: Offset, effects: &mut Vec<Effect>) {
+        if self.phase != Phase::Fencing {
+            return;
+        }
+        self.epoch = epoch;
+        self.takeover.suspect_below = self.takeover.suspect_below.min(epoch);
+        self.phase = Phase::Loading;
+        effects.push(Effect::LoadParked { from: self.parked_done.base(), void_below: self.void_below });
+    }
+
+    /// The parked partition was read up to our own fence there: these are its calls, in its order, those that are done included and those that are void left out.
+    pub fn parked_loaded(&mut self, now: Moment, entries: Vec<ParkedArrival>, fence: Offset, effects: &mut Vec<Effect>) {
+        if self.phase != Phase::Loading {
+            return;
+        }
+        // What is no call (fences, void entries) needs no end.
+        let mut at = self.parked_done.base();
+        for entry in &entries {
+            self.parked_done.mark_run(at, entry.at);
+            at = at.max(entry.at.next());
+        }
+        self.parked_done.mark_run(at, fence.next());
+        self.parked_fence = Some(fence);
+        for entry in entries {
+            if self.parked_done.is_done(entry.at) {
+                continue;
+            }
+            // Parked twice (parked again, or by a zombie too): the later one counts.
+            if let Some(earlier) = self.held.get(&entry.arrival.origin).and_then(|h| h.parked_at) {
+                self.parked_done.mark(earlier);
+                if let Some(held) = self.held.get_mut(&entry.arrival.origin) {
+                    held.parked_at = Some(entry.at);
+                    held.attempts = held.attempts.max(entry.attempts);
+                }
+                continue;
+            }
+            self.parked += 1;
+            let origin = entry.arrival.origin;
+            self.hold(now, entry.arrival, Some(entry.at), entry.attempts, entry.may_have_started);
+            // It is taken from there, whatever the commit says of its first place.
+            if origin >= self.done.base() {
+                self.done.mark(origin);
+            }
+        }
+        self.phase = Phase::Serving;
+        effects.push(Effect::Start(self.position));
+        self.search(now, effects);
+    }
+
+    /// The index of recorded calls has been read.
+    pub fn index_loaded(&mut self) {
+        self.index_ready = true;
+        for origin in std::mem::take(&mut self.for_index) {
+            self.unblock(origin);
+        }
+    }
+
+    /// A fence was read: ours, or another's. `true`: a newer owner has taken over, and this one must drop the partition.
+    #[must_use]
+    pub fn fence_read(&mut self, now: Moment, at: Offset, effects: &mut Vec<Effect>) -> bool {
+        self.skipped(now, at, effects);
+        if at < self.epoch && self.takeover.virgin {
+            // There were owners, but their commits are gone (the group's offsets expired): what lies before may have been started.
+            for held in self.held.range_mut(..at).map(|(_, h)| h).filter(|h| h.state == State::Suspect) {
+                held.may_have_started = true;
+            }
+        }
+        at > self.epoch
+    }
+
+    /// Sends out a search for suspects when reading can't bring more of them now.
+    pub(super) fn search(&mut self, now: Moment, effects: &mut Vec<Effect>) {
+        if self.phase != Phase::Serving || self.takeover.searching {
+            return;
+        }
+        let unread = match &self.takeover.suspects {
+            Suspects::Any => self.position < self.takeover.suspect_below,
+            Suspects::Only(these) => these.iter().any(|o| *o >= self.position),
+        };
+        if (unread && self.room() > 0) || now < self.takeover.not_before {
+            return;
+        }
+        let suspects: Vec<_> = self
+            .held
+            .iter()
+            .filter(|(_, h)| h.state == State::Suspect)
+            .map(|(o, h)| Suspect { origin: *o, id: h.id, replay: h.replay, reply_to: h.reply_to.clone() })
+            .collect();
+        if !suspects.is_empty() {
+            self.takeover.searching = true;
+            effects.push(Effect::Search(suspects));
+        } else if !unread && self.unclean_owners > 0 && !self.has_suspects() {
+            // All that the former owners left has ended: the next crash is the first again.
+            self.unclean_owners = 0;
+            self.dirty += 1;
+        }
+    }
+
+    /// The search has ended: of `looked_for`, these have an outcome, there.
+    pub fn searched(&mut self, now: Moment, looked_for: &[Suspect], found: &HashMap<Offset, (TopicPartition, Offset)>, effects: &mut Vec<Effect>) {
+        self.takeover.searching = false;
+        for origin in looked_for.iter().map(|s| s.origin) {
+            let Some(held) = self.held.get_mut(&origin).filter(|h| h.state == State::Suspect) else { continue };
+            if let Some((partition, offset)) = found.get(&origin) {
+                effects.push(Effect::Suppressed(held.id));
+                if held.recorded.is_some() {
+                    let verdict = Verdict::Found { partition: partition.clone(), offset: *offset };
+                    self.record(origin, verdict, effects);
+                } else {
+                    self.finish(origin);
+                }
+            } else {
+                held.state = State::Blocked;
+                self.unblock(origin);
+            }
+        }
+        self.search(now, effects);
+    }
+
+    /// Whether suspects are still waiting for a verdict.
+    pub(super) fn has_suspects(&self) -> bool {
+        self.held.values().any(|h| h.suspect)
+    }
+}
