@@ -90,6 +90,8 @@ struct Takeover {
     /// A zombie of the former owner may start deliveries until then.
     not_before: Moment,
     searching: bool,
+    /// Calls that wait for the verdict of a search.
+    waiting: usize,
 }
 
 /// One partition in the hands of its owner.
@@ -163,6 +165,7 @@ impl Partition {
                 // Who never committed never had a lease. Who has released it, or has died for certain, has none any more.
                 not_before: if virgin || former_is_gone || !unclean { now } else { now + rules.lease },
                 searching: false,
+                waiting: 0,
             },
             unclean_owners: if unclean { mark.unclean_owners.saturating_add(1) } else { 0 },
             crashes: mark.crashes,
@@ -276,6 +279,7 @@ impl Partition {
             lane,
         };
         self.held_bytes += held.bytes();
+        self.takeover.waiting += usize::from(suspect);
         self.timers.insert((held.deadline, origin));
         if let Some(lane) = held.lane.clone() {
             let queue = self.in_lane.entry(lane).or_default();

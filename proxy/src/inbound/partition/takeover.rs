@@ -86,13 +86,9 @@ impl Partition {
         if (unread && self.room() > 0) || now < self.takeover.not_before {
             return;
         }
-        let suspects: Vec<_> = self
-            .held
-            .iter()
-            .filter(|(_, h)| h.state == State::Suspect)
-            .map(|(o, h)| Suspect { origin: *o, id: h.id, replay: h.replay, reply_to: h.reply_to.clone() })
-            .collect();
-        if !suspects.is_empty() {
+        if self.takeover.waiting > 0 {
+            let waiting = self.held.iter().filter(|(_, h)| h.state == State::Suspect);
+            let suspects = waiting.map(|(o, h)| Suspect { origin: *o, id: h.id, replay: h.replay, reply_to: h.reply_to.clone() }).collect();
             self.takeover.searching = true;
             effects.push(Effect::Search(suspects));
         } else if !unread && self.unclean_owners > 0 && !self.has_suspects() {
@@ -107,6 +103,7 @@ impl Partition {
         self.takeover.searching = false;
         for origin in looked_for.iter().map(|s| s.origin) {
             let Some(held) = self.held.get_mut(&origin).filter(|h| h.state == State::Suspect) else { continue };
+            self.takeover.waiting -= 1;
             if let Some((partition, offset)) = found.get(&origin) {
                 effects.push(Effect::Suppressed(held.id));
                 if held.recorded.is_some() {

@@ -9,29 +9,32 @@ use std::time::Duration;
 
 use bluebox_core::call::Digest;
 use bluebox_core::clock::{Moment, wall_clock};
-use bluebox_core::log::{
-    Appended, Assignment, Committed, Entry, GroupEvent, GroupSpec, Log, LogError, Membership, Offset, Read, Record, Timestamp, TopicPartition,
-};
+use bluebox_core::log::{Appended, Assignment, Committed, Entry, GroupEvent, GroupSpec, Log, LogError, Membership, Offset, Record, Timestamp, TopicPartition};
 use bluebox_core::topics::Topics;
-use bluebox_core::wire::{CallStatus, CallsEntry, ControlEntry, ParkedCall, ParkedEntry, RecordedEntry, Reply};
+use bluebox_core::wire::{CallStatus, CallsEntry, ControlEntry, RecordedEntry, Reply};
 use bluebox_core::{CallId, InstanceId};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::deliver::{App, Attempt};
-use super::ending::{Endings, Indexed, Places};
-use super::owner::{Act, Owner, Shared};
-use super::partition::{Arrival, Delivery, DeliveryEnd, Effect, Ending, ParkedArrival, Parking, Partition, Rules, Suspect};
-use super::recorded::Recorded;
-use super::search;
 use crate::config::{Inbound, Served};
+use crate::inbound::deliver::App;
+use crate::inbound::ending::{Endings, Indexed, Places};
+use crate::inbound::owner::{Act, Owner, Shared};
+use crate::inbound::partition::{Arrival, DeliveryEnd, ParkedArrival, Rules, Suspect};
+use crate::inbound::recorded::Recorded;
+use crate::inbound::search;
+
+mod perform;
 
 /// An app that has not accepted a connection for so long has its partitions handed to others.
 const APP_AWAY: Duration = Duration::from_secs(5);
 
 /// How often an app that is away is tried.
 const APP_PROBE: Duration = Duration::from_millis(100);
+
+/// How often what is owned is counted, and what has had its time is forgotten.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Events that are taken in before acting on them.
 const BATCH: usize = 256;
@@ -142,7 +145,7 @@ struct Consumer<'s> {
     tell_app_back: mpsc::Sender<()>,
     app_away_since: Option<Moment>,
     stopping: Option<Left>,
-    next_expiry: Moment,
+    next_look: Moment,
 }
 
 impl<'s> Consumer<'s> {
@@ -176,7 +179,7 @@ impl<'s> Consumer<'s> {
             tell_app_back,
             app_away_since: None,
             stopping: None,
-            next_expiry: now,
+            next_look: now,
         }
     }
 
@@ -186,7 +189,6 @@ impl<'s> Consumer<'s> {
             let now = Moment::now();
             self.owner.drive(now, &mut acts);
             self.perform(&mut acts);
-            self.service.observe.owned(&mut self.owner);
             if self.stopping.is_some() && self.owner.is_empty() {
                 // Within what a shutdown allows; a log that is away finds out by the session's end.
                 let _ = tokio::time::timeout(Duration::from_secs(1), self.membership.control().leave()).await;
@@ -227,9 +229,13 @@ impl<'s> Consumer<'s> {
 
     fn housekeeping(&mut self, acts: &mut Vec<Act>) {
         let now = Moment::now();
-        if now >= self.next_expiry {
-            self.next_expiry = now + Duration::from_secs(10);
-            self.owner.index().expire(wall_clock());
+        if now >= self.next_look {
+            self.next_look = now + LOOK_EVERY;
+            // By the log's time: while nothing is read, nothing is forgotten.
+            if let Some(newest) = self.tenures.values().map(|tenure| tenure.newest).max() {
+                self.owner.index().expire(newest);
+            }
+            self.service.observe.owned(&mut self.owner);
         }
         if !self.owner.sees_app() && self.app_away_since.is_none() {
             self.app_away_since = Some(now);
@@ -382,7 +388,6 @@ impl<'s> Consumer<'s> {
                         index.insert(number, at, id, digest, partition, offset);
                     }
                 }
-                index.expire(wall_clock());
                 self.owner.tell(number, acts, |p, _| p.index_loaded());
             }
             What::Searched(suspects, found) => {
@@ -426,182 +431,6 @@ impl<'s> Consumer<'s> {
                 }
             }
         }
-    }
-
-    // What is to be done.
-
-    fn perform(&mut self, acts: &mut Vec<Act>) {
-        for act in acts.drain(..) {
-            tracing::trace!(?act, "act");
-            match act {
-                Act::Of(number, effect) => self.perform_effect(number, effect),
-                Act::Deliver(number, delivery, until) => self.deliver(number, delivery, until),
-                Act::Want(number, records) => {
-                    if let Some(tenure) = self.tenures.get(&number) {
-                        self.membership.control().want(&tenure.places.calls, records);
-                    }
-                }
-                Act::Commit(marks) => self.commit(marks),
-            }
-        }
-    }
-
-    fn commit(&self, marks: Vec<(u32, Committed, Committed)>) {
-        let topics = &self.service.topics;
-        let commits = marks.into_iter().flat_map(|(n, calls, parked)| [(topics.calls.partition(n), calls), (topics.parked.partition(n), parked)]).collect();
-        let committed = self.membership.control().commit(commits);
-        let tell = self.tell_committed.clone();
-        tokio::spawn(async move { drop(tell.send(committed.await)) });
-    }
-
-    /// Runs something for the present tenure of a partition; its end comes back as [`Done`].
-    fn run_for(&self, number: u32, outlives: bool, task: impl Future<Output = What> + Send + 'static) -> Option<AbortHandle> {
-        let tenure = self.tenures.get(&number)?;
-        let (tell, id, stop) = (self.tell.clone(), tenure.id, tenure.stop.clone());
-        let handle = tokio::spawn(async move {
-            let what = if outlives {
-                task.await
-            } else {
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    what = task => what,
-                }
-            };
-            drop(tell.send(Done { number, tenure: id, what }));
-        });
-        Some(handle.abort_handle())
-    }
-
-    fn perform_effect(&mut self, number: u32, effect: Effect) {
-        let Some(tenure) = self.tenures.get_mut(&number) else { return };
-        let log = Arc::clone(&self.service.log);
-        let places = tenure.places.clone();
-        match effect {
-            Effect::Fence => {
-                let instance = self.service.instance;
-                self.run_for(number, false, async move { What::Fenced(search::fence(&log, &places.calls, instance).await) });
-            }
-            Effect::LoadParked { from, void_below } => {
-                let epoch = self.epoch(number);
-                self.run_for(number, false, async move {
-                    let (calls, fence) = search::parked(&log, &places.parked, from, void_below, epoch).await;
-                    What::ParkedLoaded(calls, fence)
-                });
-            }
-            Effect::Start(from) => self.membership.control().start(&places.calls, from),
-            Effect::Search(suspects) => {
-                self.run_for(number, false, async move {
-                    let found = search::outcomes(&log, &suspects).await;
-                    What::Searched(suspects, found)
-                });
-            }
-            Effect::Cut(origin) => {
-                if let Some(delivery) = tenure.deliveries.remove(&origin) {
-                    delivery.abort();
-                }
-            }
-            Effect::Record(ending) => self.record(number, ending, places),
-            Effect::Park(parking) => self.park(number, parking, places),
-            Effect::Release => {
-                self.membership.control().release(vec![places.calls]);
-                self.end_tenure(number);
-            }
-            Effect::Lost(records) => {
-                tracing::error!(partition = %places.calls, records, "the log deleted records that had no outcome: calls may be lost. Raise the topic's retention.ms above every deadline");
-                self.service.observe.records_lost(records);
-            }
-            Effect::Suppressed(id) => {
-                tracing::debug!(call = %id, "a call had ended before this box took over; it was not delivered again");
-                self.service.observe.suppressed();
-            }
-            Effect::ParkedFull => {
-                tracing::error!(partition = %places.calls, "as many calls are parked as may be; the partition waits until the app answers some of them");
-                self.service.observe.parked_full();
-            }
-        }
-    }
-
-    fn epoch(&self, number: u32) -> Offset {
-        self.owner.partition(number).map(Partition::epoch).unwrap_or_default()
-    }
-
-    fn load_index(&self, number: u32, epoch: Offset) {
-        let Some(tenure) = self.tenures.get(&number) else { return };
-        let (log, places) = (Arc::clone(&self.service.log), tenure.places.clone());
-        self.run_for(number, false, async move { What::IndexLoaded(search::recorded(&log, &places.recorded, epoch).await) });
-    }
-
-    /// Follows the control partition from its present end on.
-    fn watch_control(&self, number: u32) {
-        let Some(tenure) = self.tenures.get(&number) else { return };
-        let (log, control, tell) = (Arc::clone(&self.service.log), tenure.places.control.clone(), self.tell.clone());
-        let (id, stop) = (tenure.id, tenure.stop.clone());
-        let follow = async move {
-            let Some(bounds) = search::bounds(&log, &control).await else { return };
-            let mut reader = log.read(&control, bounds.end);
-            while let Some(read) = reader.next().await {
-                let Read::Entries(entries) = read else { continue };
-                for value in entries.into_iter().filter_map(|e| e.record.value) {
-                    if let Ok(entry) = ControlEntry::decode(value) {
-                        drop(tell.send(Done { number, tenure: id, what: What::Control(entry) }));
-                    }
-                }
-            }
-        };
-        tokio::spawn(async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = follow => {}
-            }
-        });
-    }
-
-    fn deliver(&mut self, number: u32, delivery: Delivery, until: Moment) {
-        let Some(tenure) = self.tenures.get(&number) else { return };
-        let (app, endings, places) = (self.service.app.clone(), self.service.endings.clone(), tenure.places.clone());
-        let observe = self.service.observe.clone();
-        let Delivery { origin, call, attempt, may_have_started, .. } = delivery;
-        let task = self.run_for(number, false, async move {
-            let Some(call) = endings.load(&call, &places).await else {
-                return What::Delivered(origin, DeliveryEnd::Failed("its parked record can't be read".to_owned()));
-            };
-            // The last moment at which it can be known that this box is still the owner.
-            if Moment::now() >= until {
-                return What::Delivered(origin, DeliveryEnd::NotBegun);
-            }
-            observe.delivering(attempt, may_have_started);
-            tracing::debug!(call = %call.id, attempt, caller = %call.caller, "a delivery began");
-            let end = app.deliver(&call, Attempt { number: attempt, may_have_started }).await;
-            observe.delivered(&call.id, attempt, &end);
-            What::Delivered(origin, end)
-        });
-        if let (Some(task), Some(tenure)) = (task, self.tenures.get_mut(&number)) {
-            tenure.deliveries.insert(origin, task);
-        }
-    }
-
-    fn record(&self, number: u32, ending: Ending, places: Places) {
-        let (endings, epoch, observe) = (self.service.endings.clone(), self.epoch(number), self.service.observe.clone());
-        // Goes on when the partition is lost: the caller waits for what the app answered, and the next owner looks for it.
-        self.run_for(number, true, async move {
-            let indexed = endings.record(&ending, &places, epoch).await;
-            observe.ended(&ending);
-            let digest = ending.index;
-            What::Recorded(ending.origin, digest.zip(indexed).map(|(digest, at)| (ending.id, digest, at)))
-        });
-    }
-
-    fn park(&self, number: u32, parking: Parking, places: Places) {
-        let (endings, log, epoch, observe) = (self.service.endings.clone(), Arc::clone(&self.service.log), self.epoch(number), self.service.observe.clone());
-        let Parking { origin, call, accepted, attempts, may_have_started } = parking;
-        self.run_for(number, false, async move {
-            let Some(call) = endings.load(&call, &places).await else { return What::Parked(origin, None) };
-            let parked = ParkedCall { epoch, origin, accepted, attempts, may_have_started, call: Box::new(call) };
-            let record = Record::new(ParkedEntry::Call(parked).encode());
-            let at = search::append(&log, &places.parked, record).await.ok().map(|a| a.offset);
-            observe.parked();
-            What::Parked(origin, at)
-        });
     }
 }
 
