@@ -3,13 +3,14 @@
 //! - [`up`]: `bluebox up FILE`: a whole system on one machine.
 //! - [`file`](mod@file): the file that says which boxes there are; `bluebox validate FILE`.
 //! - [`family`]: processes that end together.
-//! - [`proxy`]: `bluebox proxy`: one proxy as a process.
+//! - [`proxy`]: `bluebox proxy`: one proxy as a process; [`log_server`]: the embedded log as one.
 //! - [`serve`], [`limits`], [`log`], [`logging`], [`units`]: what flags and the file have in common.
 
 mod family;
 mod file;
 mod limits;
 mod log;
+mod log_server;
 mod logging;
 mod proxy;
 mod serve;
@@ -37,6 +38,9 @@ enum Command {
     Validate(validate::ValidateOptions),
     /// Run one proxy
     Proxy(Box<proxy::ProxyOptions>),
+    /// The embedded log alone.
+    #[command(hide = true)]
+    Log(log_server::LogServerOptions),
     /// What `up` starts apps with.
     #[command(name = family::SHIM, hide = true)]
     BoxApp,
@@ -50,6 +54,7 @@ fn main() -> ExitCode {
         Command::Up(options) => in_runtime(up::run(options)),
         Command::Validate(options) => validate::run(&options),
         Command::Proxy(options) => in_runtime(proxy::run(*options)),
+        Command::Log(options) => in_runtime(log_server::run(options)),
         Command::BoxApp => family::run_shim(),
         Command::BoxExec => family::run_exec(),
     };

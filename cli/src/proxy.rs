@@ -156,7 +156,7 @@ pub(crate) async fn run(options: ProxyOptions) -> anyhow::Result<()> {
     tokio::spawn(tell_about_the_log(log.clone(), options.log.clone()));
     let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     info!(name = %config.name, listen = %config.listen, log = options.log.describe(), "proxy started");
-    stub(config, log, asked_to_end(terminate, interrupt)).await?;
+    bluebox_proxy::run(config, log, asked_to_end(terminate, interrupt)).await?;
     info!("proxy ended");
     Ok(())
 }
@@ -183,11 +183,4 @@ async fn asked_to_end(mut terminate: Signal, mut interrupt: Signal) {
         error!("asked to end again: ended at once; what was under way will be delivered again");
         std::process::exit(130);
     });
-}
-
-/// Until the proxy can be run: takes the port and does nothing.
-async fn stub(config: ProxyConfig, _log: std::sync::Arc<dyn bluebox_core::Log>, end: impl Future<Output = ()>) -> anyhow::Result<()> {
-    let _listener = tokio::net::TcpListener::bind(config.listen).await?;
-    end.await;
-    Ok(())
 }
