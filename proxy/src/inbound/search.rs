@@ -48,12 +48,12 @@ pub async fn bounds(log: &Arc<dyn Log>, of: &TopicPartition) -> Option<Bounds> {
     }
 }
 
-/// What a group has committed for a partition.
-pub async fn committed(log: &Arc<dyn Log>, group: &str, of: &TopicPartition) -> Option<Committed> {
+/// What a group has committed for these partitions.
+pub async fn committed(log: &Arc<dyn Log>, group: &str, of: Vec<TopicPartition>) -> Vec<Option<Committed>> {
     loop {
-        match log.committed(group, vec![of.clone()]).await {
-            Ok(committed) => return committed.into_iter().next().flatten(),
-            Err(error) => tracing::debug!(partition = %of, %error, "a commit was not told and is asked for again"),
+        match log.committed(group, of.clone()).await {
+            Ok(committed) => return committed,
+            Err(error) => tracing::debug!(group, %error, "commits were not told and are asked for again"),
         }
         tokio::time::sleep(AGAIN).await;
     }

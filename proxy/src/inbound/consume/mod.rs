@@ -262,11 +262,7 @@ impl<'s> Consumer<'s> {
     fn happened(&mut self, event: GroupEvent, acts: &mut Vec<Act>) {
         let now = Moment::now();
         match event {
-            GroupEvent::Assigned(assignments) => {
-                for assignment in assignments {
-                    self.assigned(assignment);
-                }
-            }
+            GroupEvent::Assigned(assignments) => self.assigned(assignments),
             GroupEvent::Records { partition, entries } => self.records(&partition, entries, acts),
             GroupEvent::Truncated { partition, start, .. } => {
                 self.owner.tell(partition.partition, acts, |p, effects| p.truncated(start, effects));
@@ -292,25 +288,37 @@ impl<'s> Consumer<'s> {
         }
     }
 
-    fn assigned(&mut self, assignment: Assignment) {
-        let number = assignment.partition.partition;
+    fn assigned(&mut self, assignments: Vec<Assignment>) {
         let topics = &self.service.topics;
-        let places = Places {
-            calls: topics.calls.partition(number),
-            parked: topics.parked.partition(number),
-            control: topics.control.partition(number),
-            recorded: topics.recorded.partition(number),
-            dead_letters: topics.dead_letters.partition(number),
-        };
-        self.last_tenure += 1;
-        let tenure = Tenure { id: self.last_tenure, stop: CancellationToken::new(), deliveries: HashMap::new(), newest: Timestamp::default(), places };
-        self.tenures.insert(number, tenure);
-        self.service.observe.assigned();
-        // The commit for the parked partition is not in the assignment: it is asked for first.
-        let (log, group, parked) = (Arc::clone(&self.service.log), topics.calls.as_str().to_owned(), topics.parked.partition(number));
-        self.run_for(number, false, async move {
-            let parked = search::committed(&log, &group, &parked).await;
-            What::Assigned(assignment.committed, parked, assignment.former_is_gone)
+        let mut ids = Vec::new();
+        for assignment in &assignments {
+            let number = assignment.partition.partition;
+            let places = Places {
+                calls: topics.calls.partition(number),
+                parked: topics.parked.partition(number),
+                control: topics.control.partition(number),
+                recorded: topics.recorded.partition(number),
+                dead_letters: topics.dead_letters.partition(number),
+            };
+            self.last_tenure += 1;
+            ids.push(self.last_tenure);
+            let tenure = Tenure { id: self.last_tenure, stop: CancellationToken::new(), deliveries: HashMap::new(), newest: Timestamp::default(), places };
+            self.tenures.insert(number, tenure);
+            self.service.observe.assigned();
+        }
+        // The commits for the parked partitions are not in the assignment: they are asked for first.
+        let (log, group, tell) = (Arc::clone(&self.service.log), topics.calls.as_str().to_owned(), self.tell.clone());
+        let parked = assignments.iter().map(|a| topics.parked.partition(a.partition.partition)).collect();
+        tokio::spawn(async move {
+            let parked = tokio::select! {
+                () = tell.closed() => return,
+                parked = search::committed(&log, &group, parked) => parked,
+            };
+            for ((assignment, tenure), parked) in assignments.into_iter().zip(ids).zip(parked) {
+                let number = assignment.partition.partition;
+                let what = What::Assigned(assignment.committed, parked, assignment.former_is_gone);
+                drop(tell.send(Done { number, tenure, what }));
+            }
         });
     }
 
