@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bluebox_core::Log;
-use bluebox_core::log::embedded::Embedded;
+use bluebox_core::log::embedded::{Embedded, Options};
 use bluebox_core::log::{Assignment, Committed, Entry, GroupEvent, GroupSpec, Membership, Offset, Read, Reader, Record, Topic, TopicPartition, TopicSpec};
 
 /// One log under test, with a name space of its own.
@@ -71,6 +71,24 @@ impl Fixture for InMemory {
 
     fn client(&self) -> Arc<dyn Log> {
         self.0.client()
+    }
+}
+
+/// The embedded log on disk, as it is by default.
+pub struct OnDisk {
+    log: Arc<Embedded>,
+    /// Removed when the test has ended.
+    _dir: tempfile::TempDir,
+}
+
+impl Fixture for OnDisk {
+    async fn start() -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        Some(Self { log: Embedded::open(dir.path(), Options::default()).unwrap(), _dir: dir })
+    }
+
+    fn client(&self) -> Arc<dyn Log> {
+        self.log.client()
     }
 }
 

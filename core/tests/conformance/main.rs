@@ -2,6 +2,8 @@
 //!
 //! An implementation takes part through a [`Fixture`].
 
+#![allow(unreachable_pub, reason = "the modules of a test share everything")]
+
 mod appends;
 mod fixture;
 mod groups;
@@ -68,3 +70,4 @@ macro_rules! conformance {
 }
 
 conformance!(in_memory, fixture::InMemory);
+conformance!(on_disk, fixture::OnDisk);

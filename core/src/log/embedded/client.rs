@@ -91,8 +91,15 @@ impl Connection {
 
 impl Client {
     pub(super) fn new(engine: Arc<Engine>) -> Arc<Self> {
-        let health = watch::Sender::new(Health::Up);
-        Arc::new(Self { engine, connection: Connection::new(true), faults: Mutex::default(), seats: Mutex::default(), health })
+        let (health, connection) = (watch::Sender::new(Health::Up), Connection::new(true));
+        engine.spawn(pass_on_health(engine.health(), health.clone(), connection.online()));
+        Arc::new(Self { engine, connection, faults: Mutex::default(), seats: Mutex::default(), health })
+    }
+
+    fn append_now(&self, to: &TopicPartition, record: Record) -> Append {
+        let (sender, pending) = Pending::new();
+        self.engine.append(to, record, Box::new(move |done| drop(sender.send(done))));
+        pending
     }
 
     pub(super) fn engine(&self) -> &Arc<Engine> {
@@ -148,7 +155,7 @@ impl Client {
     /// Ends [`disconnect`](Self::disconnect).
     pub fn reconnect(&self) {
         self.connection.online.send_replace(true);
-        self.health.send_replace(Health::Up);
+        self.health.send_replace(*self.engine.health().borrow());
         self.resume_heartbeats();
     }
 
@@ -178,17 +185,17 @@ impl Log for Client {
         match fault {
             None => {
                 drop(faults);
-                self.engine.append(to, record)
+                self.append_now(to, record)
             }
             Some(AppendFault::Refuse) => Pending::ready(Err(AppendError::NotPersisted("the log refused it (test)".to_owned()))),
             Some(AppendFault::LoseRecord) => Pending::ready(Err(AppendError::Unknown("the connection broke (test)".to_owned()))),
             Some(AppendFault::LoseAck) => {
-                drop(self.engine.append(to, record));
+                drop(self.append_now(to, record));
                 Pending::ready(Err(AppendError::Unknown("the acknowledgement was lost (test)".to_owned())))
             }
             Some(AppendFault::HoldAck) => {
                 let (sender, held) = Pending::new();
-                let stored = self.engine.append(to, record);
+                let stored = self.append_now(to, record);
                 faults.held.push((sender, stored));
                 held
             }
@@ -231,7 +238,12 @@ impl Log for Client {
     }
 
     fn create_topics(&self, topics: Vec<TopicSpec>) -> Pending<()> {
-        Pending::ready(self.connection.check().map_err(LogError::Unavailable).and_then(|()| self.engine.create_topics(&topics)))
+        if let Err(away) = self.connection.check() {
+            return Pending::ready(Err(LogError::Unavailable(away)));
+        }
+        let (sender, pending) = Pending::new();
+        self.engine.create_topics(topics, Box::new(move |done| drop(sender.send(done))));
+        pending
     }
 
     fn partitions(&self, of: &Topic) -> Pending<Option<u32>> {
@@ -244,6 +256,20 @@ impl Log for Client {
 
     fn max_record_bytes(&self) -> usize {
         MAX_RECORD_BYTES
+    }
+}
+
+/// Says what the log's health is, while the client is connected.
+async fn pass_on_health(mut engine: watch::Receiver<Health>, client: watch::Sender<Health>, mut online: watch::Receiver<bool>) {
+    loop {
+        let health = *engine.borrow_and_update();
+        if *online.borrow_and_update() {
+            client.send_if_modified(|known| std::mem::replace(known, health) != health);
+        }
+        tokio::select! {
+            changed = engine.changed() => if changed.is_err() { return },
+            () = client.closed() => return,
+        }
     }
 }
 

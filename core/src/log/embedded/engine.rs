@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
@@ -9,11 +10,13 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use super::disk::{Ack, AppendAck, Disk, Job};
 use super::group::{Effect, Groups, Holder, MemberId};
 use super::partition::{Found, Partition};
 use super::seat::Seat;
+use super::{OpenError, Options};
 use crate::clock::Moment;
-use crate::log::{Append, AppendError, Committed, Entry, LogError, Offset, Pending, Record, Timestamp, Topic, TopicPartition, TopicSpec};
+use crate::log::{AppendError, Committed, Entry, Health, LogError, Offset, Record, Timestamp, Topic, TopicPartition, TopicSpec};
 
 /// The largest record, in bytes: what a stock Kafka broker takes, rounded down.
 pub(super) const MAX_RECORD_BYTES: usize = 1_000_000;
@@ -39,6 +42,9 @@ pub(super) struct Engine {
     last_holder: AtomicU64,
     /// Dropped with the log; those who wait for it hear of that.
     alive: watch::Sender<()>,
+    /// `None`: only in memory.
+    disk: Option<Disk>,
+    health: watch::Sender<Health>,
     runtime: Runtime,
 }
 
@@ -70,12 +76,30 @@ enum Runtime {
     /// On the runtime that the log was opened on.
     Shared(tokio::runtime::Handle),
     /// On its own: it was opened outside of any.
-    Own(Option<tokio::runtime::Runtime>),
+    Own(tokio::runtime::Handle, Option<tokio::runtime::Runtime>),
+}
+
+impl Runtime {
+    fn here() -> std::io::Result<Self> {
+        Ok(match tokio::runtime::Handle::try_current() {
+            Ok(handle) => Self::Shared(handle),
+            Err(_) => {
+                let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().thread_name("log").build()?;
+                Self::Own(runtime.handle().clone(), Some(runtime))
+            }
+        })
+    }
+
+    fn handle(&self) -> &tokio::runtime::Handle {
+        match self {
+            Self::Shared(handle) | Self::Own(handle, _) => handle,
+        }
+    }
 }
 
 impl Drop for Runtime {
     fn drop(&mut self) {
-        if let Self::Own(runtime) = self
+        if let Self::Own(_, runtime) = self
             && let Some(runtime) = runtime.take()
         {
             runtime.shutdown_background();
@@ -92,10 +116,28 @@ pub(super) enum Fetched {
 
 impl Engine {
     pub(super) fn in_memory() -> std::io::Result<Arc<Self>> {
-        let runtime = match tokio::runtime::Handle::try_current() {
-            Ok(handle) => Runtime::Shared(handle),
-            Err(_) => Runtime::Own(Some(tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().thread_name("log").build()?)),
-        };
+        Ok(Self::start(Runtime::here()?, None, watch::Sender::new(Health::Up)))
+    }
+
+    pub(super) fn open(dir: &Path, options: Options) -> Result<Arc<Self>, OpenError> {
+        let runtime = Runtime::here().map_err(|e| OpenError::Store { dir: dir.to_owned(), reason: e.to_string() })?;
+        let health = watch::Sender::new(Health::Up);
+        let (disk, contents) = Disk::open(dir, options, health.clone())?;
+        let engine = Self::start(runtime, Some(disk), health);
+        let mut coordinator = engine.coordinator();
+        let mut topics = engine.topics.write().unwrap_or_else(PoisonError::into_inner);
+        for (spec, partitions) in contents.topics {
+            coordinator.groups.topic_restored(&spec.topic, spec.partitions);
+            topics.insert(spec.topic.clone(), Arc::new(TopicState { spec, partitions }));
+        }
+        for (group, partition, committed) in contents.commits {
+            coordinator.groups.commit_restored(&group, partition, committed);
+        }
+        drop((topics, coordinator));
+        Ok(engine)
+    }
+
+    fn start(runtime: Runtime, disk: Option<Disk>, health: watch::Sender<Health>) -> Arc<Self> {
         let engine = Arc::new(Self {
             topics: RwLock::default(),
             new_topics: watch::Sender::new(()),
@@ -104,21 +146,21 @@ impl Engine {
             opened: Instant::now(),
             last_holder: AtomicU64::new(0),
             alive: watch::Sender::new(()),
+            disk,
+            health,
             runtime,
         });
         engine.spawn(watch_the_time(Arc::downgrade(&engine)));
-        Ok(engine)
+        engine.spawn(keep_house_now_and_then(Arc::downgrade(&engine)));
+        engine
     }
 
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> tokio::task::JoinHandle<()> {
-        match &self.runtime {
-            Runtime::Shared(handle) => handle.spawn(task),
-            // It is only taken when the log is dropped.
-            Runtime::Own(runtime) => match runtime {
-                Some(runtime) => runtime.spawn(task),
-                None => tokio::spawn(task),
-            },
-        }
+        self.runtime.handle().spawn(task)
+    }
+
+    pub(super) fn health(&self) -> watch::Receiver<Health> {
+        self.health.subscribe()
     }
 
     fn coordinator(&self) -> MutexGuard<'_, Coordinator> {
@@ -146,43 +188,83 @@ impl Engine {
         }
     }
 
-    pub(super) fn append(&self, to: &TopicPartition, record: Record) -> Append {
+    /// Appends; `ack` is called once, with what became of it, maybe before this returns.
+    pub(super) fn append(&self, to: &TopicPartition, record: Record, ack: AppendAck) {
         let size_bytes = record.key.len() + record.value.as_ref().map_or(0, bytes::Bytes::len);
         if size_bytes > MAX_RECORD_BYTES {
-            return Pending::ready(Err(AppendError::TooLarge { size_bytes, limit_bytes: MAX_RECORD_BYTES }));
+            return ack(Err(AppendError::TooLarge { size_bytes, limit_bytes: MAX_RECORD_BYTES }));
         }
         let Some(topic) = self.topic(&to.topic) else {
-            return Pending::ready(Err(AppendError::NotPersisted(format!("there is no topic {}; make it first", to.topic))));
+            return ack(Err(AppendError::NotPersisted(format!("there is no topic {}; make it first", to.topic))));
         };
         let Some(partition) = usize::try_from(to.partition).ok().and_then(|p| topic.partitions.get(p)) else {
-            return Pending::ready(Err(AppendError::NotPersisted(format!("{to}: the topic has {} partitions", topic.partitions.len()))));
+            return ack(Err(AppendError::NotPersisted(format!("{to}: the topic has {} partitions", topic.partitions.len()))));
         };
         if topic.spec.compacted && record.key.is_empty() {
-            return Pending::ready(Err(AppendError::NotPersisted(format!("{to}: a record of a compacted topic must have a key"))));
+            return ack(Err(AppendError::NotPersisted(format!("{to}: a record of a compacted topic must have a key"))));
         }
-        Pending::ready(Ok(partition.append(record, crate::clock::wall_clock())))
+        match &self.disk {
+            None => ack(Ok(partition.append(record, crate::clock::wall_clock()))),
+            Some(disk) => disk.append(Arc::clone(partition), record, ack),
+        }
     }
 
     pub(super) async fn fetch(&self, partition: &Partition, at: Offset, records: usize) -> Fetched {
-        match partition.find(at, records, FETCH_BYTES) {
-            Found::Entries { entries, next } => Fetched::Entries { entries, next },
-            Found::Truncated { start } => Fetched::Truncated { start },
-            Found::End | Found::Stored { .. } => Fetched::End,
+        let (from, below) = match partition.find(at, records, FETCH_BYTES) {
+            Found::Entries { entries, next } => return Fetched::Entries { entries, next },
+            Found::Truncated { start } => return Fetched::Truncated { start },
+            Found::End => return Fetched::End,
+            Found::Stored { from, below } => (from, below),
+        };
+        let Some(disk) = &self.disk else { return Fetched::End };
+        let (read, id) = (disk.reader(), partition.id);
+        let read = self.runtime.handle().spawn_blocking(move || read(id, from, below, records, FETCH_BYTES)).await;
+        let Some((entries, next)) = read.ok().flatten() else {
+            // The store is broken, and being opened again.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            return Fetched::Entries { entries: Vec::new(), next: at };
+        };
+        // What was passed while it was read may have been read in part.
+        let start = partition.bounds().start;
+        if at < start { Fetched::Truncated { start } } else { Fetched::Entries { entries, next } }
+    }
+
+    /// Makes topics; `ack` is called once they can be used.
+    pub(super) fn create_topics(self: &Arc<Self>, specs: Vec<TopicSpec>, ack: Ack) {
+        if let Some(refused) = specs.iter().find_map(|spec| check_topic(spec).err()) {
+            return ack(Err(refused));
+        }
+        let engine = Arc::downgrade(self);
+        match &self.disk {
+            None => {
+                self.install(&specs.into_iter().map(|spec| (spec, 0)).collect::<Vec<_>>());
+                ack(Ok(()));
+            }
+            Some(disk) => {
+                let install = Box::new(move |new: &[(TopicSpec, u32)]| {
+                    if let Some(engine) = engine.upgrade() {
+                        engine.install(new);
+                    }
+                });
+                disk.write(Job::CreateTopics { specs, install, ack });
+            }
         }
     }
 
-    pub(super) fn create_topics(&self, specs: &[TopicSpec]) -> Result<(), LogError> {
-        for spec in specs {
-            check_topic(spec)?;
-        }
+    /// Takes in those of these topics that are not there yet; their partitions have these ids and the ones after them.
+    fn install(&self, new: &[(TopicSpec, u32)]) {
         let mut created = Vec::new();
         let mut topics = self.topics.write().unwrap_or_else(PoisonError::into_inner);
-        for spec in specs {
-            if !topics.contains_key(&spec.topic) {
-                let partitions = (0..spec.partitions).map(|_| Arc::new(Partition::empty())).collect();
-                topics.insert(spec.topic.clone(), Arc::new(TopicState { spec: spec.clone(), partitions }));
-                created.push(spec.clone());
+        for (spec, first_id) in new {
+            if topics.contains_key(&spec.topic) {
+                continue;
             }
+            let partitions: Vec<_> = (0..spec.partitions).map(|p| Arc::new(Partition::empty(first_id.saturating_add(p)))).collect();
+            if let Some(disk) = &self.disk {
+                disk.register(&partitions);
+            }
+            topics.insert(spec.topic.clone(), Arc::new(TopicState { spec: spec.clone(), partitions }));
+            created.push(spec);
         }
         drop(topics);
         if !created.is_empty() {
@@ -191,22 +273,31 @@ impl Engine {
                 self.in_groups(|groups, now| groups.topic_created(now, &spec.topic, spec.partitions));
             }
         }
-        Ok(())
     }
 
-    /// Removes what the topics' retention and compaction no longer keep, as of `now`.
+    /// Removes what the topics' retention and compaction no longer keep, as of `now`. Blocks while it reads the disk.
     pub(super) fn keep_house(&self, now: Timestamp) {
         let topics: Vec<_> = self.topics.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
         let before = |age: Duration| Timestamp::from_millis(now.as_millis().saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX)));
+        let housekeeper = self.disk.as_ref().map(Disk::housekeeper);
         for topic in topics {
             for partition in &topic.partitions {
-                if let Some(retention) = topic.spec.retention {
-                    partition.truncate(partition.first_since(before(retention)));
+                if let Some(oldest) = topic.spec.retention.map(before) {
+                    match &housekeeper {
+                        Some(housekeeper) => housekeeper.trim(partition, oldest),
+                        None => partition.truncate(partition.first_since(oldest)),
+                    }
                 }
                 if topic.spec.compacted {
-                    partition.remove(&partition.superseded(before(TOMBSTONE_RETENTION)));
+                    match &housekeeper {
+                        Some(housekeeper) => housekeeper.compact(partition, before(TOMBSTONE_RETENTION)),
+                        None => partition.remove(&partition.superseded(before(TOMBSTONE_RETENTION))),
+                    }
                 }
             }
+        }
+        if let Some(housekeeper) = housekeeper {
+            housekeeper.reclaim();
         }
     }
 
@@ -229,9 +320,24 @@ impl Engine {
         self.coordinator().groups.members(group)
     }
 
-    pub(super) fn commit(&self, member: Option<MemberId>, commits: &[(TopicPartition, Committed)]) -> Result<(), LogError> {
-        let Some(member) = member else { return Err(LogError::Fenced("no member of the group now".to_owned())) };
-        self.coordinator().groups.commit(member, commits)
+    /// Commits; `ack` is called once, with what became of it, maybe before this returns.
+    pub(super) fn commit(&self, member: Option<MemberId>, commits: Vec<(TopicPartition, Committed)>, ack: Ack) {
+        let Some(member) = member else { return ack(Err(LogError::Fenced("no member of the group now".to_owned()))) };
+        let mut coordinator = self.coordinator();
+        if self.disk.as_ref().is_some_and(Disk::is_full) {
+            drop(coordinator);
+            return ack(Err(LogError::Unavailable("too much waits for the disk".to_owned())));
+        }
+        let group = coordinator.groups.group_of(member).unwrap_or_default().to_owned();
+        let decided = coordinator.groups.commit(member, &commits);
+        match (&self.disk, decided) {
+            // Under the lock, so that commits are written in the order in which they were decided.
+            (Some(disk), Ok(())) => disk.write(Job::Commit { group, commits, ack }),
+            (_, decided) => {
+                drop(coordinator);
+                ack(decided);
+            }
+        }
     }
 
     /// A sign of life of a seat. One that is no member now becomes one again.
@@ -359,6 +465,18 @@ async fn watch_the_time(engine: Weak<Engine>) {
         if overslept < OVERSLEPT {
             overslept = Duration::ZERO;
         }
+    }
+}
+
+/// Retention and compaction are looked after this often.
+const HOUSE: Duration = Duration::from_secs(60);
+
+async fn keep_house_now_and_then(engine: Weak<Engine>) {
+    loop {
+        tokio::time::sleep(HOUSE).await;
+        let Some(strong) = engine.upgrade() else { return };
+        let keep = move || strong.keep_house(crate::clock::wall_clock());
+        let _ = tokio::task::spawn_blocking(keep).await;
     }
 }
 

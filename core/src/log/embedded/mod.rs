@@ -1,12 +1,15 @@
 //! The log in the process of `bluebox up`.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
 use crate::log::{Append, Bounds, Committed, GroupSpec, Health, Log, Membership, Offset, Pending, Reader, Record, Timestamp, Topic, TopicPartition, TopicSpec};
 
 mod client;
+mod disk;
 mod engine;
 pub mod group;
 mod partition;
@@ -15,6 +18,66 @@ mod seat;
 pub use client::{AppendFault, Client};
 
 use engine::Engine;
+
+/// How often what was appended is forced from the operating system's memory to the disk itself.
+///
+/// An acknowledged record is always in the operating system's hands, so that it survives the death of this process (kill -9 included) under each of these.
+/// They differ in what a power failure, or a crash of the whole machine, can take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fsync {
+    /// Before each acknowledgement: nothing acknowledged is lost. What arrives together shares one.
+    Always,
+    /// This long after the first record that isn't there yet: what was acknowledged within it can be lost.
+    Interval(Duration),
+    /// When the operating system sees fit (Linux: within half a minute). What Kafka does.
+    Never,
+}
+
+impl Default for Fsync {
+    /// Every second.
+    fn default() -> Self {
+        Self::Interval(Duration::from_secs(1))
+    }
+}
+
+/// How a log is kept on disk.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// When records are forced to the disk itself.
+    pub fsync: Fsync,
+    /// With less room than this left on the disk, nothing more is accepted, in bytes. The log needs some to sort what it has. Default 256 MiB.
+    pub keep_free_bytes: u64,
+    /// Finds out how much room there is; another one for tests.
+    pub free_bytes: fn(&Path) -> std::io::Result<u64>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { fsync: Fsync::default(), keep_free_bytes: 256 << 20, free_bytes }
+    }
+}
+
+/// The room on the disk under a directory that is left for this user, in bytes.
+fn free_bytes(dir: &Path) -> std::io::Result<u64> {
+    let stat = nix::sys::statvfs::statvfs(dir)?;
+    Ok(u64::from(stat.blocks_available()).saturating_mul(u64::from(stat.fragment_size())))
+}
+
+/// Why a log can't be opened.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it open.
+    #[error("the log in {} is in use by another process; stop that one, or choose another directory", .0.display())]
+    InUse(PathBuf),
+    /// It can't be read or written.
+    #[error("the log in {} can't be opened: {reason}", dir.display())]
+    Store {
+        /// Where it is.
+        dir: PathBuf,
+        /// What is the matter.
+        reason: String,
+    },
+}
 
 /// The embedded log.
 ///
@@ -35,12 +98,21 @@ impl Embedded {
         Arc::new(Self { own: Client::new(engine) })
     }
 
+    /// Opens the log in a directory, or makes one there. It is closed when the last of its users is dropped.
+    ///
+    /// # Errors
+    /// When another process has it open, or it can't be read or written.
+    pub fn open(dir: &Path, options: Options) -> Result<Arc<Self>, OpenError> {
+        Ok(Arc::new(Self { own: Client::new(Engine::open(dir, options)?) }))
+    }
+
     /// Another client, as another process would be. What is done to it concerns nobody else.
     pub fn client(&self) -> Arc<Client> {
         Client::new(Arc::clone(self.own.engine()))
     }
 
-    /// Removes now what retention and compaction no longer keep, as of `now` on the log's clock. It is done in the background too.
+    /// Removes now what retention and compaction no longer keep, as of `now` on the log's clock. It is done in the background too, every minute. Blocks while
+    /// it reads the disk.
     pub fn keep_house(&self, now: Timestamp) {
         self.own.engine().keep_house(now);
     }

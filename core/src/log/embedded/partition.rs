@@ -11,6 +11,8 @@ use crate::log::{Appended, Bounds, Entry, Offset, Record, Timestamp};
 /// A partition. Its lock guards what is known of it in memory and is never held over I/O.
 #[derive(Debug)]
 pub(super) struct Partition {
+    /// Its number in the store; 0 in a log that is only in memory.
+    pub(super) id: u32,
     state: Mutex<State>,
     /// Rings when the partition grows.
     end: watch::Sender<Offset>,
@@ -25,6 +27,8 @@ struct State {
     tail: VecDeque<Entry>,
     tail_from: Offset,
     tail_bytes: usize,
+    /// Compaction has seen what lies below.
+    compacted_to: Offset,
 }
 
 /// What a reader finds.
@@ -49,14 +53,14 @@ fn weight(entry: &Entry) -> usize {
 
 impl Partition {
     /// An empty partition.
-    pub(super) fn empty() -> Self {
-        Self::restored(Bounds { start: Offset::default(), end: Offset::default() }, Timestamp::default())
+    pub(super) fn empty(id: u32) -> Self {
+        Self::restored(id, Bounds { start: Offset::default(), end: Offset::default() }, Timestamp::default())
     }
 
     /// A partition whose records are in the store.
-    pub(super) fn restored(bounds: Bounds, last: Timestamp) -> Self {
-        let state = State { start: bounds.start, end: bounds.end, last, tail_from: bounds.end, ..State::default() };
-        Self { state: Mutex::new(state), end: watch::Sender::new(bounds.end) }
+    pub(super) fn restored(id: u32, bounds: Bounds, last: Timestamp) -> Self {
+        let state = State { start: bounds.start, end: bounds.end, last, tail_from: bounds.end, compacted_to: bounds.start, ..State::default() };
+        Self { id, state: Mutex::new(state), end: watch::Sender::new(bounds.end) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -72,6 +76,35 @@ impl Partition {
     pub(super) fn bounds(&self) -> Bounds {
         let state = self.state();
         Bounds { start: state.start, end: state.end }
+    }
+
+    /// The bounds, and the time of the last record.
+    pub(super) fn bounds_and_time(&self) -> (Bounds, Timestamp) {
+        let state = self.state();
+        (Bounds { start: state.start, end: state.end }, state.last)
+    }
+
+    /// What the store has turned out to have, after it failed and was opened again.
+    pub(super) fn reload(&self, bounds: Bounds, last: Timestamp) {
+        let mut state = self.state();
+        if bounds.end > state.end {
+            state.tail.clear();
+            state.tail_bytes = 0;
+            state.tail_from = bounds.end;
+            state.end = bounds.end;
+            state.last = state.last.max(last);
+        }
+        drop(state);
+        self.end.send_replace(bounds.end);
+    }
+
+    /// Where compaction goes on.
+    pub(super) fn compacted_to(&self) -> Offset {
+        self.state().compacted_to
+    }
+
+    pub(super) fn set_compacted_to(&self, to: Offset) {
+        self.state().compacted_to = to;
     }
 
     /// The offset and the time of a record that is appended now. Times never go back within a partition.

@@ -231,7 +231,9 @@ impl GroupControl for Control {
             return Pending::ready(Err(LogError::Unavailable(away)));
         }
         let Some(engine) = self.0.engine.upgrade() else { return Pending::ready(Err(LogError::Unavailable("the log was closed".to_owned()))) };
-        Pending::ready(engine.commit(self.0.member(), &commits).map(|()| at))
+        let (sender, pending) = Pending::new();
+        engine.commit(self.0.member(), commits, Box::new(move |done| drop(sender.send(done.map(|()| at)))));
+        pending
     }
 
     fn release(&self, partitions: Vec<TopicPartition>) {

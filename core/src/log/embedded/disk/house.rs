@@ -1,0 +1,157 @@
+//! Retention and compaction on disk.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+
+use bytes::Bytes;
+
+use super::store::{Store, StoreError};
+use super::{Job, Shared};
+use crate::log::embedded::partition::Partition;
+use crate::log::{Entry, Offset, Timestamp};
+
+/// Keys that one pass of a compaction remembers.
+const MAX_KEYS: usize = 200_000;
+
+/// Removals that are written together.
+const MAX_REMOVALS: usize = 4_096;
+
+/// Read at once, in bytes.
+const READ_BYTES: usize = 1 << 20;
+
+/// Below this much, it is not worth the work to give room back.
+const MIN_RECLAIM_BYTES: u64 = 64 << 20;
+
+/// Does in the background what nobody waits for.
+pub(in crate::log::embedded) struct Housekeeper {
+    shared: Arc<Shared>,
+}
+
+impl Housekeeper {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// Moves the start of a partition to its first record that is not older than `oldest`.
+    pub(in crate::log::embedded) fn trim(&self, partition: &Arc<Partition>, oldest: Timestamp) {
+        let Some(store) = self.shared.store() else { return };
+        match first_since(&store, partition, oldest) {
+            Ok(start) if start > partition.bounds().start => {
+                self.shared.passed.fetch_add(start.distance_from(partition.bounds().start), Ordering::Relaxed);
+                partition.truncate(start);
+                self.shared.write(Job::Trim { partition: Arc::clone(partition) });
+            }
+            Ok(_) => {}
+            Err(e) => tracing::error!(partition = partition.id, error = %e, "could not look for old records"),
+        }
+    }
+
+    /// Removes from a compacted partition what was superseded before this call, and tombstones from before `tombstones_before`.
+    pub(in crate::log::embedded) fn compact(&self, partition: &Arc<Partition>, tombstones_before: Timestamp) {
+        let Some(store) = self.shared.store() else { return };
+        let end = partition.bounds().end;
+        let mut from = partition.compacted_to();
+        while from < end {
+            match self.compact_part(&store, partition, from, end, tombstones_before) {
+                Ok(reached) => from = reached,
+                Err(e) => return tracing::error!(partition = partition.id, error = %e, "could not compact"),
+            }
+        }
+        partition.set_compacted_to(from);
+    }
+
+    /// One pass: learns the keys from `from` on, as many as are allowed, and removes every older record of them. Returns where the next pass begins.
+    fn compact_part(
+        &self,
+        store: &Store,
+        partition: &Arc<Partition>,
+        from: Offset,
+        end: Offset,
+        tombstones_before: Timestamp,
+    ) -> Result<Offset, StoreError> {
+        let mut last: HashMap<Bytes, Offset> = HashMap::new();
+        let mut reached = end;
+        each(store, partition.id, from, end, |entry| {
+            if last.len() >= MAX_KEYS && !last.contains_key(&entry.record.key) {
+                reached = entry.offset;
+                return false;
+            }
+            // A copy, because the key shares its memory with the whole record.
+            last.insert(Bytes::copy_from_slice(&entry.record.key), entry.offset);
+            true
+        })?;
+        let mut removals = Vec::new();
+        each(store, partition.id, partition.bounds().start, reached, |entry| {
+            let key = &entry.record.key;
+            let superseded = !key.is_empty() && last.get(key).is_some_and(|last| *last > entry.offset);
+            if superseded || entry.record.value.is_none() && entry.timestamp < tombstones_before {
+                removals.push(entry.offset);
+            }
+            if removals.len() >= MAX_REMOVALS {
+                self.remove(partition, std::mem::take(&mut removals));
+            }
+            true
+        })?;
+        if !removals.is_empty() {
+            self.remove(partition, removals);
+        }
+        Ok(reached)
+    }
+
+    fn remove(&self, partition: &Arc<Partition>, offsets: Vec<Offset>) {
+        partition.remove(&offsets);
+        self.shared.write(Job::Remove { partition: Arc::clone(partition), offsets });
+    }
+
+    /// Gives room back to the disk, if enough of what is there was passed by the starts.
+    pub(in crate::log::embedded) fn reclaim(&self) {
+        let Some(store) = self.shared.store() else { return };
+        let passed = self.shared.passed.load(Ordering::Relaxed);
+        let partitions = self.shared.partitions.read().unwrap_or_else(PoisonError::into_inner);
+        let live: u64 = partitions.iter().map(|p| p.bounds()).map(|b| b.end.distance_from(b.start)).sum();
+        drop(partitions);
+        let size = store.table_bytes();
+        let passed_bytes = u64::try_from(u128::from(size) * u128::from(passed) / u128::from((passed + live).max(1))).unwrap_or(size);
+        if passed_bytes < MIN_RECLAIM_BYTES.max(size / 4) || !self.shared.reclaim_begins() {
+            return;
+        }
+        match store.reclaim() {
+            Ok(()) => {
+                self.shared.passed.fetch_sub(passed, Ordering::Relaxed);
+                tracing::info!(before_bytes = size, after_bytes = store.table_bytes(), "gave room back to the disk");
+            }
+            Err(e) => tracing::error!(error = %e, "could not give room back to the disk"),
+        }
+        self.shared.reclaim_ends();
+    }
+}
+
+/// Reads a range in pieces, for as long as `goes_on` says so.
+fn each(store: &Store, id: u32, mut from: Offset, below: Offset, mut goes_on: impl FnMut(&Entry) -> bool) -> Result<(), StoreError> {
+    while from < below {
+        let (entries, next) = store.read(id, from, below, usize::MAX, READ_BYTES)?;
+        for entry in &entries {
+            if !goes_on(entry) {
+                return Ok(());
+            }
+        }
+        from = next;
+    }
+    Ok(())
+}
+
+/// The first offset whose record is not older; the end, if all are. Times don't go back within a partition, so that halving finds it.
+fn first_since(store: &Store, partition: &Partition, oldest: Timestamp) -> Result<Offset, StoreError> {
+    let bounds = partition.bounds();
+    let (mut low, mut high) = (bounds.start, bounds.end);
+    while low < high {
+        let middle = Offset::new(low.get() + (high.get() - low.get()) / 2);
+        match store.first(partition.id, middle, high)? {
+            Some(entry) if entry.timestamp < oldest => low = entry.offset.next(),
+            // Everything between the middle and that one is a hole.
+            Some(_) | None => high = middle,
+        }
+    }
+    Ok(low)
+}
