@@ -62,14 +62,7 @@ impl Housekeeper {
     }
 
     /// One pass: learns the keys from `from` on, as many as are allowed, and removes every older record of them. Returns where the next pass begins.
-    fn compact_part(
-        &self,
-        store: &Store,
-        partition: &Arc<Partition>,
-        from: Offset,
-        end: Offset,
-        tombstones_before: Timestamp,
-    ) -> Result<Offset, StoreError> {
+    fn compact_part(&self, store: &Store, partition: &Arc<Partition>, from: Offset, end: Offset, tombstones_before: Timestamp) -> Result<Offset, StoreError> {
         let mut last: HashMap<Bytes, Offset> = HashMap::new();
         let mut reached = end;
         each(store, partition.id, from, end, |entry| {

@@ -32,13 +32,30 @@ pub(super) type Install = Box<dyn FnOnce(&[(TopicSpec, u32)]) + Send>;
 
 /// Something to be written.
 pub(super) enum Job {
-    Append { partition: Arc<Partition>, record: Record, ack: AppendAck },
-    Commit { group: String, commits: Vec<(TopicPartition, Committed)>, ack: Ack },
-    CreateTopics { specs: Vec<TopicSpec>, install: Install, ack: Ack },
+    Append {
+        partition: Arc<Partition>,
+        record: Record,
+        ack: AppendAck,
+    },
+    Commit {
+        group: String,
+        commits: Vec<(TopicPartition, Committed)>,
+        ack: Ack,
+    },
+    CreateTopics {
+        specs: Vec<TopicSpec>,
+        install: Install,
+        ack: Ack,
+    },
     /// The start of a partition has moved, in memory already.
-    Trim { partition: Arc<Partition> },
+    Trim {
+        partition: Arc<Partition>,
+    },
     /// Compaction has found these to be superseded.
-    Remove { partition: Arc<Partition>, offsets: Vec<Offset> },
+    Remove {
+        partition: Arc<Partition>,
+        offsets: Vec<Offset>,
+    },
 }
 
 /// What was there when the log was opened.

@@ -172,8 +172,8 @@ impl Store {
             .open()
             .map_err(|e| if matches!(e, fjall::Error::Locked) { StoreError::InUse(dir.to_owned()) } else { e.into() })?;
         // Records are found by range, never by a key that may not be there: filters would only cost memory.
-        let records = database
-            .keyspace("records", || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES).filter_policy(FilterPolicy::disabled()))?;
+        let records =
+            database.keyspace("records", || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES).filter_policy(FilterPolicy::disabled()))?;
         let meta = database.keyspace("meta", || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES / 4))?;
         match meta.get(FORMAT_KEY)?.map(|v| v.first_chunk().map(|v| u64::from_be_bytes(*v))) {
             Some(Some(FORMAT)) => {}
