@@ -186,7 +186,7 @@ fn end_descendants(app: Pid) {
     let _ = killpg(app, Signal::SIGKILL);
     let me = Pid::this().as_raw();
     loop {
-        for child in children_of(me) {
+        for child in processes(|process| process.parent == me) {
             let _ = kill(Pid::from_raw(child), Signal::SIGKILL);
         }
         match waitpid(None, None) {
@@ -196,14 +196,23 @@ fn end_descendants(app: Pid) {
     }
 }
 
-/// The processes whose parent is `parent`, by proc(5).
-fn children_of(parent: i32) -> Vec<i32> {
-    let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
-    let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+/// A process, by proc_pid_stat(5).
+pub(crate) struct Process {
+    /// Its parent.
+    pub(crate) parent: i32,
+    /// Its process group.
+    pub(crate) group: i32,
+}
+
+/// The running processes that are wanted.
+pub(crate) fn processes(wanted: impl Fn(&Process) -> bool) -> Vec<i32> {
+    let Ok(all) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let pids = all.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     pids.filter(|pid| {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // The name of the program is in parentheses and can contain anything; the parent is the second field after it.
-        stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)?.parse::<i32>().ok()) == Some(parent)
+        // The name of the program is in parentheses and can contain anything. After it come the state, the parent, the group.
+        let mut fields = stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ').skip(1).map_while(|field| field.parse().ok())).into_iter().flatten();
+        matches!((fields.next(), fields.next()), (Some(parent), Some(group)) if wanted(&Process { parent, group }))
     })
     .collect()
 }

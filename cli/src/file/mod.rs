@@ -21,6 +21,7 @@ use bluebox_proxy::config::AppProtocol;
 
 pub(crate) use problem::{Place, Problem, Problems};
 use read::Reader;
+pub(crate) use read::address;
 use tree::{Key, Node, Value};
 
 use crate::limits::{Known, Side};

@@ -13,6 +13,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::{Child, Command};
+use tokio::time::Instant;
 
 use super::output::{Output, Source};
 use crate::family::{Ending, Order, Report, SHIM};
@@ -98,10 +99,18 @@ impl App {
                 Some(_) => {}
                 None => {
                     // The shim was killed: the kernel has killed the app with it, the rest of its group is ours to end.
-                    let _ = killpg(Pid::from_raw(self.pid), Signal::SIGKILL);
+                    self.end_group().await;
                     return *self.ended.insert(Ending::Signal(Signal::SIGKILL as i32));
                 }
             }
+        }
+    }
+
+    async fn end_group(&self) {
+        let began = Instant::now();
+        // An error means that nobody is left in it.
+        while killpg(Pid::from_raw(self.pid), Signal::SIGKILL).is_ok() && began.elapsed() < KILL_TIME {
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
@@ -115,8 +124,8 @@ impl App {
     pub(crate) async fn kill(mut self) {
         self.order(&Order::Kill).await;
         if tokio::time::timeout(KILL_TIME, self.shim.wait()).await.is_err() {
-            let _ = killpg(Pid::from_raw(self.pid), Signal::SIGKILL);
             let _ = self.shim.kill().await;
+            self.end_group().await;
         }
     }
 }

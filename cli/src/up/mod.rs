@@ -64,6 +64,9 @@ pub(crate) struct UpOptions {
     /// Where the embedded log keeps its data; by default `.bluebox` beside the file.
     #[arg(long, env = "BLUEBOX_DATA", value_name = "DIR")]
     data: Option<PathBuf>,
+    /// Where callers outside any box call; port 0 lets the system choose. By default what the file says, or 127.0.0.1:4140.
+    #[arg(long, env = "BLUEBOX_GATEWAY", value_name = "HOST:PORT", value_parser = file::address)]
+    gateway: Option<std::net::SocketAddr>,
     /// When the embedded log waits for the disk: `always`, `never`, or how much may be lost with the power, such as 50ms. No choice loses
     /// anything when processes die.
     #[arg(long, env = "BLUEBOX_FSYNC", value_name = "WHEN", value_parser = |text: &str| crate::log::parse_fsync(text).map(|_| text.to_owned()))]
@@ -173,6 +176,9 @@ fn apply(options: &UpOptions, system: &mut System) -> anyhow::Result<()> {
     if options.brokers.is_some() {
         system.log.brokers = options.brokers.clone();
     }
+    if let (Some(listen), Some(gateway)) = (options.gateway, &mut system.gateway) {
+        gateway.listen = listen;
+    }
     if options.fsync.is_some() {
         system.log.fsync = options.fsync.clone();
     }
@@ -207,6 +213,10 @@ fn greet(output: &Output, file: &Path, system: &System, log: &OpenLog, units: &[
         let what = if names.is_empty() { "only calls".to_owned() } else { format!("{} at port {}", names.join(" "), ports.join(", ")) };
         output.say(Tone::Plain, format!("  {:<12} {what}", spec.name.as_str()));
     }
+    let called = system.boxes.iter().find_map(|spec| spec.components.first());
+    if let (Some(gateway), Some(component)) = (units.iter().find(|unit| unit.app.is_none()).and_then(|unit| unit.listen), called) {
+        output.say(Tone::Plain, format!("  from outside: curl -x {gateway} http://{}/", component.name));
+    }
 }
 
 fn first_state(file: &Path, system: &System, log: &OpenLog, units: &[Unit]) -> State {
@@ -223,6 +233,12 @@ fn first_state(file: &Path, system: &System, log: &OpenLog, units: &[Unit]) -> S
             .map(|unit| UnitState {
                 name: unit.name.clone(),
                 box_name: unit.box_name.clone(),
+                components: system
+                    .boxes
+                    .iter()
+                    .filter(|spec| unit.app.is_some() && spec.name.as_str() == unit.box_name)
+                    .flat_map(|spec| spec.components.iter().map(|component| component.name.to_string()))
+                    .collect(),
                 status: Status::Starting,
                 app_pid: 0,
                 app_port: unit.app.as_ref().map(|app| app.port),
@@ -236,14 +252,9 @@ fn first_state(file: &Path, system: &System, log: &OpenLog, units: &[Unit]) -> S
     }
 }
 
-/// Says once that everything is up, and how to call it.
+/// Says once that everything is up.
 async fn tell_when_up(mut state: watch::Receiver<State>, output: Output) {
-    let Ok(now) = state.wait_for(|state| state.units.iter().all(|unit| unit.status == Status::Up)).await else { return };
-    let called = now.units.iter().find(|unit| Some(unit.name.as_str()) != now.gateway.map(|_| "gateway") && unit.app_port.is_some());
-    let how = match (now.gateway, called) {
-        (Some(gateway), Some(unit)) => format!(" Call it: curl -x {gateway} http://{}/", unit.box_name),
-        _ => String::new(),
-    };
-    drop(now);
-    output.say(Tone::Good, format!("everything is up.{how}   (Ctrl-C ends it)"));
+    if state.wait_for(|state| state.units.iter().all(|unit| unit.status == Status::Up)).await.is_ok() {
+        output.say(Tone::Good, "everything is up (Ctrl-C ends it)");
+    }
 }

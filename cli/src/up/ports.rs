@@ -35,17 +35,23 @@ fn listeners() -> impl Iterator<Item = (u16, String)> {
 
 /// Who listens at a port, in words; empty if that can't be seen.
 pub(crate) fn owner(port: u16) -> String {
+    let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let Some(pid) = owner_among(port, pids) else { return String::new() };
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    format!(" by {} (pid {pid})", name.trim())
+}
+
+/// Whether a process of this group listens at a port.
+pub(crate) fn is_open_in_group(port: u16, group: i32) -> bool {
+    is_open(port) && owner_among(port, crate::family::processes(|process| process.group == group).into_iter()).is_some()
+}
+
+fn owner_among(port: u16, mut pids: impl Iterator<Item = i32>) -> Option<i32> {
     let inodes: BTreeSet<String> = listeners().filter(|(open, _)| *open == port).map(|(_, inode)| format!("socket:[{inode}]")).collect();
-    let Ok(processes) = std::fs::read_dir("/proc") else { return String::new() };
-    for pid in processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()) {
-        let Ok(files) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
-        let mut links = files.flatten().filter_map(|file| std::fs::read_link(file.path()).ok());
-        if links.any(|link| link.to_str().is_some_and(|link| inodes.contains(link))) {
-            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            return format!(" by {} (pid {pid})", name.trim());
-        }
-    }
-    String::new()
+    pids.find(|pid| {
+        let mut links = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten().filter_map(|file| std::fs::read_link(file.path()).ok());
+        links.any(|link| link.to_str().is_some_and(|link| inodes.contains(link)))
+    })
 }
 
 /// Whether an address can be listened at now; why not, in words.

@@ -38,6 +38,8 @@ pub(crate) struct UnitState {
     /// The box.
     #[serde(rename = "box")]
     pub(crate) box_name: String,
+    /// The components that it serves.
+    pub(crate) components: Vec<String>,
     /// How it is.
     pub(crate) status: Status,
     /// The app's process; 0: none.

@@ -75,6 +75,8 @@ struct Running {
 enum End {
     App(Ending),
     Proxy(Ending),
+    /// The app took the port that the file gives to the first replica.
+    WrongPort(u16),
     Asked,
 }
 
@@ -100,6 +102,7 @@ impl Supervisor {
                         End::Asked => return self.end(running).await,
                         End::App(ending) => self.app_ended(ending, began.elapsed(), opened),
                         End::Proxy(ending) => self.proxy_ended(ending),
+                        End::WrongPort(first) => format!("its app listens on port {first} and not on $PORT. {}", self.only_one(first)),
                     };
                     kill_both(running).await;
                     why
@@ -154,6 +157,11 @@ impl Supervisor {
     async fn start(&mut self) -> anyhow::Result<Running> {
         if let Some(app) = self.unit.app.as_ref().filter(|app| app.serves) {
             ports::check_free(SocketAddr::from(([127, 0, 0, 1], app.port))).map_err(anyhow::Error::msg).context("its app could not listen")?;
+            // An app that ignores $PORT must not take the first replica's port from it.
+            let began = Instant::now();
+            while app.port_is_anothers.is_some_and(|first| !ports::is_open(first)) && began.elapsed() < SLOW_START && !self.must_end() {
+                sleep(Duration::from_millis(25)).await;
+            }
         }
         let mut proxy = self.start_proxy()?;
         let began = Instant::now();
@@ -258,6 +266,9 @@ impl Supervisor {
             } else {
                 Duration::from_millis(25)
             };
+            if let (false, Some(first)) = (opened, self.took_anothers_port(running)) {
+                return (End::WrongPort(first), false);
+            }
             let app = async {
                 match &mut running.app {
                     Some(app) => app.ended().await,
@@ -271,6 +282,12 @@ impl Supervisor {
                 () = sleep(look.min(Duration::from_secs(3600))) => {}
             }
         }
+    }
+
+    /// The first replica's port, if the app of this one listens there.
+    fn took_anothers_port(&self, running: &Running) -> Option<u16> {
+        let first = self.unit.app.as_ref()?.port_is_anothers?;
+        ports::is_open_in_group(first, running.app.as_ref()?.pid).then_some(first)
     }
 
     fn is_up(&self, port: Option<u16>, running: &Running) {
@@ -301,13 +318,16 @@ impl Supervisor {
         if let Some(app) = self.unit.app.as_ref().filter(|app| app.serves && !opened) {
             why.push_str(&format!(", without opening port {}", app.port));
             if let Some(first) = app.port_is_anothers {
-                why.push_str(&format!(
-                    ". Only one process can have port {first}: with more than one replica the app must listen on $PORT (here {}), or set `replicas: 1`",
-                    app.port
-                ));
+                why.push_str(". ");
+                why.push_str(&self.only_one(first));
             }
         }
         why
+    }
+
+    fn only_one(&self, first: u16) -> String {
+        let port = self.unit.app.as_ref().map_or(0, |app| app.port);
+        format!("Only one process can have port {first}: with more than one replica the app must listen on $PORT (here {port}), or set `replicas: 1`")
     }
 
     fn proxy_ended(&self, ending: Ending) -> String {

@@ -1,0 +1,249 @@
+//! A `bluebox up` as a user has it: a file in a directory, a process, what it prints, and what it says that runs.
+
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Longer than anything takes, on a machine that has much else to do.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// An HTTP app in Python's standard library: `/env` is its environment, `/call?URL` calls on, everything else says who it is.
+pub const APP: &str = r#"
+import json, os, urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == "/env":
+            body = json.dumps(dict(os.environ)).encode()
+        elif self.path.startswith("/call?"):
+            body = urllib.request.urlopen(self.path[6:]).read()
+        else:
+            body = f"{os.environ['BLUEBOX_BOX']} {self.path}".encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_):
+        pass
+ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
+"#;
+
+/// The binary under test.
+pub fn bluebox() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bluebox"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("BLUEBOX_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// Runs it to its end; what it said, on both streams.
+pub fn run(command: &mut Command) -> (ExitStatus, String) {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    (status, format!("{}{}", String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap()))
+}
+
+/// Waits for a condition; with the deadline, says what was waited for.
+pub fn wait_until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(began.elapsed() < DEADLINE, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Whether a process runs (a zombie does not).
+pub fn runs(pid: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z')))
+}
+
+/// All running processes that have `text` in their environment: everything that a system with this directory has started.
+pub fn processes_with(text: &str) -> Vec<i32> {
+    let pids = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| runs(*pid) && std::fs::read(format!("/proc/{pid}/environ")).is_ok_and(|env| String::from_utf8_lossy(&env).contains(text))).collect()
+}
+
+pub fn send(pid: i32, signal: Signal) {
+    kill(Pid::from_raw(pid), signal).unwrap();
+}
+
+/// A directory with a file of boxes and the app.
+pub struct Place(TempDir);
+
+impl Place {
+    pub fn with(yaml: &str) -> Self {
+        let directory = TempDir::new().unwrap();
+        std::fs::write(directory.path().join("bluebox.yaml"), yaml).unwrap();
+        std::fs::write(directory.path().join("app.py"), APP).unwrap();
+        Self(directory)
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// `bluebox up` in here, the gateway's port chosen by the system. Everything that it starts carries the directory in its environment.
+    pub fn command(&self) -> Command {
+        let mut command = bluebox();
+        command.args(["up", "--gateway", "127.0.0.1:0"]).current_dir(self.path()).env("TEST_PLACE", self.path());
+        command
+    }
+
+    pub fn processes(&self) -> Vec<i32> {
+        processes_with(&format!("TEST_PLACE={}\0", self.path().display()))
+    }
+
+    pub fn up(self) -> Up {
+        self.up_with(&[])
+    }
+
+    pub fn up_with(self, arguments: &[&str]) -> Up {
+        let mut child = self.command().args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (tell, lines) = channel();
+        for from in [Box::new(child.stdout.take().unwrap()) as Box<dyn std::io::Read + Send>, Box::new(child.stderr.take().unwrap())] {
+            let tell = tell.clone();
+            std::thread::spawn(move || {
+                for line in BufReader::new(from).lines().map_while(Result::ok) {
+                    let _ = tell.send(line);
+                }
+            });
+        }
+        Up { place: self, child, lines, said: String::new() }
+    }
+}
+
+/// A running `bluebox up`. Dropped, it is killed.
+pub struct Up {
+    pub place: Place,
+    child: Child,
+    lines: Receiver<String>,
+    said: String,
+}
+
+/// A replica as `state.json` has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unit {
+    pub app: i32,
+    pub proxy: i32,
+    pub restarts: u64,
+    pub status: String,
+    pub port: u16,
+}
+
+impl Up {
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.child.id()).unwrap()
+    }
+
+    pub fn state(&self) -> Option<Value> {
+        serde_json::from_slice(&std::fs::read(self.place.path().join(".bluebox/state.json")).ok()?).ok()
+    }
+
+    pub fn unit(&self, name: &str) -> Option<Unit> {
+        let state = self.state()?;
+        let unit = state["units"].as_array()?.iter().find(|unit| unit["name"] == name)?.clone();
+        Some(Unit {
+            app: i32::try_from(unit["app_pid"].as_i64()?).ok()?,
+            proxy: i32::try_from(unit["proxy_pid"].as_i64()?).ok()?,
+            restarts: unit["restarts"].as_u64()?,
+            status: unit["status"].as_str()?.to_owned(),
+            port: u16::try_from(unit["app_port"].as_u64().unwrap_or(0)).ok()?,
+        })
+    }
+
+    /// Waits until everything is up.
+    pub fn wait_until_up(&mut self) {
+        self.expect("everything is up");
+    }
+
+    /// Waits until everything is up and the app has said that it is ready, in whatever order.
+    pub fn wait_until_ready(&mut self) {
+        self.expect_all(&["everything is up", "| ready"]);
+    }
+
+    /// Waits until lines with all these texts were printed.
+    fn expect_all(&mut self, texts: &[&str]) {
+        while let Some(missing) = texts.iter().find(|text| !self.said.contains(**text)) {
+            self.expect(missing);
+        }
+    }
+
+    /// Waits until a replica is up after its n-th restart.
+    pub fn wait_for_restart(&mut self, name: &str, restarts: u64) -> Unit {
+        wait_until(&format!("{name} has been started again {restarts} times"), || self.unit(name).filter(|u| u.restarts == restarts && u.status == "up"))
+    }
+
+    /// Waits until a line with this text was printed; the line.
+    pub fn expect(&mut self, text: &str) -> String {
+        let began = Instant::now();
+        loop {
+            match self.lines.recv_timeout(DEADLINE.saturating_sub(began.elapsed())) {
+                Ok(line) => {
+                    self.said.push_str(&line);
+                    self.said.push('\n');
+                    if line.contains(text) {
+                        return line;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => panic!("waited in vain for {text:?}; it said:\n{}", self.said),
+                Err(RecvTimeoutError::Disconnected) => panic!("it ended without saying {text:?}; it said:\n{}", self.said),
+            }
+        }
+    }
+
+    pub fn gateway(&self) -> SocketAddr {
+        self.state().unwrap()["gateway"].as_str().unwrap().parse().unwrap()
+    }
+
+    /// GETs a URL through the gateway; status and body.
+    pub fn get(&self, url: &str) -> (u16, String) {
+        get_through(self.gateway(), url)
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        send(self.pid(), signal);
+    }
+
+    /// Waits for the end; the exit code, and everything that was said.
+    pub fn ended(mut self) -> (Option<i32>, String) {
+        let status = wait_until("it has ended", || self.child.try_wait().unwrap());
+        self.said.extend(self.lines.iter().map(|line| line + "\n"));
+        (status.code(), std::mem::take(&mut self.said))
+    }
+}
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            self.said.extend(self.lines.iter().map(|line| line + "\n"));
+            eprintln!("it said:\n{}", self.said);
+        }
+    }
+}
+
+/// GETs a URL through a proxy; status and body.
+pub fn get_through(proxy: SocketAddr, url: &str) -> (u16, String) {
+    let host = url.strip_prefix("http://").unwrap().split('/').next().unwrap();
+    let mut stream = TcpStream::connect(proxy).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    write!(stream, "GET {url} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("no answer: {answer:?}"));
+    (status, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
+}
