@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use bluebox_core::ComponentName;
 use bluebox_core::topics::Retention;
+use bluebox_proxy::Proxy;
 use bluebox_proxy::config::{ProxyConfig, Served};
 use clap::Args;
+use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info};
 
@@ -145,6 +147,15 @@ fn check(config: &ProxyConfig) -> Result<(), String> {
     Ok(())
 }
 
+/// What a proxy tells the `bluebox up` that started it, as the first line on its standard output: the ports that the system chose.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Listening {
+    /// Where it takes calls.
+    pub(crate) listen: SocketAddr,
+    /// Where it answers /metrics.
+    pub(crate) admin: Option<SocketAddr>,
+}
+
 /// Runs the proxy until it is told to end.
 pub(crate) async fn run(options: ProxyOptions) -> anyhow::Result<()> {
     options.logging.start()?;
@@ -154,10 +165,14 @@ pub(crate) async fn run(options: ProxyOptions) -> anyhow::Result<()> {
     let config = options.config().map_err(anyhow::Error::msg)?;
     let log = options.log.connect()?;
     tokio::spawn(tell_about_the_log(log.clone(), options.log.clone()));
+    let log_described = options.log.describe();
     let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    info!(name = %config.name, listen = %config.listen, log = options.log.describe(), "proxy started");
-    bluebox_proxy::run(config, log, asked_to_end(terminate, interrupt)).await?;
-    info!("proxy ended");
+    let proxy = Proxy::bind(config).await?;
+    info!(log = log_described, "calls are kept in this log");
+    if options.with_parent {
+        println!("{}", serde_json::to_string(&Listening { listen: proxy.listen(), admin: proxy.admin() })?);
+    }
+    proxy.run(log, asked_to_end(terminate, interrupt)).await?;
     Ok(())
 }
 

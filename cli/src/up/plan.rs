@@ -14,6 +14,9 @@ use crate::file::{BoxSpec, ComponentSpec, Gateway, System};
 use crate::proxy::ProxyOptions;
 use crate::serve;
 
+/// How long callers outside may wait for their answers when the gateway ends. Their calls are kept whatever becomes of them.
+const GATEWAY_DRAIN: Duration = Duration::from_secs(10);
+
 /// One replica of a box, or the gateway: a proxy, and perhaps an app.
 #[derive(Debug, Clone)]
 pub(crate) struct Unit {
@@ -92,16 +95,9 @@ pub(crate) fn units(system: &System, log: &[String]) -> anyhow::Result<Vec<Unit>
 fn gateway_unit(gateway: &Gateway, log: &[String]) -> anyhow::Result<Unit> {
     let listen = if gateway.listen.port() == 0 { SocketAddr::new(gateway.listen.ip(), ports::free()?.port()) } else { gateway.listen };
     let mut proxy = vec!["--name".to_owned(), gateway.name.to_string()];
+    proxy.push(format!("--drain={}", humantime::format_duration(GATEWAY_DRAIN)));
     proxy.extend(gateway.limits.iter().chain(log).cloned());
-    Ok(Unit {
-        name: gateway.name.to_string(),
-        box_name: gateway.name.to_string(),
-        replica: 0,
-        app: None,
-        listen: Some(listen),
-        proxy,
-        drain: Duration::from_secs(10),
-    })
+    Ok(Unit { name: gateway.name.to_string(), box_name: gateway.name.to_string(), replica: 0, app: None, listen: Some(listen), proxy, drain: GATEWAY_DRAIN })
 }
 
 fn proxy_arguments(spec: &BoxSpec, app: SocketAddr, replicas: &[SocketAddr], log: &[String]) -> Vec<String> {

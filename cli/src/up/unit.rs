@@ -8,9 +8,10 @@ use std::time::Duration;
 use anyhow::Context as _;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::app::{App, Start};
 use super::output::{Output, Source, Tone};
@@ -18,6 +19,7 @@ use super::plan::{AppPlan, Unit};
 use super::ports;
 use super::state::{State, Status, UnitState};
 use crate::family::Ending;
+use crate::proxy::Listening;
 use crate::units::spell;
 
 /// A unit that ran this long has shown that it can: its next restart is not delayed.
@@ -26,6 +28,8 @@ const STABLE: Duration = Duration::from_secs(30);
 const SLOW_START: Duration = Duration::from_secs(10);
 /// How long a proxy may take to listen.
 const PROXY_START: Duration = Duration::from_secs(10);
+/// What a proxy tells of itself is short.
+const MAX_TOLD_BYTES: u64 = 4096;
 /// What a proxy may take beyond its drain.
 const BEYOND_DRAIN: Duration = Duration::from_secs(5);
 
@@ -163,15 +167,7 @@ impl Supervisor {
                 sleep(Duration::from_millis(25)).await;
             }
         }
-        let mut proxy = self.start_proxy()?;
-        let began = Instant::now();
-        while !ports::is_open(proxy.listen.port()) {
-            if let Ok(Some(status)) = proxy.child.try_wait() {
-                anyhow::bail!("its proxy {}", Ending::from(status));
-            }
-            anyhow::ensure!(began.elapsed() < PROXY_START, "its proxy did not listen at {} within {}", proxy.listen, spell(PROXY_START));
-            sleep(Duration::from_millis(10)).await;
-        }
+        let proxy = self.start_proxy().await?;
         let app = match &self.unit.app {
             None => None,
             Some(app) => {
@@ -185,17 +181,18 @@ impl Supervisor {
         Ok(Running { app, proxy })
     }
 
-    fn start_proxy(&self) -> anyhow::Result<Proxy> {
-        let listen = self.unit.listen.map_or_else(ports::free, Ok)?;
-        if self.unit.listen.is_some() {
+    /// Starts the proxy; done when it listens.
+    async fn start_proxy(&self) -> anyhow::Result<Proxy> {
+        if let Some(listen) = self.unit.listen {
             ports::check_free(listen).map_err(anyhow::Error::msg)?;
         }
-        let admin = ports::free()?;
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let listen = self.unit.listen.unwrap_or(any);
         let mut command = Command::new(std::env::current_exe()?);
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(|name| name.starts_with("BLUEBOX_"))) {
             command.env_remove(name);
         }
-        command.args(["proxy", "--with-parent", "--listen", &listen.to_string(), "--admin", &admin.to_string()]).args(&self.unit.proxy);
+        command.args(["proxy", "--with-parent", "--listen", &listen.to_string(), "--admin", &any.to_string()]).args(&self.unit.proxy);
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -205,14 +202,18 @@ impl Supervisor {
             .spawn()
             .context("its proxy can't be started")?;
         let source = if self.unit.app.is_some() { self.source.proxy() } else { self.source.clone() };
-        if let Some(lines) = child.stdout.take() {
-            tokio::spawn(self.output.clone().copy(source.clone(), lines));
-        }
         if let Some(lines) = child.stderr.take() {
             tokio::spawn(self.output.clone().copy(source, lines));
         }
-        let (pid, input) = (child.id().unwrap_or(0), child.stdin.take());
-        self.change(|unit| (unit.proxy_pid, unit.proxy, unit.admin) = (pid, Some(listen), Some(admin)));
+        let (input, told) = (child.stdin.take(), child.stdout.take().context("its proxy has no output")?);
+        let mut told = BufReader::new(told.take(MAX_TOLD_BYTES)).lines();
+        let Ok(line) = timeout(PROXY_START, told.next_line()).await else {
+            anyhow::bail!("its proxy did not listen at {listen} within {}", spell(PROXY_START));
+        };
+        let Some(line) = line? else { anyhow::bail!("its proxy {}", Ending::from(child.wait().await?)) };
+        let Listening { listen, admin } = serde_json::from_str(&line)?;
+        let pid = child.id().unwrap_or(0);
+        self.change(|unit| (unit.proxy_pid, unit.proxy, unit.admin) = (pid, Some(listen), admin));
         Ok(Proxy { child, _input: input, listen })
     }
 
