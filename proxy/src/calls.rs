@@ -60,13 +60,13 @@ pub struct CallRef {
     pub id: CallId,
     /// Until then what is asked for is kept, by the log's clock.
     pub kept_until: Timestamp,
-    /// For a call with an `Idempotency-Key`, whose id can be guessed by who guesses the key: the start of its digest, which can't.
-    pub proof: Option<[u8; PROOF_BYTES]>,
+    /// The start of the call's digest. The id of a call with an `Idempotency-Key` can be guessed by who guesses the key; this can't.
+    pub proof: [u8; PROOF_BYTES],
 }
 
 impl CallRef {
-    /// Of an accepted call; `keyed` is its digest, if its caller gave it a key.
-    pub fn new(config: &ProxyConfig, accepted: &Accepted, reply_to: &ReplyAddress, id: CallId, callee: ComponentName, keyed: Option<Digest>) -> Self {
+    /// Of an accepted recorded call.
+    pub fn new(config: &ProxyConfig, accepted: &Accepted, reply_to: &ReplyAddress, id: CallId, callee: ComponentName, digest: &Digest) -> Self {
         let kept = u64::try_from(config.retention.replies.as_millis()).unwrap_or(u64::MAX);
         Self {
             callee,
@@ -77,7 +77,7 @@ impl CallRef {
             position: reply_to.position,
             id,
             kept_until: Timestamp::from_millis(accepted.appended.timestamp.as_millis().saturating_add(kept)),
-            proof: keyed.map(|digest| std::array::from_fn(|i| digest[i])),
+            proof: std::array::from_fn(|i| digest[i]),
         }
     }
 
@@ -100,7 +100,7 @@ impl CallRef {
         bytes.put_u64(self.position.get());
         bytes.put_slice(self.id.as_bytes());
         bytes.put_u64(self.kept_until.as_millis());
-        bytes.put_slice(self.proof.as_ref().map_or(&[], |p| &p[..]));
+        bytes.put_slice(&self.proof);
         URL_SAFE_NO_PAD.encode(bytes)
     }
 
@@ -134,7 +134,7 @@ impl CallRef {
             position: Offset::new(bytes.try_get_u64().ok()?),
             id: CallId::from_bytes(sixteen(&mut bytes)?),
             kept_until: Timestamp::from_millis(bytes.try_get_u64().ok()?),
-            proof: if bytes.is_empty() { None } else { Some(sixteen(&mut bytes)?) },
+            proof: sixteen(&mut bytes)?,
         };
         bytes.is_empty().then_some(call)
     }
@@ -209,7 +209,7 @@ fn gone() -> Problem {
     Problem::new(Kind::CallGone, "the call is older than what is kept; keep outcomes longer with a longer retention of replies")
 }
 
-/// Who guesses a key can guess the id of its call, but not its digest.
+/// Whether the one who asks was given the ID: it must fit to the call that lies at the place that it names.
 async fn prove(side: &OutboundSide, call: &CallRef) -> Result<(), Problem> {
     let wrong = || Problem::new(Kind::NoSuchResource, "there is no such call");
     let topics = side.config.prefix.topics(&call.callee);
@@ -226,12 +226,11 @@ async fn prove(side: &OutboundSide, call: &CallRef) -> Result<(), Problem> {
     if call.offset < bounds.start {
         return Err(gone());
     }
-    let Some(proof) = call.proof else { return Ok(()) };
     let mut reader = side.log.read(&partition, call.offset);
     let read = tokio::time::timeout(SEARCH_TIMEOUT, reader.next()).await.map_err(|_| away(&"the log does not answer"))?;
     let Some(Read::Entries(entries)) = read else { return Err(gone()) };
     match entries.into_iter().next().and_then(|e| e.record.value).map(CallsEntry::decode) {
-        Some(Ok(CallsEntry::Call(there))) if there.id == call.id && there.recorded.is_some_and(|d| d[..PROOF_BYTES] == proof) => Ok(()),
+        Some(Ok(CallsEntry::Call(there))) if there.id == call.id && there.recorded.is_some_and(|d| d[..PROOF_BYTES] == call.proof) => Ok(()),
         _ => Err(wrong()),
     }
 }
@@ -288,7 +287,7 @@ mod tests {
 
     use super::*;
 
-    fn a_call(proof: Option<[u8; PROOF_BYTES]>) -> CallRef {
+    fn a_call() -> CallRef {
         CallRef {
             callee: ComponentName::try_new("cart").unwrap(),
             partition: 31,
@@ -298,23 +297,22 @@ mod tests {
             position: Offset::new(12),
             id: CallId::random(),
             kept_until: Timestamp::from_millis(99),
-            proof,
+            proof: [7; PROOF_BYTES],
         }
     }
 
     #[test]
     fn an_id_says_everything_and_is_safe_in_a_url() {
-        for call in [a_call(None), a_call(Some([7; PROOF_BYTES]))] {
-            let text = call.encode();
-            assert!(text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'), "{text}");
-            assert_eq!(CallRef::decode(&text), Some(call));
-        }
+        let call = a_call();
+        let text = call.encode();
+        assert!(text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'), "{text}");
+        assert_eq!(CallRef::decode(&text), Some(call));
     }
 
     #[test]
     fn the_longest_id_is_short_enough() {
         let long = ComponentName::try_new(&"x".repeat(63)).unwrap();
-        let call = CallRef { callee: long.clone(), caller: long, ..a_call(Some([1; PROOF_BYTES])) };
+        let call = CallRef { callee: long.clone(), caller: long, ..a_call() };
         assert_eq!(CallRef::decode(&call.encode()), Some(call));
     }
 

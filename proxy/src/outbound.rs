@@ -191,8 +191,8 @@ impl OutboundSide {
         if let Ok(answer) = answer {
             return Ok(Carried::Ended(answer));
         }
-        if preferences.respond_async {
-            let call_ref = CallRef::new(&self.config, &accepted, &reply_to, id, callee, recorded.filter(|_| keyed));
+        if let Some(digest) = recorded.filter(|_| preferences.respond_async) {
+            let call_ref = CallRef::new(&self.config, &accepted, &reply_to, id, callee, &digest);
             return Ok(Carried::Later(Box::new(later(&call_ref, &accepted, preferences.applied(true)))));
         }
         let waited = humantime::format_duration(hold);

@@ -90,7 +90,7 @@ impl System {
                 position: Offset::new(0),
                 id: bluebox_core::CallId::random(),
                 kept_until: bluebox_core::log::Timestamp::from_millis(u64::MAX),
-                proof: None,
+                proof: [0; 16],
             };
             let status = self.ask(&format!("GET /v1/calls/{} HTTP/1.1\r\nHost: bluebox\r\nConnection: close\r\n\r\n", id.encode())).await;
             let probe = self.ask("GET / HTTP/1.1\r\nHost: cart\r\nPrefer: wait=0\r\nbluebox-ordering-key: \r\nConnection: close\r\n\r\n").await;
@@ -131,6 +131,11 @@ impl System {
     pub async fn stop(self) {
         self.stop.cancel();
         tokio::time::timeout(PATIENCE, self.running).await.unwrap().unwrap().unwrap();
+    }
+
+    /// The end of `cart`'s only partition: how many calls there were.
+    pub async fn log_end(&self) -> u64 {
+        self.log.bounds(&self.cart.calls.partition(0)).await.unwrap().end.get()
     }
 
     pub async fn metrics(&self) -> String {

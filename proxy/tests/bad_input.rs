@@ -1,0 +1,274 @@
+//! What is malformed or hostile gets a clear error, costs little, and reaches no app.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests fail by panicking")]
+
+mod common;
+
+use std::time::Duration;
+
+use bluebox_core::registry::Component;
+use common::{Answer, PATIENCE, System, read_head, response};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// Asks, and checks that no call came of it and that the gateway still works.
+async fn refused(system: &System, request: impl AsRef<[u8]>) -> Answer {
+    let answer = system.ask(request).await;
+    let end = system.log_end().await;
+    assert_eq!(end, 0, "a call came of it: {answer:?}");
+    answer
+}
+
+#[tokio::test]
+async fn what_is_no_http_is_refused() {
+    let system = System::start().await;
+    for garbage in [
+        &b"\r\n\r\nnonsense\r\n\r\n"[..],
+        b"GET\r\n\r\n",
+        b"GET / HTTP/1.1\nHost cart\n\n",
+        b"G\x00T / HTTP/1.1\r\nHost: cart\r\n\r\n",
+        b"GET /a b HTTP/1.1\r\nHost: cart\r\n\r\n",
+        b"GET / HTTP/2.7\r\nHost: cart\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: cart\r\nX-Folded: a\r\n b\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: cart\r\nX Y: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: cart\r\nHost : shop\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: cart\r\nX: a\x00b\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: cart\r\nX: a\rb\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03TLS hello\r\n\r\n",
+    ] {
+        let answer = refused(&system, garbage).await;
+        assert_eq!(answer.status, 400, "{:?}: {answer:?}", String::from_utf8_lossy(garbage));
+    }
+}
+
+#[tokio::test]
+async fn a_request_names_one_host() {
+    let system = System::start().await;
+    for (head, why) in [
+        ("GET / HTTP/1.1\r\n", "none"),
+        ("GET / HTTP/1.1\r\nHost:\r\n", "empty"),
+        ("GET / HTTP/1.1\r\nHost: cart\r\nHost: cart\r\n", "twice"),
+        ("GET / HTTP/1.1\r\nHost: cart\r\nHost: shop\r\n", "two"),
+        ("GET / HTTP/1.1\r\nHost: cart, shop\r\n", "a list"),
+        ("GET / HTTP/1.1\r\nHost: user@cart\r\n", "userinfo"),
+        ("GET / HTTP/1.1\r\nHost: cart:99999\r\n", "port"),
+        ("GET / HTTP/1.1\r\nHost: cart:-1\r\n", "port"),
+        ("GET / HTTP/1.1\r\nHost: ca\u{fc}rt\r\n", "not ASCII"),
+        ("GET https://cart/ HTTP/1.1\r\nHost: cart\r\n", "scheme"),
+        ("GET / HTTP/1.0\r\n", "1.0 without any"),
+    ] {
+        let answer = refused(&system, format!("{head}Connection: close\r\n\r\n")).await;
+        assert_eq!((answer.status, answer.problem().as_str()), (400, "bad-request"), "{why}: {answer:?}");
+        assert_eq!(answer.header("bluebox-retry-safe").as_deref(), Some("true"));
+        assert_eq!(answer.header("content-type").as_deref(), Some("application/problem+json"));
+    }
+}
+
+#[tokio::test]
+async fn framing_that_two_could_read_differently_is_refused() {
+    let system = System::start().await;
+    let post = "POST / HTTP/1.1\r\nHost: cart\r\n";
+    for (fields, status) in [
+        ("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", 400),
+        ("Transfer-Encoding: chunked\r\nContent-Length: 5\r\n", 400),
+        ("Transfer-Encoding: chunked\r\nContent-Length: 0\r\n", 400),
+        ("Content-Length: 5\r\nContent-Length: 6\r\n", 400),
+        ("Content-Length: 5, 6\r\n", 400),
+        ("Content-Length: -5\r\n", 400),
+        ("Content-Length: +5\r\n", 400),
+        ("Content-Length: 0x5\r\n", 400),
+        ("Content-Length: 99999999999999999999999\r\n", 400),
+        ("Transfer-Encoding: identity\r\n", 400),
+        ("Transfer-Encoding: chunked, identity\r\n", 400),
+        ("Transfer-Encoding: xchunked\r\n", 400),
+        ("Transfer-Encoding : chunked\r\n", 400),
+        ("Transfer-Encoding: gzip, chunked\r\n", 501),
+        ("Transfer-Encoding: chunked, chunked\r\n", 501),
+    ] {
+        let answer = refused(&system, format!("{post}{fields}\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: cart\r\n\r\n")).await;
+        assert_eq!(answer.status, status, "{fields:?}: {answer:?}");
+        assert_eq!(answer.raw.windows(9).filter(|w| w == b"HTTP/1.1 ").count(), 1, "one answer, and the connection is closed: {answer:?}");
+    }
+    let old = refused(&system, "POST / HTTP/1.0\r\nHost: cart\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n").await;
+    assert_eq!(old.status, 400);
+}
+
+#[tokio::test]
+async fn two_framings_are_refused_on_a_used_connection_too() {
+    let system = System::start().await;
+    let mut cart = system.answers(response(200, &[], b"ok"));
+    let good = "POST /good HTTP/1.1\r\nHost: cart\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n0\r\nX-T: 1\r\n\r\n";
+    let bad = "POST /bad HTTP/1.1\r\nHost: cart\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n";
+    let answer = system.ask(format!("{good}{good}{bad}{good}")).await;
+    let text = String::from_utf8_lossy(&answer.raw).into_owned();
+    assert_eq!(text.matches("HTTP/1.1 200").count(), 2, "{text}");
+    assert_eq!(text.matches("HTTP/1.1 400").count(), 1, "{text}");
+    assert_eq!((cart.next().await.request.target, cart.next().await.request.target), ("/good".to_owned(), "/good".to_owned()));
+    assert!(cart.is_idle());
+}
+
+#[tokio::test]
+async fn a_broken_body_is_no_call() {
+    let system = System::start().await;
+    let post = "POST / HTTP/1.1\r\nHost: cart\r\n";
+    for (fields, body) in [
+        ("Transfer-Encoding: chunked\r\n", "zz\r\nabc\r\n0\r\n\r\n"),
+        ("Transfer-Encoding: chunked\r\n", "-1\r\nabc\r\n0\r\n\r\n"),
+        ("Transfer-Encoding: chunked\r\n", "3\r\nabcX\r\n0\r\n\r\n"),
+        ("Transfer-Encoding: chunked\r\n", "fffffffffffffffff\r\nabc\r\n0\r\n\r\n"),
+        ("Transfer-Encoding: chunked\r\n", "3\r\nabc\r\n0\r\nBad Trailer\r\n\r\n"),
+    ] {
+        let answer = refused(&system, format!("{post}{fields}\r\n{body}")).await;
+        assert_eq!(answer.status, 400, "{body:?}: {answer:?}");
+    }
+    // Cut off: nobody is there to be answered, but nothing may come of it.
+    let mut stream = system.connect().await;
+    stream.write_all(format!("{post}Content-Length: 10\r\n\r\nabc").as_bytes()).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await.unwrap();
+    assert_eq!(system.log_end().await, 0);
+}
+
+#[tokio::test]
+async fn a_head_that_is_too_large_is_refused() {
+    let system = System::start().await;
+    let large = "x".repeat(70 << 10);
+    for head in [
+        format!("GET / HTTP/1.1\r\nHost: cart\r\nX: {large}\r\n\r\n"),
+        format!("GET / HTTP/1.1\r\nHost: cart\r\n{}\r\n", "a: b\r\n".repeat(1000)),
+        format!("GET / HTTP/1.1\r\nHost: cart\r\nX: {}", "y".repeat(200 << 10)),
+    ] {
+        assert_eq!(refused(&system, head).await.status, 431);
+    }
+    assert!([414, 431].contains(&refused(&system, format!("GET /{large} HTTP/1.1\r\nHost: cart\r\n\r\n")).await.status));
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_large_is_refused() {
+    let system = System::start_with(|_| {}, Component { partitions: 1, body_limit_bytes: 300_000, ..Component::default() }).await;
+    let told = refused(&system, "POST / HTTP/1.1\r\nHost: cart\r\nContent-Length: 300001\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n").await;
+    assert_eq!((told.status, told.problem().as_str()), (413, "body-too-large"), "no 100 comes before it: {told:?}");
+
+    let mut endless = system.connect().await;
+    endless.write_all(b"POST / HTTP/1.1\r\nHost: cart\r\nTransfer-Encoding: chunked\r\n\r\n").await.unwrap();
+    let (mut read, mut write) = endless.split();
+    let chunk = format!("10000\r\n{}\r\n", "z".repeat(0x10000));
+    let sending = async { while write.write_all(chunk.as_bytes()).await.is_ok() {} };
+    let reading = async {
+        let mut raw = vec![0; 4096];
+        let read = read.read(&mut raw).await.unwrap();
+        Answer::parse(&raw[..read])
+    };
+    let answer = tokio::time::timeout(PATIENCE, async {
+        tokio::select! { () = sending => panic!("the connection broke before the answer"), answer = reading => answer }
+    });
+    assert_eq!(answer.await.unwrap().status, 413);
+    assert_eq!(system.log_end().await, 0);
+}
+
+#[tokio::test]
+async fn slow_senders_are_cut_off() {
+    let timeout = Duration::from_millis(300);
+    let system = System::start_with(
+        |config| {
+            config.outbound.head_timeout = timeout;
+            config.outbound.body_idle_timeout = timeout;
+        },
+        Component { partitions: 1, ..Component::default() },
+    )
+    .await;
+    // Nothing at all, half a preface of HTTP/2, half a head, drop by drop, and half a head on a connection that was used.
+    let used = "GET http://bluebox/ HTTP/1.1\r\nHost: bluebox\r\n\r\nGET / HT";
+    for begin in ["", "PRI * HT", "GET / HTTP/1.1\r\nHost: cart\r\nX: ", used] {
+        let began = std::time::Instant::now();
+        let answer = refused(&system, begin).await;
+        assert!(began.elapsed() >= timeout, "{begin:?}");
+        assert!(answer.status == 0 || begin == used, "{answer:?}");
+    }
+    let mut dripping = system.connect().await;
+    let drip = async {
+        dripping.write_all(b"GET / HTTP/1.1\r\nHost: cart\r\n").await.unwrap();
+        while dripping.write_all(b"a").await.is_ok() {
+            tokio::time::sleep(timeout / 6).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, drip).await.expect("a head that comes drop by drop is cut off");
+
+    let slow = refused(&system, "POST / HTTP/1.1\r\nHost: cart\r\nContent-Length: 10\r\n\r\nabc").await;
+    assert_eq!((slow.status, slow.problem().as_str()), (408, "slow-body"), "{slow:?}");
+}
+
+#[tokio::test]
+async fn a_connection_may_stand_idle_for_longer_than_a_head_may_take() {
+    let timeout = Duration::from_millis(100);
+    let system = System::start_with(|config| config.outbound.head_timeout = timeout, Component { partitions: 1, ..Component::default() }).await;
+    let _cart = system.answers(response(200, &[("content-length", "2")], b"ok"));
+    let mut stream = system.connect().await;
+    for _ in 0..2 {
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: cart\r\n\r\n").await.unwrap();
+        assert_eq!(common::read_response(&mut stream).await.status, 200);
+        // The time that passes is what is tested.
+        tokio::time::sleep(3 * timeout).await;
+    }
+}
+
+#[tokio::test]
+async fn names_that_no_component_has_are_no_calls() {
+    let system = System::start().await;
+    for host in ["cart_1", "cart-", "-cart", "cart.", "xcart"] {
+        let answer = refused(&system, format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")).await;
+        assert_eq!((answer.status, answer.problem().as_str()), (502, "pass-through-failed"), "{host}: {answer:?}");
+        assert_eq!(answer.header("bluebox-retry-safe").as_deref(), Some("true"));
+    }
+    for host in ["ca%rt", "ca rt", "cart/x", "[cart", "cart\\x"] {
+        let answer = refused(&system, format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")).await;
+        assert_eq!(answer.status, 400, "{host}: {answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn forged_fields_of_ours_are_taken_out() {
+    let system = System::start().await;
+    let mut cart = system.answers(response(200, &[], b"ok"));
+    let request = "GET / HTTP/1.1\r\nHost: cart\r\nBluebox-Call-Id: 1\r\nbluebox-attempt: 7\r\nBLUEBOX-CALLER: root\r\nbluebox-anything: x\r\n\
+                   X-Mine: 1\r\nConnection: close, x-hop\r\nX-Hop: 1\r\nKeep-Alive: 5\r\nProxy-Connection: x\r\nProxy-Authorization: y\r\nTE: gzip\r\n\r\n";
+    assert_eq!(system.ask(request).await.status, 200);
+    let call = cart.next().await;
+    let names: Vec<_> = call.request.headers.keys().map(|n| n.as_str().to_owned()).collect();
+    assert_eq!(names, ["x-mine"]);
+    assert_eq!(call.caller.as_str(), "gateway");
+}
+
+#[tokio::test]
+async fn a_request_to_the_proxy_itself_is_a_loop() {
+    let system = System::start().await;
+    for head in [
+        format!("GET / HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", system.gateway),
+        format!("GET http://{}/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", system.gateway),
+        format!("GET / HTTP/1.1\r\nHost: localhost:{}\r\nConnection: close\r\n\r\n", system.gateway.port()),
+        format!("CONNECT {} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", system.gateway, system.gateway),
+    ] {
+        let answer = refused(&system, &head).await;
+        assert_eq!((answer.status, answer.problem().as_str()), (508, "loop"), "{head:?}: {answer:?}");
+    }
+    let everywhere = System::start_with(|config| config.listen = "0.0.0.0:0".parse().unwrap(), Component { partitions: 1, ..Component::default() }).await;
+    let port = everywhere.gateway.port();
+    let answer =
+        common::exchange(([127, 0, 0, 1], port).into(), format!("GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n").as_bytes()).await;
+    assert_eq!(answer.status, 508, "{answer:?}");
+}
+
+#[tokio::test]
+async fn what_cant_be_durable_is_refused_and_counted() {
+    let system = System::start().await;
+    for request in [
+        "GET / HTTP/1.1\r\nHost: cart\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+        "CONNECT cart:80 HTTP/1.1\r\nHost: cart:80\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: cart\r\nContent-Type: application/grpc\r\nConnection: close\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: cart\r\nAccept: text/event-stream\r\nConnection: close\r\n\r\n",
+    ] {
+        let mut stream = system.connect().await;
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let answer = read_head(&mut stream).await;
+        assert_eq!((answer.status, answer.problem().as_str()), (501, "stream-refused"), "{request:?}: {answer:?}");
+    }
+    assert!(system.metrics().await.contains("bluebox_streams_total{result=\"refused\"} 4"));
+}
