@@ -19,7 +19,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_service::Service as _;
@@ -40,8 +40,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The way past the log. Cheap to clone.
 #[derive(Clone)]
 pub struct PassThrough {
-    http1: Client<Connector, Incoming>,
-    http2: Client<Connector, Incoming>,
+    http1: Client<Connector, Asking>,
+    http2: Client<Connector, Asking>,
     connector: Connector,
     metrics: Metrics,
     /// Tunnels and upgraded connections, which outlive the requests that began them.
@@ -122,8 +122,19 @@ impl PassThrough {
         head.uri = uri(&to, &target.target)?;
         head.extensions.clear();
 
+        let expects = head.headers.contains_key(header::EXPECT);
+        let mut request = Request::from_parts(head, Asking { body, wanted: None });
+        if expects {
+            let (sender, wanted) = watch::channel(false);
+            hyper::ext::on_informational(&mut request, move |told| {
+                if told.status() == StatusCode::CONTINUE {
+                    sender.send_replace(true);
+                }
+            });
+            request.body_mut().wanted = Some(Box::pin(when_wanted(wanted)));
+        }
         let client = if is_http2 { &self.http2 } else { &self.http1 };
-        let mut response = client.request(Request::from_parts(head, body)).await.map_err(|e| failure(&to, &e, e.is_connect()))?;
+        let mut response = client.request(request).await.map_err(|e| failure(&to, &e, e.is_connect()))?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             if !upgrade {
                 return Err(Problem::new(Kind::PassThroughFailed, format!("{to} switched protocols unasked (RFC 9110, section 7.8)")));
@@ -214,6 +225,46 @@ fn failure(to: &Authority, error: &(dyn std::error::Error + 'static), before_sen
         text.push_str("; no component of this name is registered for this port either");
     }
     Problem::new(Kind::PassThroughFailed, format!("{to}{text}")).retry_safe(before_sending)
+}
+
+/// How long a server that was told `Expect: 100-continue` may be silent before the body is sent all the same (RFC 9110, section 10.1.1).
+const CONTINUE_TIMEOUT: Duration = Duration::from_secs(1);
+
+async fn when_wanted(mut wanted: watch::Receiver<bool>) {
+    let _ = tokio::time::timeout(CONTINUE_TIMEOUT, async {
+        if wanted.wait_for(|wanted| *wanted).await.is_err() {
+            // Nobody can say so any more.
+            std::future::pending::<()>().await;
+        }
+    })
+    .await;
+}
+
+/// The body of a request on its way. Where its caller waits for `100 Continue`, reading it is what asks for it: so it is read only when the server wants it.
+struct Asking {
+    body: Incoming,
+    wanted: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl http_body::Body for Asking {
+    type Data = bytes::Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<http_body::Frame<Self::Data>, Self::Error>>> {
+        if let Some(wanted) = &mut self.wanted {
+            std::task::ready!(wanted.as_mut().poll(cx));
+            self.wanted = None;
+        }
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// The connection would have come back to this proxy.
