@@ -1,0 +1,199 @@
+//! Bodies, small and large: in, out, bounded, and never half.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests fail by panicking")]
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bluebox_core::call::{Body, BulkBody};
+use bluebox_core::log::embedded::{AppendFault, Embedded};
+use bluebox_core::log::{Log, Offset, Record, Timestamp, Topic, TopicPartition, TopicSpec};
+use bluebox_proxy::bulk::{Bulk, GiveOutError, INLINE_BYTES, TakeIn, TakeInError};
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, StreamBody};
+use sha2::{Digest, Sha256};
+
+const MIB: usize = 1 << 20;
+const LIMITS: TakeIn = TakeIn { limit_bytes: 64 << 20, idle_timeout: Duration::from_secs(20) };
+
+async fn log_with_a_partition() -> (Arc<Embedded>, TopicPartition) {
+    let log = Embedded::in_memory();
+    let topic = Topic::new("bulk");
+    log.create_topics(vec![TopicSpec { topic: topic.clone(), partitions: 2, retention: Some(Duration::from_secs(3600)), compacted: false }]).await.unwrap();
+    (log, topic.partition(0))
+}
+
+fn bytes(length: usize) -> Bytes {
+    (0..length).map(|i| (i % 253) as u8).collect::<Vec<_>>().into()
+}
+
+/// A body of unknown length that comes in pieces.
+fn pieces(of: Bytes, size: usize) -> impl http_body::Body<Data = Bytes, Error = Infallible> {
+    let pieces: Vec<_> = of.chunks(size).map(|c| Ok(Frame::data(Bytes::copy_from_slice(c)))).collect();
+    StreamBody::new(futures_util::stream::iter(pieces))
+}
+
+#[tokio::test]
+async fn what_goes_in_comes_out() {
+    let (log, partition) = log_with_a_partition().await;
+    let bulk = Bulk::new(log.clone(), partition.clone(), 8 * MIB);
+    for length in [0, 1, INLINE_BYTES - 1, INLINE_BYTES, INLINE_BYTES + 1, 2 * INLINE_BYTES, 5 * MIB + 7] {
+        for piece in [1000, 70_000, 3 * MIB] {
+            let content = bytes(length);
+            let mut digest = Sha256::new();
+            let taken = bulk.take_in(pieces(content.clone(), piece), &LIMITS, Some(&mut digest)).await.unwrap();
+            assert_eq!(digest.finalize(), Sha256::digest(&content));
+            assert_eq!(matches!(taken.body, Body::Inline(_)), length <= INLINE_BYTES, "{length}");
+            let out = bulk.give_out(taken.body, HeaderMap::new());
+            assert_eq!(http_body::Body::size_hint(&out).exact(), Some(length as u64));
+            assert!(out.collect().await.unwrap().to_bytes() == content, "{length} in pieces of {piece}");
+        }
+        let known = bulk.take_in(Full::new(bytes(length)), &LIMITS, None).await.unwrap();
+        assert!(bulk.give_out(known.body, HeaderMap::new()).collect().await.unwrap().to_bytes() == bytes(length));
+    }
+}
+
+#[tokio::test]
+async fn chunks_of_several_bodies_lie_between_each_other() {
+    let (log, partition) = log_with_a_partition().await;
+    // With so little memory each body goes on with one chunk at a time; none waits for another for ever.
+    let bulk = Bulk::new(log.clone(), partition.clone(), 1);
+    let bodies: Vec<_> = (0..12).map(|i| bytes(2 * MIB + i)).collect();
+    let tasks: Vec<_> = bodies
+        .iter()
+        .map(|content| {
+            let (bulk, content) = (bulk.clone(), content.clone());
+            tokio::spawn(async move { bulk.take_in(pieces(content, 50_000), &LIMITS, None).await.unwrap().body })
+        })
+        .collect();
+    for (task, content) in tasks.into_iter().zip(bodies) {
+        let body = task.await.unwrap();
+        assert!(bulk.give_out(body, HeaderMap::new()).collect().await.unwrap().to_bytes() == content);
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_large_is_refused_at_once_or_as_soon_as_it_is() {
+    let (log, partition) = log_with_a_partition().await;
+    let bulk = Bulk::new(log.clone(), partition.clone(), MIB);
+    let limits = TakeIn { limit_bytes: 400_000, ..LIMITS };
+    let too_large = TakeInError::TooLarge { limit_bytes: 400_000 };
+    assert_eq!(bulk.take_in(Full::new(bytes(400_001)), &limits, None).await.unwrap_err(), too_large);
+    assert_eq!(log.bounds(&partition).await.unwrap().end, Offset::new(0), "nothing of it was read");
+    let endless = StreamBody::new(futures_util::stream::repeat_with(|| Ok::<_, Infallible>(Frame::data(Bytes::from_static(&[0; 1000])))));
+    assert_eq!(bulk.take_in(endless, &limits, None).await.unwrap_err(), too_large);
+    assert!(bulk.take_in(Full::new(bytes(400_000)), &limits, None).await.is_ok());
+}
+
+/// A body that gives a little and then nothing more.
+struct Stuck(bool);
+
+impl http_body::Body for Stuck {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if std::mem::replace(&mut self.0, true) { Poll::Pending } else { Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"x"))))) }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_stands_still_is_given_up() {
+    let (log, partition) = log_with_a_partition().await;
+    let bulk = Bulk::new(log, partition, MIB);
+    let limits = TakeIn { idle_timeout: Duration::from_secs(30), ..LIMITS };
+    assert_eq!(bulk.take_in(Stuck(false), &limits, None).await.unwrap_err(), TakeInError::Idle { after: Duration::from_secs(30) });
+}
+
+#[tokio::test]
+async fn memory_is_given_back() {
+    let (log, partition) = log_with_a_partition().await;
+    let bulk = Bulk::new(log, partition, 2 * INLINE_BYTES);
+    let held: Vec<_> =
+        [bulk.take_in(pieces(bytes(10), 10), &LIMITS, None).await.unwrap(), bulk.take_in(pieces(bytes(10), 10), &LIMITS, None).await.unwrap()].into();
+    // Both bodies of unknown length hold all there is; a third waits until one is let go.
+    let (waits, third) = (bulk.clone(), bytes(10));
+    let mut third = tokio::spawn(async move { waits.take_in(pieces(third, 10), &LIMITS, None).await.unwrap() });
+    assert!(tokio::time::timeout(Duration::from_millis(50), &mut third).await.is_err(), "it went on without memory");
+    drop(held);
+    tokio::time::timeout(LIMITS.idle_timeout, third).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_or_cant_be_stored_is_an_error() {
+    let (log, partition) = log_with_a_partition().await;
+    let client = log.client();
+    let bulk = Bulk::new(client.clone(), partition, MIB);
+    let frames = [Ok(Frame::data(Bytes::from_static(b"x"))), Err(std::io::Error::other("reset"))];
+    let broken = bulk.take_in(StreamBody::new(futures_util::stream::iter(frames)), &LIMITS, None).await.unwrap_err();
+    assert_eq!(broken, TakeInError::Broken("reset".to_owned()));
+    for fault in [AppendFault::Refuse, AppendFault::LoseAck, AppendFault::LoseRecord] {
+        client.fail_appends(fault, None);
+        let error = bulk.take_in(Full::new(bytes(MIB)), &LIMITS, None).await.unwrap_err();
+        assert!(matches!(error, TakeInError::NotStored(_)), "{fault:?}: {error:?}");
+    }
+}
+
+#[tokio::test]
+async fn trailers_come_along_and_prevent_exact_framing() {
+    let (log, partition) = log_with_a_partition().await;
+    let bulk = Bulk::new(log, partition, MIB);
+    let mut trailers = HeaderMap::new();
+    trailers.append("x-sum", "1".parse().unwrap());
+    trailers.append("content-length", "1".parse().unwrap());
+    let body = Full::new(Bytes::from_static(b"abc")).with_trailers(std::future::ready(Some(Ok(trailers))));
+    let taken = bulk.take_in(body, &LIMITS, None).await.unwrap();
+    assert_eq!(taken.trailers.len(), 1);
+    let out = bulk.give_out(taken.body, taken.trailers);
+    assert_eq!(http_body::Body::size_hint(&out).exact(), None);
+    let out = out.collect().await.unwrap();
+    assert_eq!(out.trailers().unwrap()["x-sum"], "1");
+    assert_eq!(out.to_bytes(), "abc");
+}
+
+async fn out(bulk: &Bulk, body: BulkBody) -> Result<Bytes, GiveOutError> {
+    Ok(bulk.give_out(Body::Bulk(body), HeaderMap::new()).collect().await?.to_bytes())
+}
+
+#[tokio::test]
+async fn what_is_not_all_there_is_an_error_and_never_a_shorter_body() {
+    let (log, partition) = log_with_a_partition().await;
+    let bulk = Bulk::new(log.clone(), partition.clone(), 4 * MIB);
+    let Body::Bulk(good) = bulk.take_in(Full::new(bytes(MIB)), &LIMITS, None).await.unwrap().body else { panic!() };
+    assert!(out(&bulk, good.clone()).await.unwrap() == bytes(MIB));
+
+    let other = log.append(&partition, Record::new(Bytes::from_static(b"no chunk"))).await.unwrap().offset;
+    let with = |change: fn(&mut BulkBody, Offset)| {
+        let mut body = good.clone();
+        change(&mut body, other);
+        body
+    };
+    for (body, what) in [
+        (with(|b, _| b.len_bytes += 1), "shorter than it says"),
+        (with(|b, _| b.len_bytes -= 1), "longer than it says"),
+        (with(|b, _| drop(b.chunks.pop())), "a chunk less"),
+        (with(|b, other| b.chunks[1] = other), "no chunk"),
+    ] {
+        assert!(matches!(out(&bulk, body).await, Err(GiveOutError::Mismatch(_))), "{what}");
+    }
+    let chunks = good.chunks.clone();
+    let copy = bulk.writing_to(Topic::new("bulk").partition(1)).copy(&Body::Bulk(good.clone())).await.unwrap();
+
+    log.keep_house(Timestamp::from_millis(u64::MAX));
+    assert!(matches!(out(&bulk, good).await, Err(GiveOutError::Missing(_))), "{chunks:?}");
+    // The copy is gone with it here, because both partitions keep as long; what counts is that it had been one of its own.
+    let Body::Bulk(copy) = copy else { panic!() };
+    assert_eq!((copy.partition.partition, copy.len_bytes), (1, MIB as u64));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chunk_that_never_comes_is_not_awaited_for_ever() {
+    let (log, partition) = log_with_a_partition().await;
+    let bulk = Bulk::new(log, partition.clone(), MIB);
+    let body = BulkBody { partition, chunks: vec![Offset::new(1000)], len_bytes: 5 };
+    assert_eq!(out(&bulk, body).await, Err(GiveOutError::Stalled));
+}
