@@ -8,6 +8,8 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use bluebox_core::Log;
 use bluebox_core::log::Health;
+pub(crate) use bluebox_core::log::embedded::Fsync;
+use bluebox_core::log::embedded::{self, Embedded};
 use bluebox_core::topics::Prefix;
 use clap::Args;
 
@@ -107,37 +109,35 @@ impl LogOptions {
     }
 }
 
-/// When the embedded log waits for the disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fsync {
-    Always,
-    Interval(Duration),
-    Never,
-}
-
-/// When nothing is said.
-pub(crate) const DEFAULT_FSYNC: Fsync = Fsync::Interval(Duration::from_millis(50));
-
 /// The policy in words.
 pub(crate) fn describe_fsync(fsync: Fsync) -> String {
     match fsync {
-        Fsync::Always => "on disk before it is accepted".to_owned(),
-        Fsync::Interval(interval) => format!("on disk every {}", humantime::format_duration(interval)),
+        Fsync::Always => "on disk before it counts as accepted".to_owned(),
+        Fsync::Interval(interval) => format!("on disk after {}", humantime::format_duration(interval)),
         Fsync::Never => "on disk when the system likes".to_owned(),
     }
 }
 
 /// The embedded log, served to other processes.
-pub(crate) struct Served {}
+pub(crate) struct Served {
+    log: Arc<Embedded>,
+}
 
 impl Served {
     /// Opens it and serves it.
-    pub(crate) async fn start(_directory: &Path, _fsync: Fsync, _socket: &Path) -> anyhow::Result<Self> {
-        Ok(Self {})
+    pub(crate) async fn start(directory: &Path, fsync: Fsync, _socket: &Path) -> anyhow::Result<Self> {
+        Ok(Self { log: open_embedded(directory, fsync)? })
     }
 
     /// Ends it.
-    pub(crate) async fn close(self) {}
+    pub(crate) async fn close(self) {
+        drop(self.log);
+    }
+}
+
+/// The embedded log of a directory, in this process.
+pub(crate) fn open_embedded(directory: &Path, fsync: Fsync) -> anyhow::Result<Arc<Embedded>> {
+    Ok(Embedded::open(directory, embedded::Options { fsync, ..embedded::Options::default() })?)
 }
 
 /// Reads when the embedded log waits for the disk.
@@ -155,12 +155,12 @@ pub(crate) fn parse_fsync(text: &str) -> Result<Fsync, String> {
 /// A client of Kafka.
 pub(crate) fn connect_kafka(_brokers: &str, options: &KafkaOptions) -> anyhow::Result<Arc<dyn Log>> {
     let _ = (options.properties()?, options.replication_factor);
-    Ok(bluebox_core::log::embedded::Embedded::in_memory())
+    Ok(Embedded::in_memory())
 }
 
 /// A client of an embedded log in another process.
 pub(crate) fn connect_embedded(_socket: &Path) -> Arc<dyn Log> {
-    bluebox_core::log::embedded::Embedded::in_memory()
+    Embedded::in_memory()
 }
 
 /// Tells `say` when the log can't be reached, within seconds, and when it can again. Ends with the log's client.

@@ -30,7 +30,7 @@ pub(crate) async fn run(options: LogServerOptions) -> anyhow::Result<()> {
         crate::family::end_with_parent()?;
     }
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let served = Served::start(&options.data, options.fsync.unwrap_or(log::DEFAULT_FSYNC), &options.socket).await?;
+    let served = Served::start(&options.data, options.fsync.unwrap_or_default(), &options.socket).await?;
     eprintln!("the log in {} is served at {}", options.data.display(), options.socket.display());
     tokio::select! {
         _ = terminate.recv() => {}

@@ -4,6 +4,7 @@
 //! - [`file`](mod@file): the file that says which boxes there are; `bluebox validate FILE`.
 //! - [`family`]: processes that end together.
 //! - [`proxy`]: `bluebox proxy`: one proxy as a process; [`log_server`]: the embedded log as one.
+//! - [`operate`]: looking into a running system: `bluebox ps`, `calls`, `dlq`.
 //! - [`serve`], [`limits`], [`log`], [`logging`], [`units`]: what flags and the file have in common.
 
 mod family;
@@ -12,6 +13,7 @@ mod limits;
 mod log;
 mod log_server;
 mod logging;
+mod operate;
 mod proxy;
 mod serve;
 mod units;
@@ -38,6 +40,12 @@ enum Command {
     Validate(validate::ValidateOptions),
     /// Run one proxy
     Proxy(Box<proxy::ProxyOptions>),
+    /// Show what a `bluebox up` runs
+    Ps(operate::ps::PsOptions),
+    /// Ask what became of a call
+    Calls(operate::calls::CallsOptions),
+    /// Look after dead letters: list, show, replay, drop
+    Dlq(operate::dlq::DlqOptions),
     /// The embedded log alone.
     #[command(hide = true)]
     Log(log_server::LogServerOptions),
@@ -54,6 +62,9 @@ fn main() -> ExitCode {
         Command::Up(options) => in_runtime(up::run(options)),
         Command::Validate(options) => validate::run(&options),
         Command::Proxy(options) => in_runtime(proxy::run(*options)),
+        Command::Ps(options) => operate::ps::run(&options),
+        Command::Calls(options) => in_runtime(operate::calls::run(options)),
+        Command::Dlq(options) => in_runtime(operate::dlq::run(options)),
         Command::Log(options) => in_runtime(log_server::run(options)),
         Command::BoxApp => family::run_shim(),
         Command::BoxExec => family::run_exec(),

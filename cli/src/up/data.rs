@@ -19,6 +19,8 @@ pub(crate) struct Kept {
     _lock: File,
 }
 
+/// Where in the directory the embedded log lies.
+pub(crate) const LOG: &str = "log";
 /// A longer path can't be a socket's (unix(7)).
 const MAX_SOCKET_PATH: usize = 100;
 
@@ -77,9 +79,9 @@ impl OpenLog {
     pub(crate) async fn open(spec: &LogSpec, kafka: &KafkaOptions, kept: &Kept, output: &Output) -> anyhow::Result<Self> {
         let prefix = ["--topic-prefix".to_owned(), spec.prefix.as_str().to_owned()];
         let Some(brokers) = &spec.brokers else {
-            let fsync = spec.fsync.as_deref().map(log::parse_fsync).transpose().map_err(anyhow::Error::msg)?.unwrap_or(log::DEFAULT_FSYNC);
+            let fsync = spec.fsync.as_deref().map(log::parse_fsync).transpose().map_err(anyhow::Error::msg)?.unwrap_or_default();
             let socket = socket_path(kept.directory());
-            let served = log::Served::start(&kept.directory().join("log"), fsync, &socket).await?;
+            let served = log::Served::start(&kept.directory().join(LOG), fsync, &socket).await?;
             let mut arguments = vec!["--log-socket".to_owned(), socket.display().to_string()];
             arguments.extend(prefix);
             let description = format!("embedded log in {} ({})", kept.directory().display(), log::describe_fsync(fsync));

@@ -372,3 +372,26 @@ impl TryFrom<proto::DeadLetter> for DeadLetter {
         })
     }
 }
+
+impl From<&Settled> for proto::Settled {
+    fn from(settled: &Settled) -> Self {
+        let how = match settled.how {
+            Settlement::Replayed => 1,
+            Settlement::Dropped => 2,
+        };
+        Self { id: id_bytes(&settled.id), replay: settled.replay, how }
+    }
+}
+
+impl TryFrom<proto::Settled> for Settled {
+    type Error = Unreadable;
+
+    fn try_from(settled: proto::Settled) -> Result<Self, Unreadable> {
+        let how = match settled.how {
+            1 => Settlement::Replayed,
+            2 => Settlement::Dropped,
+            _ => return Err(Unreadable("an unknown settlement")),
+        };
+        Ok(Self { id: id_from(&settled.id)?, replay: settled.replay, how })
+    }
+}

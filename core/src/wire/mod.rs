@@ -162,6 +162,30 @@ pub struct DeadLetter {
     pub call: Box<Call>,
 }
 
+/// The key of [`Settled`] records; letters and the chunks of their bodies have others.
+pub const SETTLED_KEY: &[u8] = b"settled";
+
+/// An entry of a component's `dead-letters` topic, under [`SETTLED_KEY`]: what an operator did with letters in the same partition. It is written after them, so it is
+/// kept as long as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settled {
+    /// Which call.
+    pub id: CallId,
+    /// Which life of it: the one that ended as a dead letter.
+    pub replay: u32,
+    /// What was done.
+    pub how: Settlement,
+}
+
+/// What an operator did with a dead letter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settlement {
+    /// The call was appended again, with the next number of replay.
+    Replayed,
+    /// It was given up for good.
+    Dropped,
+}
+
 macro_rules! entry {
     ($(#[$doc:meta])* $entry:ty, $wire:ty) => {
         impl $entry {
@@ -187,6 +211,7 @@ entry!(Reply, proto::Reply);
 entry!(ControlEntry, proto::ControlEntry);
 entry!(RecordedEntry, proto::RecordedEntry);
 entry!(DeadLetter, proto::DeadLetter);
+entry!(Settled, proto::Settled);
 
 #[cfg(test)]
 mod tests {
@@ -288,5 +313,9 @@ mod tests {
         let call = Box::new(a_call(Body::empty()));
         let letter = DeadLetter { reason: Reason::Deadline, detail: "late".to_owned(), attempts: 1, origin: offset, accepted: Timestamp::from_millis(1), call };
         assert_eq!(DeadLetter::decode(letter.encode()), Ok(letter));
+        for how in [Settlement::Replayed, Settlement::Dropped] {
+            let settled = Settled { id, replay: 1, how };
+            assert_eq!(Settled::decode(settled.encode()), Ok(settled));
+        }
     }
 }

@@ -243,3 +243,14 @@ pub(super) struct DeadLetter {
     #[prost(message, required, tag = "6")]
     pub call: Call,
 }
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Settled {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub id: Bytes,
+    #[prost(uint32, tag = "2")]
+    pub replay: u32,
+    /// 1: replayed, 2: dropped.
+    #[prost(uint32, tag = "3")]
+    pub how: u32,
+}

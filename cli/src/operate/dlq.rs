@@ -1,0 +1,251 @@
+//! `bluebox dlq`: dead letters. Calls that were given up, with all that is needed to deliver them after all.
+//!
+//! A letter is never changed: the log only grows. What was done with it is a record behind it ([`Settled`]), and a settled letter is not listed any more.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::Write as _;
+
+use anyhow::{Context as _, bail};
+use bluebox_core::call::{Body, Call};
+use bluebox_core::clock::wall_clock;
+use bluebox_core::log::{Appended, Record, Timestamp, TopicPartition};
+use bluebox_core::wire::{CallsEntry, DeadLetter, SETTLED_KEY, Settled, Settlement};
+use bluebox_core::{CallId, ComponentName};
+use bluebox_proxy::bulk::{Bulk, CHUNK_KEY};
+use clap::{Args, Subcommand};
+
+use super::{Reached, SystemOptions};
+use crate::units::spell;
+
+/// Memory for bodies that are copied.
+const BODY_MEMORY: usize = 8 << 20;
+
+/// Looks after dead letters: calls that were given up after too many attempts, because their box died of them, or because their deadline passed.
+#[derive(Debug, Args)]
+pub(crate) struct DlqOptions {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List dead letters
+    List {
+        /// Only those of this component.
+        #[arg(long, value_name = "NAME", value_parser = |text: &str| ComponentName::try_new(text))]
+        component: Option<ComponentName>,
+        /// As JSON, one object to a line.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        system: SystemOptions,
+    },
+    /// Show one: the request and why it was given up
+    Show {
+        /// The call's id, or its first characters.
+        id: String,
+        /// Write the body alone, as it is.
+        #[arg(long)]
+        body: bool,
+        #[command(flatten)]
+        system: SystemOptions,
+    },
+    /// Deliver again: the same call, with its time to live anew
+    Replay(WhichOptions),
+    /// Give up for good
+    Drop(WhichOptions),
+}
+
+#[derive(Debug, Args)]
+struct WhichOptions {
+    /// Ids of calls, or their first characters.
+    #[arg(required_unless_present = "all")]
+    ids: Vec<String>,
+    /// All dead letters.
+    #[arg(long, conflicts_with = "ids")]
+    all: bool,
+    /// With --all: only those of this component.
+    #[arg(long, value_name = "NAME", requires = "all", value_parser = |text: &str| ComponentName::try_new(text))]
+    component: Option<ComponentName>,
+    #[command(flatten)]
+    system: SystemOptions,
+}
+
+/// A dead letter that nothing was done with yet.
+struct Letter {
+    partition: TopicPartition,
+    buried: Timestamp,
+    letter: DeadLetter,
+}
+
+impl Letter {
+    fn call(&self) -> &Call {
+        &self.letter.call
+    }
+}
+
+/// Does what was asked.
+pub(crate) async fn run(options: DlqOptions) -> anyhow::Result<()> {
+    match options.command {
+        Command::List { component, json, system } => list(&letters(&system.reach().await?, component.as_ref()).await?, json),
+        Command::Show { id, body, system } => {
+            let reached = system.reach().await?;
+            let letters = letters(&reached, None).await?;
+            show(&reached, one(&letters, &id)?, body).await
+        }
+        Command::Replay(which) => each(which, Settlement::Replayed).await,
+        Command::Drop(which) => each(which, Settlement::Dropped).await,
+    }
+}
+
+/// The letters that are not settled, oldest first.
+async fn letters(reached: &Reached, component: Option<&ComponentName>) -> anyhow::Result<Vec<Letter>> {
+    let registry = reached.registry().await?;
+    if let Some(name) = component.filter(|name| registry.get(name.as_str()).is_none()) {
+        bail!("component `{name}`: never registered; there are: {}", registry.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", "));
+    }
+    let mut all = Vec::new();
+    for (name, registered) in registry.iter().filter(|(name, _)| component.is_none_or(|wanted| wanted == *name)) {
+        let topic = reached.prefix.topics(name).dead_letters;
+        for number in 0..registered.partitions {
+            let partition = topic.partition(number);
+            // A call that was buried twice, by a box that died in between, is one.
+            let mut open: BTreeMap<(CallId, u32), Letter> = BTreeMap::new();
+            reached
+                .each(&partition, |entry| {
+                    let Some(value) = entry.record.value else { return };
+                    if entry.record.key == SETTLED_KEY {
+                        if let Ok(settled) = Settled::decode(value) {
+                            open.remove(&(settled.id, settled.replay));
+                        }
+                    } else if entry.record.key != CHUNK_KEY
+                        && let Ok(letter) = DeadLetter::decode(value)
+                    {
+                        open.insert((letter.call.id, letter.call.replay), Letter { partition: partition.clone(), buried: entry.timestamp, letter });
+                    }
+                })
+                .await?;
+            all.extend(open.into_values());
+        }
+    }
+    all.sort_by_key(|letter| letter.buried);
+    Ok(all)
+}
+
+fn list(letters: &[Letter], json: bool) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    if json {
+        for letter in letters {
+            writeln!(out, "{}", as_json(letter))?;
+        }
+        return Ok(());
+    }
+    if letters.is_empty() {
+        writeln!(out, "no dead letters")?;
+        return Ok(());
+    }
+    let width = letters.iter().map(|letter| letter.call().callee.as_str().len()).max().unwrap_or(0).max(9);
+    writeln!(out, "{:<32} {:<width$} {:<10} {:>8}  REQUEST, AND WHAT HAPPENED LAST", "CALL", "COMPONENT", "AGE", "ATTEMPTS")?;
+    for letter in letters {
+        let (call, age) = (letter.call(), spell(wall_clock().since(letter.buried)));
+        let request = &call.request;
+        writeln!(out, "{} {:<width$} {age:<10} {:>8}  {} {}", call.id, call.callee.as_str(), letter.letter.attempts, request.method, request.target)?;
+        writeln!(out, "{:<32} {:<width$} {}", "", "", letter.letter.detail)?;
+    }
+    writeln!(out, "\nbluebox dlq show ID, replay ID, drop ID")?;
+    Ok(())
+}
+
+fn as_json(letter: &Letter) -> serde_json::Value {
+    let (call, it) = (letter.call(), &letter.letter);
+    serde_json::json!({
+        "call": call.id.to_string(), "replay": call.replay, "component": call.callee, "caller": call.caller, "reason": format!("{:?}", it.reason).to_lowercase(),
+        "detail": it.detail, "attempts": it.attempts, "accepted_ms": it.accepted.as_millis(), "buried_ms": letter.buried.as_millis(),
+        "method": call.request.method.as_str(), "target": call.request.target, "body_bytes": call.request.body.len(),
+    })
+}
+
+fn one<'a>(letters: &'a [Letter], id: &str) -> anyhow::Result<&'a Letter> {
+    let found: Vec<&Letter> = letters.iter().filter(|letter| letter.call().id.to_string().starts_with(id)).collect();
+    match found[..] {
+        [letter] if !id.is_empty() => Ok(letter),
+        [] => bail!("{id:?}: no dead letter has this id; `bluebox dlq list` shows those that are there"),
+        _ => bail!("{id:?}: {} dead letters begin so; give more characters", found.len()),
+    }
+}
+
+async fn show(reached: &Reached, letter: &Letter, body_alone: bool) -> anyhow::Result<()> {
+    let (call, it) = (letter.call(), &letter.letter);
+    let mut out = std::io::stdout().lock();
+    if !body_alone {
+        writeln!(out, "{}: {} -> {}, replay {}", call.id, call.caller, call.callee, call.replay)?;
+        writeln!(out, "given up after {} attempts: {}", it.attempts, it.detail)?;
+        let ago = |then: Timestamp| spell(wall_clock().since(then));
+        writeln!(out, "accepted {} ago, given up {} ago", ago(it.accepted), ago(letter.buried))?;
+        writeln!(out, "\n{} {}\nhost: {}", call.request.method, call.request.target, call.request.authority)?;
+        for (name, value) in &call.request.headers {
+            writeln!(out, "{name}: {}", String::from_utf8_lossy(value.as_bytes()))?;
+        }
+        writeln!(out)?;
+    }
+    let mut body = bulk(reached, &letter.partition).give_out(call.request.body.clone(), call.request.trailers.clone());
+    while let Some(frame) = http_body_util::BodyExt::frame(&mut body).await {
+        if let Ok(data) = frame.context("the body can't be read")?.into_data() {
+            out.write_all(&data)?;
+        }
+    }
+    if !body_alone {
+        writeln!(out)?;
+    }
+    Ok(())
+}
+
+fn bulk(reached: &Reached, to: &TopicPartition) -> Bulk {
+    Bulk::new(reached.log.clone(), to.clone(), BODY_MEMORY)
+}
+
+async fn each(which: WhichOptions, how: Settlement) -> anyhow::Result<()> {
+    let reached = which.system.reach().await?;
+    let all = letters(&reached, which.component.as_ref()).await?;
+    let wanted: Vec<&Letter> = if which.all { all.iter().collect() } else { which.ids.iter().map(|id| one(&all, id)).collect::<anyhow::Result<_>>()? };
+    // The same letter named twice is one.
+    let wanted: HashMap<CallId, &Letter> = wanted.into_iter().map(|letter| (letter.call().id, letter)).collect();
+    let mut out = std::io::stdout().lock();
+    for letter in wanted.values() {
+        let id = letter.call().id;
+        match how {
+            Settlement::Replayed => {
+                let appended = replay(&reached, letter).await.with_context(|| format!("call {id} was not replayed"))?;
+                writeln!(out, "{id}: replayed, as call {} of {}/{}", appended.offset, letter.call().callee, letter.partition.partition)?;
+            }
+            Settlement::Dropped => writeln!(out, "{id}: dropped")?,
+        }
+        settle(&reached, letter, how).await.with_context(|| format!("call {id}: it is not known whether this was noted"))?;
+    }
+    writeln!(out, "{} dead letters {}", wanted.len(), if how == Settlement::Dropped { "dropped" } else { "replayed" })?;
+    Ok(())
+}
+
+/// Appends the call again. Between this and the note a crash can come: then it is replayed once more by whoever asks for it, which is a duplicate as any other.
+async fn replay(reached: &Reached, letter: &Letter) -> anyhow::Result<Appended> {
+    let mut call = letter.call().clone();
+    call.replay += 1;
+    // Its outcome can only come after now. Were the position kept, a search for it would begin days ago.
+    if let Ok(bounds) = reached.log.bounds(&call.reply_to.partition).await {
+        call.reply_to.position = bounds.end;
+    }
+    let topics = reached.prefix.topics(&call.callee);
+    if let Body::Bulk(_) = &call.request.body {
+        // The letter's own copy may be gone before the call's new deadline.
+        let to = topics.bulk.partition(letter.partition.partition % bluebox_core::topics::REPLY_PARTITIONS);
+        call.request.body = bulk(reached, &to).copy(&call.request.body).await?;
+    }
+    let entry = CallsEntry::Call(Box::new(call));
+    Ok(reached.log.append(&topics.calls.partition(letter.partition.partition), Record::new(entry.encode())).await?)
+}
+
+async fn settle(reached: &Reached, letter: &Letter, how: Settlement) -> anyhow::Result<()> {
+    let settled = Settled { id: letter.call().id, replay: letter.call().replay, how };
+    reached.log.append(&letter.partition, Record::keyed(SETTLED_KEY.into(), settled.encode())).await?;
+    Ok(())
+}

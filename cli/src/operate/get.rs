@@ -1,0 +1,31 @@
+//! Asks a proxy something, by plain HTTP.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use http::{Request, Response, Uri};
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+/// The largest answer that is taken.
+const MAX_BYTES: usize = 64 << 20;
+
+/// GETs a URL through the proxy that listens at `proxy`.
+pub(crate) async fn get(proxy: SocketAddr, url: &str, patience: Duration) -> anyhow::Result<Response<Bytes>> {
+    let asked = async {
+        let url: Uri = url.parse().with_context(|| format!("{url:?}"))?;
+        let stream = TcpStream::connect(proxy).await.with_context(|| format!("nobody listens at {proxy}"))?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let _connection = tokio::spawn(connection);
+        let host = url.authority().map_or_else(|| proxy.to_string(), ToString::to_string);
+        let request = Request::get(url).header("host", host).body(Empty::<Bytes>::new())?;
+        let (head, body) = sender.send_request(request).await?.into_parts();
+        let body = Limited::new(body, MAX_BYTES).collect().await.map_err(anyhow::Error::from_boxed)?;
+        Ok(Response::from_parts(head, body.to_bytes()))
+    };
+    tokio::time::timeout(patience, asked).await.with_context(|| format!("{proxy} did not answer within {} s", patience.as_secs()))?
+}
