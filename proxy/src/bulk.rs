@@ -15,6 +15,7 @@ use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 use crate::fields;
 
@@ -52,6 +53,8 @@ pub struct TakeIn {
     pub limit_bytes: u64,
     /// How long it may stand still.
     pub idle_timeout: Duration,
+    /// What must come of it per second on average, beyond the first `idle_timeout`; 0: anything will do.
+    pub least_bytes_per_second: u64,
 }
 
 /// A body that was taken in: all of it is in memory or durable.
@@ -85,6 +88,12 @@ pub enum TakeInError {
     Idle {
         /// For so long.
         after: Duration,
+    },
+    /// It came drop by drop.
+    #[error("the body came with less than {least_bytes_per_second} bytes per second")]
+    TooSlow {
+        /// What must come at least.
+        least_bytes_per_second: u64,
     },
     /// Its sender broke off, or broke the rules of its framing.
     #[error("the body broke off: {0}")]
@@ -152,7 +161,10 @@ impl Bulk {
         let mut upload = Upload::new(self, self.reserve(expected).await, expected);
         let mut total: u64 = 0;
         let mut trailers = HeaderMap::new();
+        // Only the time in which it is the sender that is waited for.
+        let mut waited = Duration::ZERO;
         loop {
+            let began = Instant::now();
             let frame = tokio::time::timeout(limits.idle_timeout, std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)));
             let frame = match frame.await {
                 Err(_) => return Err(TakeInError::Idle { after: limits.idle_timeout }),
@@ -160,6 +172,12 @@ impl Bulk {
                 Ok(Some(Err(e))) => return Err(TakeInError::Broken(chain(&*e.into()))),
                 Ok(Some(Ok(frame))) => frame,
             };
+            waited += began.elapsed();
+            if let Some(due) = total.checked_div(limits.least_bytes_per_second)
+                && waited > limits.idle_timeout.saturating_add(Duration::from_secs(due))
+            {
+                return Err(TakeInError::TooSlow { least_bytes_per_second: limits.least_bytes_per_second });
+            }
             match frame.into_data() {
                 Ok(mut data) => {
                     let data = data.copy_to_bytes(data.remaining());
@@ -205,7 +223,7 @@ impl Bulk {
             Body::Inline(bytes) => Ok(Body::Inline(bytes.clone())),
             Body::Bulk(bulk) if bulk.partition == self.partition => Ok(body.clone()),
             Body::Bulk(bulk) => {
-                let limits = TakeIn { limit_bytes: bulk.len_bytes, idle_timeout: STALL };
+                let limits = TakeIn { limit_bytes: bulk.len_bytes, idle_timeout: STALL, least_bytes_per_second: 0 };
                 Ok(self.take_in(self.give_out(body.clone(), HeaderMap::new()), &limits, None).await?.body)
             }
         }

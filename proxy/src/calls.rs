@@ -198,10 +198,15 @@ async fn status(side: &OutboundSide, call: &CallRef) -> Result<Status, Problem> 
             let outcome = read_outcome(&*side.log, &partition, offset, &call.id).await;
             outcome.map(|o| Status::Ended(Box::new(o))).map_err(|why| Problem::new(Kind::OutcomeUnreadable, why))
         }
-        Some(CallStatus::Unknown) | None => match tokio::time::timeout(SEARCH_TIMEOUT, search(side, call)).await {
-            Ok(found) => found,
-            Err(_) => Err(Problem::new(Kind::LogAway, "the outcome was not found in time; ask again")),
-        },
+        Some(CallStatus::Unknown) | None => {
+            let mut found = None;
+            match (tokio::time::timeout(SEARCH_TIMEOUT, search(side, call, &mut found)).await, found) {
+                (_, Some(outcome)) => Ok(Status::Ended(outcome)),
+                (Ok(Ok(())), None) => Ok(Status::Pending { attempts: None }),
+                (Ok(Err(problem)), None) => Err(problem),
+                (Err(_), None) => Err(Problem::new(Kind::LogAway, "the outcome was not found in time; ask again")),
+            }
+        }
     }
 }
 
@@ -248,8 +253,14 @@ async fn ask_owner(side: &OutboundSide, call: &CallRef) -> Result<Option<CallSta
     Ok(tokio::time::timeout(OWNER_TIMEOUT, asked).await.ok().flatten())
 }
 
-/// Looks for the outcome where it must lie if there is one.
-async fn search(side: &OutboundSide, call: &CallRef) -> Result<Status, Problem> {
+/// Looks for the outcome where it must lie if there is one. Within a life of the call the first counts, and the last life: that of a dead letter that was
+/// replayed.
+async fn search(side: &OutboundSide, call: &CallRef, found: &mut Option<Box<Outcome>>) -> Result<(), Problem> {
+    let mut take = |outcome: Box<Outcome>| {
+        if found.as_ref().is_none_or(|f| f.replay < outcome.replay) {
+            *found = Some(outcome);
+        }
+    };
     let partition = side.config.prefix.topics(&call.caller).replies.partition(call.reply_partition);
     let away = |e: &dyn std::fmt::Display| Problem::new(Kind::LogAway, format!("{partition}: {e}"));
     let bounds = side.log.bounds(&partition).await.map_err(|e| away(&e))?;
@@ -262,10 +273,9 @@ async fn search(side: &OutboundSide, call: &CallRef) -> Result<Status, Problem> 
                 for entry in entries {
                     next = entry.offset.next();
                     match entry.record.value.map(Reply::decode) {
-                        Some(Ok(Reply::Outcome(outcome))) if outcome.id == call.id => return Ok(Status::Ended(outcome)),
+                        Some(Ok(Reply::Outcome(outcome))) if outcome.id == call.id => take(outcome),
                         Some(Ok(Reply::At { id, partition, offset, .. })) if id == call.id => {
-                            let outcome = read_outcome(&*side.log, &partition, offset, &id).await;
-                            return outcome.map(|o| Status::Ended(Box::new(o))).map_err(|why| Problem::new(Kind::OutcomeUnreadable, why));
+                            take(Box::new(read_outcome(&*side.log, &partition, offset, &id).await.map_err(|why| Problem::new(Kind::OutcomeUnreadable, why))?));
                         }
                         _ => {}
                     }
@@ -278,7 +288,7 @@ async fn search(side: &OutboundSide, call: &CallRef) -> Result<Status, Problem> 
             None => return Err(away(&"the log's client was closed")),
         }
     }
-    if truncated { Err(gone()) } else { Ok(Status::Pending { attempts: None }) }
+    if truncated { Err(gone()) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -63,8 +63,13 @@ pub fn strip_request(headers: &mut HeaderMap) {
 ///
 /// A `Content-Length` that only tells of a body stays: in an answer to HEAD, and with 304 (RFC 9110, section 8.6).
 pub fn strip_response(method: &Method, status: StatusCode, headers: &mut HeaderMap) {
-    strip_hop_by_hop(headers);
+    strip_framing(method, status, headers);
     strip_own(headers);
+}
+
+/// The part of [`strip_response`] that is not about Bluebox.
+pub fn strip_framing(method: &Method, status: StatusCode, headers: &mut HeaderMap) {
+    strip_hop_by_hop(headers);
     let tells = (*method == Method::HEAD && status != StatusCode::NO_CONTENT) || status == StatusCode::NOT_MODIFIED;
     if !tells {
         headers.remove(header::CONTENT_LENGTH);

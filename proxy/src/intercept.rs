@@ -24,6 +24,8 @@ use crate::problem::{Kind, Problem};
 
 /// Requests that one HTTP/2 connection may have under way at once.
 const STREAMS_PER_CONNECTION: u32 = 250;
+/// Fields that a request head may have; beyond: 431. (hyper's own limit, 100, is one that real requests have met.)
+pub const MOST_FIELDS: usize = 256;
 /// How long a connection may stand idle between two requests.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 /// The least buffer that hyper takes.
@@ -70,7 +72,7 @@ fn builder(side: &OutboundSide) -> auto::Builder<TokioExecutor> {
     let head_bytes = limits.max_head_bytes.max(LEAST_HEAD_BYTES);
     let mut http = auto::Builder::new(TokioExecutor::new());
     // Date is the app's to say: an outcome goes back verbatim. hyper's timeout for heads runs on idle connections too; ours is in `Guarded`.
-    http.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(head_bytes).auto_date_header(false);
+    http.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(head_bytes).max_headers(MOST_FIELDS).auto_date_header(false);
     http.http2()
         .timer(TokioTimer::new())
         .max_header_list_size(u32::try_from(head_bytes).unwrap_or(u32::MAX))

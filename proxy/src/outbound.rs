@@ -71,10 +71,9 @@ impl OutboundSide {
 
     async fn stages(&self, request: Request<Incoming>, asked: &Asked, place: Place, refused: Option<Problem>) -> Result<Response<AnswerBody>, Problem> {
         let (head, body) = request.into_parts();
-        let directory = self.directory.borrow().clone();
         let route = match refused {
             Some(problem) => Err(problem),
-            None => route::decide(&head, &directory),
+            None => self.decide(&head).await,
         };
         let route = route.inspect_err(|problem| {
             self.metrics.refused.with_label_values(&[problem.kind().word()]).inc();
@@ -91,6 +90,19 @@ impl OutboundSide {
                 self.metrics.streams.with_label_values(&["passed"]).inc();
                 self.passed(self.pass.pass(Request::from_parts(head, body), target, &direct, place).await)
             }
+        }
+    }
+
+    async fn decide(&self, head: &request::Parts) -> Result<Route, Problem> {
+        let directory = self.directory.borrow().clone();
+        match route::decide(head, &directory) {
+            Err(problem) if problem.kind() == Kind::NotReady && append::check_health(&*self.log).is_ok() => {
+                let mut read = self.directory.clone();
+                let read = tokio::time::timeout(START_PATIENCE, read.wait_for(|d| d.complete)).await;
+                let Ok(Ok(directory)) = read.map(|r| r.map(|d| d.clone())) else { return Err(problem) };
+                route::decide(head, &directory)
+            }
+            decided => decided,
         }
     }
 
@@ -153,9 +165,10 @@ impl OutboundSide {
         let repeatable = can_be_repeated(&draft.method, keyed);
         // Before anything of the body is asked for: with the log away the answer is 503 at once.
         append::check_health(&*self.log).map_err(|p| p.about(id))?;
+        self.pending.ready_within(START_PATIENCE).await;
         let mut ticket = self.pending.expect(id).map_err(|p| p.about(id))?;
 
-        let take_in = TakeIn { limit_bytes: component.body_limit_bytes, idle_timeout: limits.body_idle_timeout };
+        let take_in = TakeIn { limit_bytes: component.body_limit_bytes, idle_timeout: limits.body_idle_timeout, least_bytes_per_second: LEAST_BODY_RATE };
         let taken = match self.bulk.take_in(&mut body, &take_in, draft.digest.as_mut()).await {
             Ok(taken) => taken,
             Err(e) => {
@@ -209,6 +222,12 @@ impl OutboundSide {
     }
 }
 
+/// What must come of a body per second on average: who sends less would hold memory for hours.
+const LEAST_BODY_RATE: u64 = 256;
+
+/// How long a request waits for a proxy that has just started, while the log can be reached: the registry and the end of the replies are read first.
+const START_PATIENCE: Duration = Duration::from_millis(900);
+
 /// The least time that the log is given to take a call, however short the wait.
 const SHORTEST_APPEND: Duration = Duration::from_secs(10);
 
@@ -248,7 +267,7 @@ fn refused_body(error: TakeInError) -> Problem {
     let text = error.to_string();
     match error {
         TakeInError::TooLarge { .. } => Problem::new(Kind::TooLarge, text),
-        TakeInError::Idle { .. } => Problem::new(Kind::SlowBody, text).closing(),
+        TakeInError::Idle { .. } | TakeInError::TooSlow { .. } => Problem::new(Kind::SlowBody, text).closing(),
         TakeInError::Broken(_) => Problem::new(Kind::BadRequest, text).closing(),
         // No call points to what was stored of it, so nothing was accepted.
         TakeInError::NotStored(_) => Problem::new(Kind::NotAccepted, format!("{text}; nothing was accepted, so it is safe to try again")),

@@ -27,6 +27,7 @@ use tracing::debug;
 
 use crate::bulk::OutBody;
 use crate::fields;
+use crate::intercept::MOST_FIELDS;
 use crate::metrics::Metrics;
 use crate::problem::{Kind, Problem};
 use crate::respond::{AnswerBody, Asked, BodyError};
@@ -63,6 +64,7 @@ impl PassThrough {
         let connector = Connector { http, own, timeout: connect_timeout };
         let mut builder = Client::builder(TokioExecutor::new());
         builder.pool_idle_timeout(IDLE_TIMEOUT).pool_max_idle_per_host(IDLE_PER_HOST).pool_timer(TokioTimer::new()).timer(TokioTimer::new()).set_host(false);
+        builder.http1_max_headers(MOST_FIELDS);
         let http1 = builder.build(connector.clone());
         let http2 = builder.http2_only(true).build(connector.clone());
         Self { http1, http2, connector, metrics, tunnels: TaskTracker::new(), stop: CancellationToken::new(), turn: Arc::default() }

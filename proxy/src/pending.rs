@@ -32,6 +32,8 @@ struct Shared {
     partition: TopicPartition,
     /// The next offset to be read, plus one; 0 until the end of the partition is known.
     position: AtomicU64,
+    /// Closed when the end of the partition is known.
+    reads: Semaphore,
     places: Arc<Semaphore>,
     max_waiting: usize,
     waiting: Mutex<Waiting>,
@@ -80,6 +82,7 @@ impl Pending {
             log,
             partition: topics.replies.partition(reply_partition(instance)),
             position: AtomicU64::new(0),
+            reads: Semaphore::new(0),
             places: Arc::new(Semaphore::new(max_waiting)),
             max_waiting,
             waiting: Mutex::default(),
@@ -100,6 +103,17 @@ impl Pending {
     /// Whether calls can be sent: the end of the reply partition is known.
     pub fn ready(&self) -> bool {
         self.shared.position().is_some()
+    }
+
+    /// Waits until [`Self::ready`], at most for `patience`. Cancel safe.
+    pub async fn ready_within(&self, patience: Duration) {
+        if !self.ready() {
+            let began = async {
+                // Permits are never given out of this one: it is closed when reading begins.
+                let _ = self.shared.reads.acquire().await;
+            };
+            let _ = tokio::time::timeout(patience, began).await;
+        }
     }
 
     /// Waits for the outcome of a call. To be asked for *before* the call is appended.
@@ -155,6 +169,7 @@ impl Pending {
         };
         let mut reader = shared.log.read(&shared.partition, end);
         shared.advance(end);
+        shared.reads.close();
         while let Some(read) = reader.next().await {
             match read {
                 Read::Entries(entries) => {

@@ -92,6 +92,8 @@ pub fn recorded(response: &Recorded, bulk: &Bulk, asked: &Asked) -> Response<Ans
     let mut answer = Response::new(());
     *answer.status_mut() = response.status;
     *answer.headers_mut() = response.headers.clone();
+    // Whoever recorded it has taken them out already; but a wrong length here would let one answer run into the next.
+    fields::strip_framing(&asked.method, response.status, answer.headers_mut());
     if let Some(reason) = response.reason.clone().and_then(|r| ReasonPhrase::try_from(r).ok()) {
         answer.extensions_mut().insert(reason);
     }

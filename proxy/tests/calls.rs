@@ -132,6 +132,43 @@ async fn answers_without_content_keep_their_heads() {
 }
 
 #[tokio::test]
+async fn a_recorded_answer_can_not_break_the_framing() {
+    let system = System::start().await;
+    let _cart = system.answers(response(200, &[("content-length", "1"), ("transfer-encoding", "chunked"), ("connection", "close")], b"five!"));
+    let mut stream = system.connect().await;
+    for _ in 0..2 {
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: cart\r\n\r\n").await.unwrap();
+        assert_eq!(read_response(&mut stream).await.body, b"five!");
+    }
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_wait_for_a_place() {
+    let system = System::start_with(|c| c.outbound.max_connections = 1, Component { partitions: 1, ..Component::default() }).await;
+    let _cart = system.answers(response(200, &[], b"ok"));
+    let (mut first, mut second) = (system.connect().await, system.connect().await);
+    let get = b"GET / HTTP/1.1\r\nHost: cart\r\n\r\n";
+    first.write_all(get).await.unwrap();
+    assert_eq!(read_response(&mut first).await.body, b"ok");
+    second.write_all(get).await.unwrap();
+    assert!(tokio::time::timeout(Duration::from_millis(100), second.read_u8()).await.is_err(), "answered beyond the limit");
+    drop(first);
+    assert_eq!(read_response(&mut second).await.body, b"ok");
+}
+
+#[tokio::test]
+async fn the_admin_listener_says_how_it_is() {
+    let system = System::start().await;
+    for (path, status) in [("/metrics", 200), ("/healthz", 200), ("/readyz", 200), ("/", 404)] {
+        let answer = common::exchange(system.admin, format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).await;
+        assert_eq!(answer.status, status, "{path}");
+    }
+    system.client.disconnect();
+    let answer = common::exchange(system.admin, b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
+    assert_eq!(answer.status, 200, "readiness does not depend on the log");
+}
+
+#[tokio::test]
 async fn trailers_go_both_ways() {
     let system = System::start().await;
     let mut outcome = response(200, &[], b"body");
@@ -216,7 +253,7 @@ async fn large_bodies_travel_beside_the_call() {
         let Body::Bulk(ref chunks) = call.request.body else { panic!("{:?}", call.request.body) };
         assert_eq!(chunks.len_bytes, body.len() as u64);
         assert_eq!(chunks.chunks.len(), body.len().div_ceil(256 << 10));
-        let limits = TakeIn { limit_bytes: 4_000_000, idle_timeout: PATIENCE };
+        let limits = TakeIn { limit_bytes: 4_000_000, idle_timeout: PATIENCE, least_bytes_per_second: 0 };
         let copied = bulk.take_in(bulk.give_out(call.request.body.clone(), HeaderMap::new()), &limits, None).await.unwrap();
         reply(&*system.log, &call, Response { body: copied.body, ..response(200, &[], b"") }).await;
     });

@@ -99,7 +99,7 @@ impl App {
         if let Some(what) = never_ends(&head) {
             return self.no_answer(call, attempt, what);
         }
-        let limits = TakeIn { limit_bytes: self.answer_limit_bytes, idle_timeout: ANSWER_IDLE.min(time) };
+        let limits = TakeIn { limit_bytes: self.answer_limit_bytes, idle_timeout: ANSWER_IDLE.min(time), least_bytes_per_second: 0 };
         let taken = match tokio::time::timeout_at(ends, self.bulk.take_in(body, &limits, None)).await {
             // It was still coming: an endless answer, not a dead app, which the idle timeout sees.
             Err(_) => return self.no_answer(call, attempt, &format!("the app's answer did not end within {}", humantime::format_duration(time))),
