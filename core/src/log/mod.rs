@@ -406,6 +406,11 @@ pub trait GroupControl: Send + Sync {
 
     /// Gives up everything and leaves the group.
     fn leave(&self) -> Pending<()>;
+
+    /// The member has taken this event: what it asks for from now on, it asks knowing it. Called by [`Membership`] itself.
+    ///
+    /// A member that has lost partitions must not get them again before it took the news: a commit from its former time would count for the new one.
+    fn taken(&self, _event: &GroupEvent) {}
 }
 
 impl Membership {
@@ -416,12 +421,16 @@ impl Membership {
 
     /// What happened next; `None` after it was left. Cancel safe.
     pub async fn next(&mut self) -> Option<GroupEvent> {
-        self.events.recv().await
+        let event = self.events.recv().await?;
+        self.control.taken(&event);
+        Some(event)
     }
 
     /// The same without waiting: `None` when nothing has happened yet.
     pub fn try_next(&mut self) -> Option<GroupEvent> {
-        self.events.try_recv().ok()
+        let event = self.events.try_recv().ok()?;
+        self.control.taken(&event);
+        Some(event)
     }
 
     /// What the member can ask for.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bluebox_core::Log;
-use bluebox_core::log::embedded::{Embedded, Options};
+use bluebox_core::log::embedded::{Embedded, Options, Server, connect, serve};
 use bluebox_core::log::{Assignment, Committed, Entry, GroupEvent, GroupSpec, Membership, Offset, Read, Reader, Record, Topic, TopicPartition, TopicSpec};
 
 /// One log under test, with a name space of its own.
@@ -89,6 +89,24 @@ impl Fixture for OnDisk {
 
     fn client(&self) -> Arc<dyn Log> {
         self.log.client()
+    }
+}
+
+/// The embedded log on disk, through the socket that other processes use.
+pub struct OverASocket {
+    _server: Server,
+    dir: tempfile::TempDir,
+}
+
+impl Fixture for OverASocket {
+    async fn start() -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let log = Embedded::open(&dir.path().join("log"), Options::default()).unwrap();
+        Some(Self { _server: serve(&log, &dir.path().join("socket")).unwrap(), dir })
+    }
+
+    fn client(&self) -> Arc<dyn Log> {
+        connect(&self.dir.path().join("socket"))
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! An implementation takes part through a [`Fixture`].
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 #![allow(unreachable_pub, reason = "the modules of a test share everything")]
 
 mod appends;
@@ -71,3 +72,4 @@ macro_rules! conformance {
 
 conformance!(in_memory, fixture::InMemory);
 conformance!(on_disk, fixture::OnDisk);
+conformance!(over_a_socket, fixture::OverASocket);

@@ -3,10 +3,10 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use super::engine::{Ending, Engine, Fetched, MAX_RECORD_BYTES};
-use super::seat::Seat;
+use super::seat::{Seat, Taken};
 use crate::clock::Moment;
 use crate::log::{
     Append, AppendError, Appended, Bounds, Committed, GroupSpec, Health, Log, LogError, Membership, Offset, Pending, Read, Reader, Record, Topic,
@@ -90,8 +90,23 @@ impl Connection {
 }
 
 impl Client {
+    /// A client in this process.
     pub(super) fn new(engine: Arc<Engine>) -> Arc<Self> {
-        let (health, connection) = (watch::Sender::new(Health::Up), Connection::new(true));
+        Self::connected_by(engine, Connection::new(true))
+    }
+
+    /// A client for a connection, which gives the signs of life itself.
+    pub(super) fn for_remote(&self) -> Arc<Self> {
+        Self::connected_by(Arc::clone(&self.engine), Connection::new(false))
+    }
+
+    /// Takes a seat in a group for a connection that has this much room for records.
+    pub(super) fn take_seat(&self, spec: GroupSpec, room: Arc<Semaphore>) -> Taken {
+        Seat::take(&self.engine, &self.connection, spec, Some(room))
+    }
+
+    fn connected_by(engine: Arc<Engine>, connection: Arc<Connection>) -> Arc<Self> {
+        let health = watch::Sender::new(Health::Up);
         engine.spawn(pass_on_health(engine.health(), health.clone(), connection.online()));
         Arc::new(Self { engine, connection, faults: Mutex::default(), seats: Mutex::default(), health })
     }
@@ -226,11 +241,11 @@ impl Log for Client {
     }
 
     fn join(&self, group: GroupSpec) -> Membership {
-        let (seat, membership) = Seat::take(&self.engine, &self.connection, group);
+        let taken = Seat::take(&self.engine, &self.connection, group, None);
         let mut seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
         seats.retain(|seat| seat.strong_count() > 0);
-        seats.push(Arc::downgrade(&seat));
-        membership
+        seats.push(Arc::downgrade(&taken.seat));
+        Membership::new(taken.events, taken.control)
     }
 
     fn committed(&self, group: &str, of: Vec<TopicPartition>) -> Pending<Vec<Option<Committed>>> {

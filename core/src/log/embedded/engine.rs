@@ -72,7 +72,7 @@ struct Coordinator {
 }
 
 /// Where the log's tasks run.
-enum Runtime {
+pub(super) enum Runtime {
     /// On the runtime that the log was opened on.
     Shared(tokio::runtime::Handle),
     /// On its own: it was opened outside of any.
@@ -80,7 +80,7 @@ enum Runtime {
 }
 
 impl Runtime {
-    fn here() -> std::io::Result<Self> {
+    pub(super) fn here() -> std::io::Result<Self> {
         Ok(match tokio::runtime::Handle::try_current() {
             Ok(handle) => Self::Shared(handle),
             Err(_) => {
@@ -90,7 +90,7 @@ impl Runtime {
         })
     }
 
-    fn handle(&self) -> &tokio::runtime::Handle {
+    pub(super) fn handle(&self) -> &tokio::runtime::Handle {
         match self {
             Self::Shared(handle) | Self::Own(handle, _) => handle,
         }

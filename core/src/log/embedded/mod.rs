@@ -14,8 +14,10 @@ mod engine;
 pub mod group;
 mod partition;
 mod seat;
+mod socket;
 
 pub use client::{AppendFault, Client};
+pub use socket::{ServeError, Server, connect, serve};
 
 use engine::Engine;
 
@@ -34,9 +36,9 @@ pub enum Fsync {
 }
 
 impl Default for Fsync {
-    /// Every second.
+    /// Every tenth of a second.
     fn default() -> Self {
-        Self::Interval(Duration::from_secs(1))
+        Self::Interval(Duration::from_millis(100))
     }
 }
 
@@ -58,6 +60,7 @@ impl Default for Options {
 }
 
 /// The room on the disk under a directory that is left for this user, in bytes.
+#[allow(clippy::useless_conversion, reason = "the types differ between systems")]
 fn free_bytes(dir: &Path) -> std::io::Result<u64> {
     let stat = nix::sys::statvfs::statvfs(dir)?;
     Ok(u64::from(stat.blocks_available()).saturating_mul(u64::from(stat.fragment_size())))

@@ -44,10 +44,11 @@ pub(super) enum Found {
     Stored { from: Offset, below: Offset },
 }
 
-/// What an entry counts for in memory, beside its key and value.
+/// That part of it which is neither key nor value.
 const ENTRY_OVERHEAD_BYTES: usize = 96;
 
-fn weight(entry: &Entry) -> usize {
+/// What an entry counts for in memory, in bytes.
+pub(super) fn weight(entry: &Entry) -> usize {
     ENTRY_OVERHEAD_BYTES + entry.record.key.len() + entry.record.value.as_ref().map_or(0, Bytes::len)
 }
 

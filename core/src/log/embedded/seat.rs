@@ -3,13 +3,17 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
 use super::client::Connection;
 use super::engine::{Ending, Engine, Fetched};
 use super::group::{Holder, MemberId};
+use super::partition::weight;
 use crate::clock::Moment;
-use crate::log::{Assignment, Committed, Entry, GroupControl, GroupEvent, GroupSpec, LogError, Membership, Offset, Pending, Topic, TopicPartition};
+use crate::log::{Assignment, Committed, Entry, GroupControl, GroupEvent, GroupSpec, LogError, Offset, Pending, Topic, TopicPartition};
+
+/// Bytes of records of one membership that may wait for a slow connection. More than is read at once.
+pub(super) const ROOM_BYTES: u32 = 4 << 20;
 
 /// One membership.
 pub(super) struct Seat {
@@ -20,6 +24,8 @@ pub(super) struct Seat {
     state: Mutex<State>,
     /// Rings when it was ended.
     ended: Notify,
+    /// Bytes of records that may wait for a slow connection; `None` where the user bounds them by what it wants.
+    room: Option<Arc<Semaphore>>,
 }
 
 struct State {
@@ -30,6 +36,8 @@ struct State {
     owned: BTreeMap<TopicPartition, Option<Feed>>,
     /// What a zombie isn't told yet.
     withheld: Vec<Notice>,
+    /// Losses that its user has not taken yet. It is no member before it has: its commits would be those of its former stay.
+    untaken: u32,
     last_run: u64,
 }
 
@@ -44,6 +52,8 @@ struct Feed {
     /// Tells this feed from an earlier one of the same partition.
     run: u64,
     wanted: watch::Sender<u32>,
+    /// Records handed over so far.
+    handed: u64,
     task: tokio::task::AbortHandle,
 }
 
@@ -53,11 +63,18 @@ impl Drop for Feed {
     }
 }
 
+/// A seat that was just taken, and its user's end.
+pub(super) struct Taken {
+    pub(super) seat: Arc<Seat>,
+    pub(super) events: mpsc::UnboundedReceiver<GroupEvent>,
+    pub(super) control: Arc<dyn GroupControl>,
+}
+
 impl Seat {
     /// Takes a seat: joins the group, and watches for its user to drop the membership.
-    pub(super) fn take(engine: &Arc<Engine>, connection: &Arc<Connection>, spec: GroupSpec) -> (Arc<Self>, Membership) {
+    pub(super) fn take(engine: &Arc<Engine>, connection: &Arc<Connection>, spec: GroupSpec, room: Option<Arc<Semaphore>>) -> Taken {
         let (events, receiver) = mpsc::unbounded_channel();
-        let state = State { events: Some(events.clone()), member: None, owned: BTreeMap::new(), withheld: Vec::new(), last_run: 0 };
+        let state = State { events: Some(events.clone()), member: None, owned: BTreeMap::new(), withheld: Vec::new(), untaken: 0, last_run: 0 };
         let seat = Arc::new(Self {
             spec,
             engine: Arc::downgrade(engine),
@@ -65,6 +82,7 @@ impl Seat {
             holder: engine.new_holder(),
             state: Mutex::new(state),
             ended: Notify::new(),
+            room,
         });
         engine.heartbeat(&seat);
         let watched = Arc::clone(&seat);
@@ -79,7 +97,7 @@ impl Seat {
             watched.end(Ending::Gone);
         });
         let control: Arc<dyn GroupControl> = Arc::new(Control(Arc::clone(&seat)));
-        (seat, Membership::new(receiver, control))
+        Taken { seat, events: receiver, control }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -98,7 +116,7 @@ impl Seat {
     /// The holder, if the seat may begin another stay now.
     pub(super) fn begin_stay(&self) -> Option<Holder> {
         let state = self.state();
-        (state.events.is_some() && state.withheld.is_empty()).then_some(self.holder)
+        (state.events.is_some() && state.withheld.is_empty() && state.untaken == 0).then_some(self.holder)
     }
 
     pub(super) fn joined(&self, member: MemberId) {
@@ -140,9 +158,12 @@ impl Seat {
         }
     }
 
-    /// Ends it for good.
+    /// Ends it for good. The first ending counts.
     pub(super) fn end(&self, how: Ending) {
         let mut state = self.state();
+        if state.events.is_none() {
+            return;
+        }
         state.owned.clear();
         state.withheld.clear();
         state.events = None;
@@ -158,16 +179,34 @@ impl Seat {
         self.state().member.take()
     }
 
-    /// Hands records over, as many of them as are still wanted. `None`: this feed has ended.
-    fn hand_over(&self, partition: &TopicPartition, run: u64, mut entries: Vec<Entry>) -> Option<Option<Offset>> {
+    /// Hands records over, as many of them as are still wanted, and says what they weigh.
+    fn hand_over(&self, partition: &TopicPartition, run: u64, mut entries: Vec<Entry>) -> Handed {
         let mut state = self.state();
-        let feed = state.owned.get(partition)?.as_ref().filter(|feed| feed.run == run)?;
+        let Some(Some(feed)) = state.owned.get_mut(partition) else { return Handed::Over };
+        if feed.run != run {
+            return Handed::Over;
+        }
         let wanted = *feed.wanted.borrow();
         entries.truncate(usize::try_from(wanted).unwrap_or(usize::MAX));
-        let Some(last) = entries.last().map(|e| e.offset) else { return Some(None) };
+        let Some(next) = entries.last().map(|e| e.offset.next()) else { return Handed::Nothing };
+        feed.handed += entries.len() as u64;
         feed.wanted.send_replace(wanted.saturating_sub(u32::try_from(entries.len()).unwrap_or(u32::MAX)));
+        let bytes = weigh(&entries);
         state.send(GroupEvent::Records { partition: partition.clone(), entries });
-        Some(Some(last.next()))
+        Handed::UpTo { next, bytes }
+    }
+
+    /// Wants as many records as make `total` since the start of the partition: what is on its way to a remote user counts.
+    pub(super) fn want_up_to(&self, partition: &TopicPartition, total: u64) {
+        if let Some(Some(feed)) = self.state().owned.get(partition) {
+            feed.wanted.send_replace(u32::try_from(total.saturating_sub(feed.handed)).unwrap_or(u32::MAX));
+        }
+    }
+
+    /// Its user has taken a loss.
+    pub(super) fn loss_taken(&self) {
+        let mut state = self.state();
+        state.untaken = state.untaken.saturating_sub(1);
     }
 
     fn truncated(&self, partition: &TopicPartition, run: u64, wanted: Offset, start: Offset) -> Option<()> {
@@ -176,6 +215,21 @@ impl Seat {
         state.send(GroupEvent::Truncated { partition: partition.clone(), wanted, start });
         Some(())
     }
+}
+
+/// What became of records that were handed over.
+enum Handed {
+    /// The feed has ended.
+    Over,
+    /// None is wanted now.
+    Nothing,
+    /// Those below `next`.
+    UpTo { next: Offset, bytes: u32 },
+}
+
+/// What records count for in the room of a connection.
+pub(super) fn weigh(entries: &[Entry]) -> u32 {
+    u32::try_from(entries.iter().map(weight).sum::<usize>()).unwrap_or(u32::MAX)
 }
 
 impl State {
@@ -192,11 +246,19 @@ impl State {
                 self.owned.extend(assignments.iter().map(|a| (a.partition.clone(), None)));
                 self.send(GroupEvent::Assigned(assignments));
             }
-            Notice::Revoking(partitions) => self.send(GroupEvent::Revoking(partitions)),
-            Notice::Expelled(lost) => {
+            // What its user has released meanwhile is not its own any more.
+            Notice::Revoking(mut partitions) => {
+                partitions.retain(|p| self.owned.contains_key(p));
+                if !partitions.is_empty() {
+                    self.send(GroupEvent::Revoking(partitions));
+                }
+            }
+            Notice::Expelled(mut lost) => {
+                lost.retain(|p| self.owned.contains_key(p));
                 self.member = None;
                 self.owned.clear();
                 if !lost.is_empty() {
+                    self.untaken += 1;
                     self.send(GroupEvent::Lost(lost));
                 }
             }
@@ -216,7 +278,11 @@ impl GroupControl for Control {
         let Some(slot) = state.owned.get_mut(partition) else { return };
         let (wanted, receiver) = watch::channel(0);
         let task = engine.spawn(feed(Arc::downgrade(&engine), Arc::downgrade(&self.0), partition.clone(), from, run, receiver));
-        *slot = Some(Feed { run, wanted, task: task.abort_handle() });
+        *slot = Some(Feed { run, wanted, handed: 0, task: task.abort_handle() });
+        if self.0.room.is_some() {
+            // Tells a remote user which records are from after this start.
+            state.send(GroupEvent::Records { partition: partition.clone(), entries: Vec::new() });
+        }
     }
 
     fn want(&self, partition: &TopicPartition, records: u32) {
@@ -252,6 +318,17 @@ impl GroupControl for Control {
         self.0.end(Ending::Left);
         Pending::ready(Ok(()))
     }
+
+    fn taken(&self, event: &GroupEvent) {
+        if matches!(event, GroupEvent::Lost(_)) {
+            self.0.loss_taken();
+            if self.0.beats_here()
+                && let Some(engine) = self.0.engine.upgrade()
+            {
+                engine.heartbeat(&self.0);
+            }
+        }
+    }
 }
 
 /// Reads a partition for a member, as far as it wants.
@@ -278,16 +355,28 @@ async fn feed(engine: Weak<Engine>, seat: Weak<Seat>, of: TopicPartition, from: 
         }
         match fetched {
             Fetched::Entries { entries, next } => {
-                let offered = entries.last().map(|e| e.offset.next());
                 if entries.is_empty() {
                     at = next;
                     continue;
                 }
+                let offered = entries.last().map(|e| e.offset.next());
+                let room = match &strong.room {
+                    Some(room) => match Arc::clone(room).acquire_many_owned(weigh(&entries).min(ROOM_BYTES)).await {
+                        Ok(room) => Some(room),
+                        Err(_) => return,
+                    },
+                    None => None,
+                };
                 match strong.hand_over(&of, run, entries) {
-                    None => return,
-                    Some(None) => {}
-                    Some(reached) if reached == offered => at = next,
-                    Some(Some(reached)) => at = reached,
+                    Handed::Over => return,
+                    Handed::Nothing => {}
+                    Handed::UpTo { next: reached, bytes } => {
+                        at = if Some(reached) == offered { next } else { reached };
+                        // Given back when they were written to the connection.
+                        if let Some(handed) = room.and_then(|mut room| room.split(usize::try_from(bytes.min(ROOM_BYTES)).unwrap_or(0))) {
+                            handed.forget();
+                        }
+                    }
                 }
             }
             Fetched::Truncated { start } => {
