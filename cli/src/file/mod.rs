@@ -249,7 +249,12 @@ impl Reader {
                 "command" => command = Some((self.command(&at, value), value.at)),
                 "port" => port = self.parsed(&at, value, "a port", read::port),
                 "replicas" => replicas = self.parsed(&at, value, "a number", replica_count).unwrap_or(1),
-                "env" => env = self.pairs(&at, value, "`{LOG_LEVEL: debug}`"),
+                "env" => {
+                    env = self.pairs(&at, value, "`{LOG_LEVEL: debug}`");
+                    if env.contains_key("PORT") {
+                        self.wrong(value.at, format!("{at}.PORT: the app is told its port by `up`; say `port:` in the box instead"));
+                    }
+                }
                 "cwd" => {
                     if let Some(text) = self.text(&at, value, "a directory") {
                         cwd = directory.join(&text);

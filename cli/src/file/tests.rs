@@ -98,6 +98,7 @@ fn what_is_wrong_and_what_would_be_right() {
         (cart("    replicas: 1000\n"), 4, 15, "at most 100"),
         (cart("    env: [A=1]\n"), 4, 10, "boxes.cart.env: expected a mapping"),
         (cart("    env: {A: [1]}\n"), 4, 14, "boxes.cart.env.A: expected one value"),
+        (cart("    env: {PORT: 80}\n"), 4, 10, "say `port:` in the box instead"),
         (cart("    cwd: nowhere-at-all\n"), 4, 10, "there is no such directory"),
         // Values.
         (cart("    attempt-timeout: 300\n"), 4, 22, "boxes.cart.attempt-timeout: `300`: a duration needs its unit: `300s` or `300m`?"),

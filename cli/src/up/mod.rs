@@ -4,12 +4,14 @@
 //! - [`unit`]: one replica: an app and its proxy in one failure domain.
 //! - [`app`]: an app, as `up` sees it.
 //! - [`data`]: the directory of the log and of what `up` writes of itself.
+//! - [`idle`]: finds boxes that never used their proxy.
 //! - [`ports`]: ports of this machine.
 //! - [`output`]: what a person sees.
 //! - [`state`]: what others see.
 
 pub(crate) mod app;
 pub(crate) mod data;
+mod idle;
 pub(crate) mod output;
 pub(crate) mod plan;
 pub(crate) mod ports;
@@ -74,6 +76,9 @@ pub(crate) struct UpOptions {
     /// What the proxies log: error, warn, info, debug, trace.
     #[arg(long, env = "BLUEBOX_PROXY_LOG_LEVEL", value_name = "LEVEL", default_value = "warn")]
     proxy_log_level: String,
+    /// How often to look for boxes that never used their proxy.
+    #[arg(long, hide = true, value_name = "DURATION", default_value = "30s", value_parser = crate::units::positive_duration)]
+    look_for_idle: std::time::Duration,
     #[command(flatten)]
     kafka: KafkaOptions,
 }
@@ -90,7 +95,7 @@ pub(crate) async fn run(options: UpOptions) -> anyhow::Result<()> {
     let mut ended = Ended::new()?;
     let kept = Kept::lock(&system.log.data)?;
     let width = system.boxes.iter().map(|one| one.name.as_str().len() + 8).max().unwrap_or(0).max("bluebox".len());
-    let (output, written) = Output::start(width)?;
+    let output = Output::start(width)?;
     let log = OpenLog::open(&system.log, &options.kafka, &kept, &output).await?;
     let mut arguments = log.proxy_arguments().to_vec();
     arguments.extend(["--log-level".to_owned(), options.proxy_log_level.clone()]);
@@ -109,9 +114,11 @@ pub(crate) async fn run(options: UpOptions) -> anyhow::Result<()> {
         set.spawn(Supervisor { unit, index, output: output.clone(), source, state: state.clone(), phase: phases.clone() }.run());
     }
     drop(state);
-    tokio::spawn(tell_when_up(watched, output.clone()));
+    tokio::spawn(tell_when_up(watched.clone(), output.clone()));
+    let idle = tokio::spawn(idle::watch(watched, output.clone(), options.look_for_idle));
 
     ended.next().await;
+    idle.abort();
     output.say(Tone::News, "ending: no new calls, what is under way is finished. Ctrl-C again ends everything at once.");
     let orderly = async {
         phase.send_replace(Phase::EndGateway);
@@ -135,7 +142,7 @@ pub(crate) async fn run(options: UpOptions) -> anyhow::Result<()> {
     if !at_once {
         output.say(Tone::Good, "ended. Everything that was accepted is kept, and goes on with the next `bluebox up`.");
     }
-    output::finish(output, written).await;
+    output.flush().await;
     if at_once {
         std::process::exit(130);
     }

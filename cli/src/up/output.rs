@@ -17,7 +17,7 @@ const MAX_LINE_BYTES: u64 = 64 << 10;
 /// Takes lines; cheap to clone. A thread of its own writes them, so that a terminal that stands still holds up nothing else.
 #[derive(Debug, Clone)]
 pub(crate) struct Output {
-    lines: mpsc::Sender<Line>,
+    lines: mpsc::Sender<Work>,
     unseen: Arc<AtomicU64>,
 }
 
@@ -26,6 +26,13 @@ pub(crate) struct Output {
 pub(crate) struct Source {
     name: Arc<str>,
     style: Style,
+}
+
+#[derive(Debug)]
+enum Work {
+    Write(Line),
+    /// Everything before this has been written.
+    Tell(oneshot::Sender<()>),
 }
 
 #[derive(Debug)]
@@ -79,15 +86,21 @@ impl Source {
 }
 
 impl Output {
-    /// Starts writing, names padded to `width`. The receiver is done when everything has been written.
-    pub(crate) fn start(width: usize) -> anyhow::Result<(Self, oneshot::Receiver<()>)> {
-        let (lines, mut waiting) = mpsc::channel::<Line>(WAITING_LINES);
-        let (done, written) = oneshot::channel();
+    /// Starts writing, names padded to `width`.
+    pub(crate) fn start(width: usize) -> anyhow::Result<Self> {
+        let (lines, mut waiting) = mpsc::channel(WAITING_LINES);
         let unseen = Arc::new(AtomicU64::new(0));
         let coloured = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         let missed = unseen.clone();
         std::thread::Builder::new().name("output".to_owned()).spawn(move || {
-            while let Some(Line { source, text, tone }) = waiting.blocking_recv() {
+            while let Some(work) = waiting.blocking_recv() {
+                let Line { source, text, tone } = match work {
+                    Work::Write(line) => line,
+                    Work::Tell(written) => {
+                        let _ = written.send(());
+                        continue;
+                    }
+                };
                 let missed = missed.swap(0, Ordering::Relaxed);
                 let mut out = std::io::stdout().lock();
                 // A reader that went away is no reason to stop the system.
@@ -103,15 +116,14 @@ impl Output {
                 };
                 let _ = out.flush();
             }
-            let _ = done.send(());
         })?;
-        Ok((Self { lines, unseen }, written))
+        Ok(Self { lines, unseen })
     }
 
     /// Says something of `up` itself. Never waits.
     pub(crate) fn say(&self, tone: Tone, text: impl Into<String>) {
         let line = Line { source: Source::bluebox(), text: text.into(), tone };
-        if self.lines.try_send(line).is_err() {
+        if self.lines.try_send(Work::Write(line)).is_err() {
             self.unseen.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -122,16 +134,22 @@ impl Output {
         let mut line = Vec::new();
         while let Ok(1..) = { (&mut from).take(MAX_LINE_BYTES).read_until(b'\n', &mut line).await } {
             let text = String::from_utf8_lossy(line.trim_ascii_end()).into_owned();
-            if self.lines.send(Line { source: source.clone(), text, tone: Tone::Plain }).await.is_err() {
+            if self.lines.send(Work::Write(Line { source: source.clone(), text, tone: Tone::Plain })).await.is_err() {
                 return;
             }
             line.clear();
         }
     }
-}
 
-/// Waits for everything to be written, but not for a terminal that stands still.
-pub(crate) async fn finish(output: Output, written: oneshot::Receiver<()>) {
-    drop(output);
-    let _ = tokio::time::timeout(Duration::from_secs(1), written).await;
+    /// Waits until everything that was said has been written, but not for a terminal that stands still.
+    pub(crate) async fn flush(&self) {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let (tell, written) = oneshot::channel();
+        let flushed = async {
+            if self.lines.send(Work::Tell(tell)).await.is_ok() {
+                let _ = written.await;
+            }
+        };
+        let _ = tokio::time::timeout(PATIENCE, flushed).await;
+    }
 }

@@ -1,0 +1,25 @@
+//! The reference must name everything that can be said.
+
+mod common;
+
+use common::{bluebox, run};
+
+#[test]
+fn every_flag_and_variable_is_in_the_reference() {
+    let reference = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md")).unwrap();
+    let mut missing = Vec::new();
+    for command in ["up", "proxy"] {
+        let (status, help) = run(bluebox().args([command, "--help"]));
+        assert!(status.success());
+        let words = help.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-' || c == '_'));
+        for flag in words.filter_map(|word| word.strip_prefix("--")).filter(|flag| !["", "help"].contains(flag)) {
+            if !reference.contains(&format!("`{flag}`")) && !reference.contains(&format!("--{flag}")) {
+                missing.push(format!("{command} --{flag}"));
+            }
+            // Every flag can be explained, and is.
+            assert!(!help.contains(&format!("--{flag}\n\n")), "--{flag} has no words of help");
+        }
+    }
+    missing.dedup();
+    assert!(missing.is_empty(), "docs/configuration.md does not name {missing:?}");
+}
