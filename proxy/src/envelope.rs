@@ -5,7 +5,7 @@ use std::time::Duration;
 use bluebox_core::call::{Call, ReplyAddress, Request};
 use bluebox_core::{CallId, ComponentName};
 use bytes::Bytes;
-use http::header::{self, HeaderMap, HeaderName};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, request};
 use sha2::{Digest as _, Sha256};
 
@@ -56,6 +56,7 @@ pub struct Draft {
     pub digest: Option<Sha256>,
     /// The method.
     pub method: Method,
+    says_length: bool,
     caller: ComponentName,
     destination: Destination,
     ordering_key: Option<Bytes>,
@@ -70,6 +71,9 @@ impl Draft {
     /// When a key is there twice, or is none.
     pub fn new(head: request::Parts, destination: Destination, caller: Caller<'_>, limits: &Outbound) -> Result<Self, Problem> {
         let request::Parts { method, mut headers, .. } = head;
+        let says_length = headers.contains_key(header::CONTENT_LENGTH)
+            || headers.contains_key(header::TRANSFER_ENCODING)
+            || [Method::POST, Method::PUT, Method::PATCH].contains(&method);
         let preferences = Preferences::of(&headers);
         let key = single(&headers, &IDEMPOTENCY_KEY, |b| b.is_ascii_graphic() || b == b' ')?;
         let ordering_key = single(&headers, &fields::ORDERING_KEY, |_| true)?;
@@ -89,12 +93,16 @@ impl Draft {
         let ttl = if nobody_asks_later { wait } else { limits.ttl };
 
         fields::strip_request(&mut headers);
-        Ok(Self { id, preferences, hold, keyed, digest, method, caller: caller.name.clone(), destination, ordering_key, ttl, headers })
+        Ok(Self { id, preferences, hold, keyed, digest, says_length, method, caller: caller.name.clone(), destination, ordering_key, ttl, headers })
     }
 
     /// The call, with its body, which is durable or in memory. Also gives back the share of memory that the body has.
-    pub fn seal(self, taken: Taken, reply_to: ReplyAddress) -> (Call, crate::bulk::Hold) {
+    pub fn seal(mut self, taken: Taken, reply_to: ReplyAddress) -> (Call, crate::bulk::Hold) {
         let Taken { body, trailers, memory } = taken;
+        // No content is not the same as content of no bytes: many a server reads the length without asking whether it is there (RFC 9110, section 8.6).
+        if body.is_empty() && self.says_length {
+            self.headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+        }
         let call = Call {
             id: self.id,
             replay: 0,
@@ -223,6 +231,15 @@ mod tests {
         assert_eq!(call("POST", false, &alice, b"").recorded, call("POST", false, &bob, b"").recorded);
         assert_ne!(call("POST", true, &alice, b"").recorded, call("POST", true, &bob, b"").recorded);
         assert_ne!(call("POST", true, &alice, b"").recorded, call("POST", true, &cookie, b"").recorded);
+    }
+
+    #[test]
+    fn content_of_no_bytes_is_not_no_content() {
+        let length = |method: &str, fields: &[(&str, &str)], content| call(method, false, fields, content).request.headers.get("content-length").cloned();
+        assert_eq!(length("POST", &[], b"").unwrap(), "0");
+        assert_eq!(length("DELETE", &[("content-length", "0")], b"").unwrap(), "0");
+        assert_eq!(length("GET", &[], b""), None);
+        assert_eq!(length("POST", &[("content-length", "1")], b"x"), None, "whoever sends it knows its length");
     }
 
     #[test]

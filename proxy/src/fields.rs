@@ -101,6 +101,14 @@ pub fn strip_own(headers: &mut HeaderMap) {
     }
 }
 
+/// Names in `Trailer` (RFC 9110, section 6.6.2) those of the trailer fields that it doesn't name yet: HTTP/1.1 is sent no others.
+pub fn announce_trailers(headers: &mut HeaderMap, trailers: &HeaderMap) {
+    let named: Vec<String> = tokens(headers, &header::TRAILER).map(str::to_ascii_lowercase).collect();
+    for name in trailers.keys().filter(|n| !named.iter().any(|m| m == n.as_str())) {
+        headers.append(header::TRAILER, HeaderValue::from(name.clone()));
+    }
+}
+
 /// Whether the sender of this request takes trailer fields with the answer (`TE: trailers`, RFC 9110, section 10.1.4).
 pub fn takes_trailers(headers: &HeaderMap) -> bool {
     tokens(headers, &header::TE).any(|t| t.eq_ignore_ascii_case("trailers"))

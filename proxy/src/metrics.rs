@@ -156,4 +156,15 @@ mod tests {
         assert!(text.contains("bluebox_outbound_calls_total{callee=\"cart\",result=\"app\"} 1"), "{text}");
         assert!(text.contains("bluebox_internal_errors_total 1"), "{text}");
     }
+
+    #[test]
+    fn the_docs_have_every_count() {
+        let metrics = Metrics::try_new().unwrap();
+        let vectors = [&metrics.calls, &metrics.passed, &metrics.streams, &metrics.append_failures, &metrics.refused];
+        let names = vectors.iter().flat_map(|v| v.desc()).chain(metrics.call_seconds.desc()).map(|d| d.fq_name.clone());
+        let names = names.chain(metrics.registry().gather().into_iter().map(|f| f.name().to_owned()));
+        for name in names {
+            assert!(include_str!("../../docs/http.md").contains(&format!("| `{name}")), "docs/http.md does not have {name}");
+        }
+    }
 }

@@ -315,4 +315,16 @@ mod tests {
         assert!(!can_be_repeated(&Method::PUT, false));
         assert!(can_be_repeated(&Method::POST, true));
     }
+
+    #[test]
+    fn the_docs_have_each_kind_as_it_is() {
+        let docs = include_str!("../../docs/http.md");
+        for kind in KINDS {
+            let row = format!("| `{}` | {} | ", kind.word(), kind.status().as_u16());
+            let found = docs.lines().find_map(|l| l.strip_prefix(&row)).unwrap_or_else(|| panic!("docs/http.md has no row {row:?}"));
+            if kind != Kind::PassThroughFailed {
+                assert!(found.starts_with(if kind.retry_safe() { "true |" } else { "false" }), "{row}{found}");
+            }
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 
 use bluebox_core::call::{Body, Response as Recorded};
 use bytes::Bytes;
-use http::header::{self, HeaderName, HeaderValue};
+use http::header;
 use http::{Method, Response, StatusCode, Version};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
@@ -103,11 +103,7 @@ pub fn recorded(response: &Recorded, bulk: &Bulk, asked: &Asked) -> Response<Ans
         trailers = response.trailers.clone();
     }
     if asked.version == Version::HTTP_11 {
-        let named: Vec<String> = fields::tokens(answer.headers(), &header::TRAILER).map(str::to_ascii_lowercase).collect();
-        let unnamed: Vec<HeaderName> = trailers.keys().filter(|n| !named.iter().any(|m| m == n.as_str())).cloned().collect();
-        for name in unnamed {
-            answer.headers_mut().append(header::TRAILER, HeaderValue::from(name));
-        }
+        fields::announce_trailers(answer.headers_mut(), &trailers);
     }
     let told = answer.headers().contains_key(header::CONTENT_LENGTH);
     let content = if asked.method == Method::HEAD { Body::empty() } else { response.body.clone() };

@@ -59,6 +59,7 @@ impl App {
             .pool_timer(TokioTimer::new())
             .pool_max_idle_per_host(limits.concurrency)
             .http1_max_buf_size(1 << 20)
+            .http1_max_headers(crate::intercept::MOST_FIELDS)
             .http2_only(served.protocol == AppProtocol::H2c)
             .build(connector);
         Self {
@@ -143,6 +144,7 @@ impl App {
         let headers = request.headers_mut();
         *headers = call.request.headers.clone();
         headers.insert(header::HOST, HeaderValue::from_str(&call.request.authority)?);
+        fields::announce_trailers(headers, &call.request.trailers);
         if headers.contains_key(header::TE) && self.protocol == AppProtocol::Http1 {
             headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
         }
