@@ -1,0 +1,224 @@
+//! A call all the way: through a gateway, the log, and the proxy of a box, to an app that sees raw bytes, and back.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests fail by panicking")]
+
+mod common;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bluebox_core::log::embedded::Embedded;
+use bluebox_core::registry::Component;
+use bluebox_proxy::Proxy;
+use bluebox_proxy::config::{AppProtocol, ProxyConfig, Served};
+use common::{Answer, PATIENCE, exchange, name, read_head};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+struct Installation {
+    gateway: SocketAddr,
+    stop: CancellationToken,
+    running: Vec<tokio::task::JoinHandle<Result<(), bluebox_proxy::RunError>>>,
+}
+
+impl Installation {
+    /// A gateway, and a box `cart` whose app listens there.
+    async fn start(app: SocketAddr, protocol: AppProtocol) -> Self {
+        let log = Embedded::in_memory();
+        let served = Served { name: name("cart"), component: Component { partitions: 2, ..Component::default() }, app, protocol };
+        let stop = CancellationToken::new();
+        let run = async |config: ProxyConfig| {
+            let proxy = Proxy::bind(config).await.unwrap();
+            (proxy.listen(), tokio::spawn(proxy.run(Arc::clone(&log) as Arc<dyn bluebox_core::Log>, stop.clone().cancelled_owned())))
+        };
+        let (_, cart) = run(ProxyConfig { name: name("cart"), serves: vec![served], ..common::config() }).await;
+        let (gateway, out) = run(common::config()).await;
+        let installation = Self { gateway, stop: stop.clone(), running: vec![cart, out] };
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        // An empty ordering key is refused only where the component is known.
+        while installation.ask("GET / HTTP/1.1\r\nHost: cart\r\nbluebox-ordering-key: \r\nConnection: close\r\n\r\n").await.status != 400 {
+            assert!(tokio::time::Instant::now() < deadline);
+        }
+        installation
+    }
+
+    async fn ask(&self, request: impl AsRef<[u8]>) -> Answer {
+        exchange(self.gateway, request.as_ref()).await
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        for task in self.running {
+            tokio::time::timeout(PATIENCE, task).await.unwrap().unwrap().unwrap();
+        }
+    }
+}
+
+/// An app that answers every request on a connection of its own with the same bytes, and hands out what it was sent: head, and body as framed.
+async fn app(answer: impl Into<Vec<u8>>) -> (SocketAddr, mpsc::UnboundedReceiver<Answer>) {
+    let answer = answer.into();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (seen, requests) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let (answer, seen) = (answer.clone(), seen.clone());
+            tokio::spawn(async move {
+                // The proxy looks whether somebody listens, by connecting and hanging up.
+                let mut raw = Vec::new();
+                while !raw.ends_with(b"\r\n\r\n") {
+                    let Ok(byte) = stream.read_u8().await else { return };
+                    raw.push(byte);
+                }
+                let mut request = Answer::parse(&raw);
+                if let Some(length) = request.header("content-length") {
+                    request.body = vec![0; length.parse().unwrap()];
+                    stream.read_exact(&mut request.body).await.unwrap();
+                } else if request.header("transfer-encoding").is_some() {
+                    while !request.body.ends_with(b"\r\n\r\n") || !request.body.windows(5).any(|w| w == b"\r\n0\r\n") {
+                        request.body.push(stream.read_u8().await.unwrap());
+                    }
+                }
+                seen.send(request).unwrap();
+                stream.write_all(&answer).await.unwrap();
+            });
+        }
+    });
+    (address, requests)
+}
+
+#[tokio::test]
+async fn the_app_sees_what_was_sent_and_the_caller_what_was_answered() {
+    let every_byte: Vec<u8> = (0..=255).collect();
+    let mut answer =
+        b"HTTP/1.1 299 Fine by me\r\nX-Two: 1\r\nSet-Cookie: a\r\nX-Bytes: \x80\xff\r\nX-Two: 2\r\nBluebox-Error: forged\r\nKeep-Alive: timeout=1\r\n\
+                       Set-Cookie: b\r\nConnection: close, x-hop\r\nX-Hop: 1\r\nContent-Length: 256\r\n\r\n"
+            .to_vec();
+    answer.extend_from_slice(&every_byte);
+    let (address, mut requests) = app(answer).await;
+    let installation = Installation::start(address, AppProtocol::Http1).await;
+    let mut request = b"PURGE /a//b/%zz?x[]=1&&y=\xc3\xa4 HTTP/1.1\r\nHost: CART\r\nX-Two: 1\r\nX-Bytes: \x80\xff\r\nX-Two: 2\r\nBluebox-Attempt: 9\r\n\
+                        Content-Length: 256\r\nConnection: close\r\n\r\n"
+        .to_vec();
+    request.extend_from_slice(&every_byte);
+    let answer = installation.ask(&request).await;
+    assert_eq!((answer.status, answer.reason.as_str()), (299, "Fine by me"), "{answer:?}");
+    assert_eq!((answer.all("x-two"), answer.all("set-cookie")), (vec![b"1".to_vec(), b"2".to_vec()], vec![b"a".to_vec(), b"b".to_vec()]));
+    assert_eq!(answer.all("x-bytes"), [b"\x80\xff"]);
+    assert_eq!(answer.body, every_byte);
+    for gone in ["bluebox-error", "keep-alive", "x-hop", "date"] {
+        assert_eq!(answer.header(gone), None, "{gone}");
+    }
+
+    let seen = requests.recv().await.unwrap();
+    assert!(seen.raw.starts_with(b"PURGE /a//b/%zz?x[]=1&&y=\xc3\xa4 HTTP/1.1\r\n"), "{seen:?}");
+    assert_eq!(seen.body, every_byte);
+    assert_eq!((seen.header("host").as_deref(), seen.all("x-two")), (Some("CART"), vec![b"1".to_vec(), b"2".to_vec()]));
+    assert_eq!(seen.all("x-bytes"), [b"\x80\xff"]);
+    assert_eq!((seen.header("bluebox-attempt").as_deref(), seen.header("bluebox-caller").as_deref()), (Some("1"), Some("gateway")));
+    assert_eq!(seen.header("bluebox-call-id").unwrap().len(), 32);
+    assert_eq!(seen.header("bluebox-may-have-started"), None);
+    installation.stop().await;
+}
+
+#[tokio::test]
+async fn a_body_of_no_bytes_says_so() {
+    let (address, mut requests) = app("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+    let installation = Installation::start(address, AppProtocol::Http1).await;
+    for (request, length) in [
+        ("POST / HTTP/1.1\r\nHost: cart\r\nContent-Length: 0\r\n", Some("0")),
+        ("POST / HTTP/1.1\r\nHost: cart\r\n", Some("0")),
+        ("GET / HTTP/1.1\r\nHost: cart\r\n", None),
+    ] {
+        assert_eq!(installation.ask(format!("{request}Connection: close\r\n\r\n")).await.status, 200);
+        let seen = requests.recv().await.unwrap();
+        assert_eq!((seen.header("content-length").as_deref(), seen.header("transfer-encoding")), (length, None), "{seen:?}");
+    }
+}
+
+#[tokio::test]
+async fn trailers_go_all_the_way() {
+    let answer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: x-back\r\n\r\n1\r\nb\r\n0\r\nX-Back: 2\r\n\r\n";
+    let (address, mut requests) = app(answer).await;
+    let installation = Installation::start(address, AppProtocol::Http1).await;
+    let request = "POST / HTTP/1.1\r\nHost: cart\r\nTE: trailers\r\nConnection: TE, close\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX-Sum: 1\r\n\r\n";
+    let answer = installation.ask(request).await;
+    assert_eq!(String::from_utf8_lossy(&answer.body), "1\r\nb\r\n0\r\nx-back: 2\r\n\r\n", "{answer:?}");
+    let seen = requests.recv().await.unwrap();
+    assert_eq!(String::from_utf8_lossy(&seen.body), "1\r\na\r\n0\r\nx-sum: 1\r\n\r\n", "{seen:?}");
+    assert_eq!((seen.header("te").as_deref(), seen.header("trailer").as_deref()), (Some("trailers"), Some("x-sum")));
+}
+
+#[tokio::test]
+async fn heads_that_tell_of_a_body_go_all_the_way() {
+    for (method, head, status) in
+        [("HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n", 200), ("GET", "HTTP/1.1 304 Not Modified\r\nContent-Length: 12\r\n\r\n", 304)]
+    {
+        let (address, _requests) = app(head).await;
+        let installation = Installation::start(address, AppProtocol::Http1).await;
+        let answer = installation.ask(format!("{method} / HTTP/1.1\r\nHost: cart\r\nConnection: close\r\n\r\n")).await;
+        assert_eq!((answer.status, answer.header("content-length").as_deref(), &answer.body[..]), (status, Some("12"), &b""[..]), "{answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn large_bodies_go_all_the_way() {
+    let body: Vec<u8> = (0..2_000_000u32).map(|i| (i % 241) as u8).collect();
+    let (address, mut requests) = app([b"HTTP/1.1 200 OK\r\nContent-Length: 2000000\r\n\r\n".to_vec(), body.clone()].concat()).await;
+    let installation = Installation::start(address, AppProtocol::Http1).await;
+    let head = b"PUT / HTTP/1.1\r\nHost: cart\r\nContent-Length: 2000000\r\nConnection: close\r\n\r\n".to_vec();
+    let answer = installation.ask([head, body.clone()].concat()).await;
+    assert!(answer.body == body, "{} bytes came back", answer.body.len());
+    assert!(requests.recv().await.unwrap().body == body);
+}
+
+#[tokio::test]
+async fn an_outcome_can_be_asked_for_after_a_202() {
+    let (address, mut requests) = app("HTTP/1.1 201 Created\r\nContent-Length: 4\r\n\r\nmade").await;
+    let installation = Installation::start(address, AppProtocol::Http1).await;
+    let accepted = installation.ask("POST / HTTP/1.1\r\nHost: cart\r\nPrefer: respond-async\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
+    assert_eq!(accepted.status, 202);
+    let location = accepted.header("location").unwrap();
+    requests.recv().await.unwrap();
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let answer = installation.ask(format!("GET {location} HTTP/1.1\r\nHost: bluebox\r\nConnection: close\r\n\r\n")).await;
+        if answer.header("bluebox-call-state").as_deref() == Some("ended") {
+            assert_eq!((answer.status, &answer.body[..]), (201, &b"made"[..]), "{answer:?}");
+            break;
+        }
+        assert_eq!((answer.status, answer.header("bluebox-call-state").as_deref()), (200, Some("pending")), "{answer:?}");
+        assert!(tokio::time::Instant::now() < deadline);
+    }
+}
+
+#[tokio::test]
+async fn an_app_that_speaks_http2() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let service = hyper::service::service_fn(async |request: http::Request<hyper::body::Incoming>| {
+                let text = format!("{:?} {} {}", request.version(), request.uri().path(), request.headers()["bluebox-caller"].to_str().unwrap());
+                Ok::<_, std::convert::Infallible>(http::Response::new(http_body_util::Full::new(bytes::Bytes::from(text))))
+            });
+            let http = hyper::server::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new());
+            tokio::spawn(http.serve_connection(hyper_util::rt::TokioIo::new(stream), service));
+        }
+    });
+    let installation = Installation::start(address, AppProtocol::H2c).await;
+    let answer = installation.ask("GET /x HTTP/1.1\r\nHost: cart\r\nConnection: close\r\n\r\n").await;
+    assert_eq!(String::from_utf8_lossy(&answer.body), "HTTP/2.0 /x gateway", "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_body_is_wanted_before_it_is_sent() {
+    let (address, _requests) = app("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    let installation = Installation::start(address, AppProtocol::Http1).await;
+    let mut stream = tokio::net::TcpStream::connect(installation.gateway).await.unwrap();
+    stream.write_all(b"POST / HTTP/1.1\r\nHost: cart\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n").await.unwrap();
+    assert_eq!(read_head(&mut stream).await.status, 100);
+    stream.write_all(b"body").await.unwrap();
+    assert_eq!(read_head(&mut stream).await.status, 200);
+}
