@@ -18,7 +18,7 @@ pub trait Fixture: Sized + Send + Sync {
     /// A client of its own, as another process would have.
     fn client(&self) -> Arc<dyn Log>;
 
-    /// Whether the log knows at once that a dropped membership is dead.
+    /// Whether the log knows that a former owner can act no more: because it released the partition, or its connection ended.
     fn knows_the_dead(&self) -> bool {
         true
     }

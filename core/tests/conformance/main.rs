@@ -8,6 +8,7 @@
 mod appends;
 mod fixture;
 mod groups;
+mod kafka;
 mod reads;
 mod topics;
 
@@ -73,3 +74,4 @@ macro_rules! conformance {
 conformance!(in_memory, fixture::InMemory);
 conformance!(on_disk, fixture::OnDisk);
 conformance!(over_a_socket, fixture::OverASocket);
+conformance!(on_kafka, kafka::Kafka);

@@ -1,1 +1,0 @@
-//! Apache Kafka behind [`Log`](super::Log), on librdkafka.

@@ -1,0 +1,299 @@
+//! Questions to the broker, and topics: what librdkafka can only do by blocking runs here, on threads of its own.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
+
+use super::config::{KafkaConfig, TOPIC_MESSAGE_BYTES};
+use super::error::{by_code, log_error};
+use super::link::{Link, Observer};
+use super::wake::block_on;
+use crate::log::{Bounds, Committed, LogError, Offset, Pending, Topic, TopicPartition, TopicSpec};
+
+/// Questions that may wait for an answer at once.
+const QUEUE: usize = 4096;
+const THREADS: usize = 3;
+/// How long one question is asked again before the asker is told that there is no answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Making topics takes longer.
+const TOPIC_PATIENCE: Duration = Duration::from_secs(30);
+/// Clients that ask for the commits of groups, kept for the next time.
+const OUTSIDERS: usize = 8;
+
+/// A topic that every Kafka has once a group was used; whether it exists does not matter to the probe.
+const PROBED: &str = "__consumer_offsets";
+
+type Job = Box<dyn FnOnce() + Send>;
+
+pub(super) struct Control {
+    client: BaseConsumer<Observer>,
+    config: KafkaConfig,
+    link: Arc<Link>,
+    jobs: SyncSender<Job>,
+    outsiders: Mutex<VecDeque<(String, Arc<BaseConsumer<Observer>>)>>,
+}
+
+impl Control {
+    pub(super) fn start(config: &KafkaConfig, link: &Arc<Link>) -> Result<Arc<Self>, KafkaError> {
+        let client = config.control().create_with_context(Observer::new(link, "control"))?;
+        let (jobs, queue) = sync_channel::<Job>(QUEUE);
+        let queue = Arc::new(Mutex::new(queue));
+        for _ in 0..THREADS {
+            let queue = queue.clone();
+            std::thread::Builder::new()
+                .name("kafka-control".to_owned())
+                .spawn(move || work(&queue))
+                .map_err(|error| KafkaError::ClientCreation(format!("no thread for questions: {error}")))?;
+        }
+        Ok(Arc::new(Self { client, config: config.clone(), link: link.clone(), jobs, outsiders: Mutex::default() }))
+    }
+
+    /// Serves what librdkafka has to say. These clients are not polled otherwise.
+    pub(super) fn drain_events(&self) {
+        while let Some(Ok(_)) = self.client.poll(Duration::ZERO) {}
+        let outsiders = self.outsiders.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, outsider) in &*outsiders {
+            while let Some(Ok(_)) = outsider.poll(Duration::ZERO) {}
+        }
+    }
+
+    /// Whether any broker answers.
+    pub(super) fn probe(&self, limit: Duration) -> Result<(), String> {
+        self.client.client().fetch_metadata(Some(PROBED), limit).map(drop).map_err(|error| error.to_string())
+    }
+
+    /// Asks when a thread is free. `job` must not block for longer than the patience of its question.
+    pub(super) fn ask<T: Send + 'static>(self: &Arc<Self>, job: impl FnOnce(&Self) -> Result<T, LogError> + Send + 'static) -> Pending<T> {
+        if self.link.is_away() {
+            return Pending::ready(Err(LogError::Unavailable(self.link.away())));
+        }
+        let (reply, pending) = Pending::new();
+        let control = self.clone();
+        let job = Box::new(move || {
+            let _ = reply.send(job(&control));
+        });
+        match self.jobs.try_send(job) {
+            Ok(()) => pending,
+            Err(TrySendError::Full(_)) => Pending::ready(Err(LogError::Unavailable(format!("{QUEUE} questions wait for the broker already")))),
+            Err(TrySendError::Disconnected(_)) => Pending::ready(Err(LogError::Unavailable("the log's client was closed".to_owned()))),
+        }
+    }
+
+    /// Asks again while the broker is only not ready, and once more when it knows no such topic: brokers learn of new topics one after the other.
+    fn patiently<T>(&self, ask: impl Fn(Duration) -> Result<T, LogError>) -> Result<T, LogError> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut unknown = 0;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(50));
+            let error = match ask(left) {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            match error {
+                LogError::NotFound(_) if unknown < 2 => unknown += 1,
+                LogError::Unavailable(_) if Instant::now() < deadline && !self.link.is_away() => {}
+                error => return Err(error),
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    pub(super) fn bounds(&self, of: &TopicPartition) -> Result<Bounds, LogError> {
+        let partition = super::legal(of).map_err(|_| LogError::NotFound(of.to_string()))?;
+        self.patiently(|limit| {
+            let (start, end) = self.client.fetch_watermarks(of.topic.as_str(), partition, limit).map_err(|error| log_error(&of.to_string(), &error))?;
+            let offset = |raw: i64| Offset::new(u64::try_from(raw).unwrap_or(0));
+            Ok(Bounds { start: offset(start), end: offset(end) })
+        })
+    }
+
+    pub(super) fn partitions(&self, of: &Topic) -> Result<Option<u32>, LogError> {
+        if super::legal(&of.partition(0)).is_err() {
+            return Ok(None);
+        }
+        match self.patiently(|limit| self.partitions_once(of, limit)) {
+            Err(LogError::NotFound(_)) => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    fn partitions_once(&self, of: &Topic, limit: Duration) -> Result<u32, LogError> {
+        let metadata = self.client.fetch_metadata(Some(of.as_str()), limit).map_err(|error| log_error(of.as_str(), &error))?;
+        let topic = metadata.topics().iter().find(|topic| topic.name() == of.as_str());
+        let topic = topic.ok_or_else(|| LogError::NotFound(of.to_string()))?;
+        if let Some(error) = topic.error() {
+            return Err(by_code(of.as_str(), error.into()));
+        }
+        if topic.partitions().iter().any(|partition| partition.leader() < 0) {
+            return Err(LogError::Unavailable(format!("{of}: not all partitions have a leader")));
+        }
+        match u32::try_from(topic.partitions().len()) {
+            Ok(0) | Err(_) => Err(LogError::NotFound(of.to_string())),
+            Ok(count) => Ok(count),
+        }
+    }
+
+    pub(super) fn committed(&self, group: &str, of: &[TopicPartition]) -> Result<Vec<Option<Committed>>, LogError> {
+        let outsider = self.outsider(group)?;
+        self.patiently(|limit| committed_of(&outsider, group, of, limit))
+    }
+
+    fn outsider(&self, group: &str) -> Result<Arc<BaseConsumer<Observer>>, LogError> {
+        let mut outsiders = self.outsiders.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = outsiders.iter().position(|(name, _)| name == group)
+            && let Some(found) = outsiders.remove(at)
+        {
+            let client = found.1.clone();
+            outsiders.push_front(found);
+            return Ok(client);
+        }
+        let config = self.config.outsider(group);
+        let client: BaseConsumer<Observer> =
+            config.create_with_context(Observer::new(&self.link, "outsider")).map_err(|error| log_error(&format!("group {group:?}"), &error))?;
+        let client = Arc::new(client);
+        outsiders.push_front((group.to_owned(), client.clone()));
+        let left_over = if outsiders.len() > OUTSIDERS { outsiders.pop_back() } else { None };
+        drop(outsiders);
+        // Closing takes a moment; not under the lock.
+        drop(left_over);
+        Ok(client)
+    }
+
+    pub(super) fn create_topics(&self, specs: &[TopicSpec]) -> Result<(), LogError> {
+        let deadline = Instant::now() + TOPIC_PATIENCE;
+        // Those that are there cost one question each, and need no right to create.
+        let mut missing = Vec::new();
+        for spec in specs {
+            super::legal(&spec.topic.partition(0)).map_err(LogError::Refused)?;
+            if spec.partitions == 0 {
+                return Err(LogError::Refused(format!("topic {}: 0 partitions: at least 1", spec.topic)));
+            }
+            match self.partitions_once(&spec.topic, PATIENCE) {
+                Ok(_) => {}
+                Err(LogError::NotFound(_)) => missing.push(spec),
+                Err(LogError::Unavailable(_)) if !self.link.is_away() => missing.push(spec),
+                Err(error) => return Err(error),
+            }
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        self.create_missing(&missing, deadline)?;
+        for spec in missing {
+            loop {
+                match self.partitions_once(&spec.topic, PATIENCE) {
+                    Ok(_) => break,
+                    Err(LogError::NotFound(_) | LogError::Unavailable(_)) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
+                    Err(LogError::NotFound(_)) => return Err(LogError::Unavailable(format!("{}: made, but not to be seen yet", spec.topic))),
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn create_missing(&self, missing: &[&TopicSpec], deadline: Instant) -> Result<(), LogError> {
+        let texts: Vec<_> = missing.iter().map(|spec| TopicTexts::of(spec)).collect();
+        let topics: Vec<_> = missing
+            .iter()
+            .zip(&texts)
+            .map(|(spec, texts)| {
+                let partitions = i32::try_from(spec.partitions).unwrap_or(i32::MAX);
+                let replication = TopicReplication::Fixed(self.config.replication_factor.unwrap_or(-1));
+                NewTopic::new(spec.topic.as_str(), partitions, replication)
+                    .set("message.timestamp.type", "LogAppendTime")
+                    .set("cleanup.policy", texts.cleanup)
+                    .set("retention.ms", &texts.retention)
+                    .set("max.message.bytes", &texts.max_message_bytes)
+                    // What is compacted is small and read on start: don't let it grow for a week first.
+                    .set("segment.ms", if spec.compacted { "3600000" } else { "86400000" })
+            })
+            .collect();
+        let admin: AdminClient<Observer> =
+            self.config.admin().create_with_context(Observer::new(&self.link, "admin")).map_err(|error| log_error("topics", &error))?;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
+            let options = AdminOptions::new().request_timeout(Some(left.min(PATIENCE))).operation_timeout(Some(left.min(PATIENCE)));
+            let results = block_on(admin.create_topics(&topics, &options), left.min(PATIENCE * 2));
+            let error = match results {
+                Some(Ok(results)) => first_failure(&results),
+                Some(Err(error)) => Some(LogError::Unavailable(format!("topics: {error}"))),
+                None => Some(LogError::Unavailable("topics: the broker does not answer".to_owned())),
+            };
+            match error {
+                None => return Ok(()),
+                Some(LogError::Unavailable(_)) if Instant::now() < deadline && !self.link.is_away() => std::thread::sleep(Duration::from_millis(100)),
+                Some(error) => return Err(error),
+            }
+        }
+    }
+}
+
+fn first_failure(results: &[Result<String, (String, Code)>]) -> Option<LogError> {
+    results.iter().find_map(|result| match result {
+        Ok(_) | Err((_, Code::TopicAlreadyExists)) => None,
+        Err((topic, code)) => Some(by_code(&format!("topic {topic:?}"), *code)),
+    })
+}
+
+/// The texts of a topic's configuration, which must outlive the request.
+struct TopicTexts {
+    cleanup: &'static str,
+    retention: String,
+    max_message_bytes: String,
+}
+
+impl TopicTexts {
+    fn of(spec: &TopicSpec) -> Self {
+        let cleanup = match (spec.compacted, spec.retention) {
+            (false, _) => "delete",
+            (true, None) => "compact",
+            (true, Some(_)) => "compact,delete",
+        };
+        let retention = spec.retention.map_or_else(|| "-1".to_owned(), |keep| keep.as_millis().min(i64::MAX as u128).to_string());
+        Self { cleanup, retention, max_message_bytes: TOPIC_MESSAGE_BYTES.to_string() }
+    }
+}
+
+/// What a group has committed, asked through any client of that group. In the order of `of`.
+pub(super) fn committed_of<C: rdkafka::consumer::ConsumerContext>(
+    client: &BaseConsumer<C>,
+    group: &str,
+    of: &[TopicPartition],
+    limit: Duration,
+) -> Result<Vec<Option<Committed>>, LogError> {
+    let mut wanted = TopicPartitionList::with_capacity(of.len());
+    for partition in of {
+        let number = super::legal(partition).map_err(|_| LogError::NotFound(partition.to_string()))?;
+        wanted.add_partition(partition.topic.as_str(), number);
+    }
+    if of.is_empty() {
+        return Ok(Vec::new());
+    }
+    let found = client.committed_offsets(wanted, limit).map_err(|error| log_error(&format!("group {group:?}"), &error))?;
+    of.iter()
+        .map(|partition| {
+            let number = i32::try_from(partition.partition).unwrap_or(i32::MAX);
+            let Some(element) = found.find_partition(partition.topic.as_str(), number) else { return Ok(None) };
+            element.error().map_err(|error| log_error(&format!("group {group:?}, {partition}"), &error))?;
+            let KafkaOffset::Offset(raw) = element.offset() else { return Ok(None) };
+            let offset = Offset::new(u64::try_from(raw).unwrap_or(0));
+            Ok(Some(Committed { offset, metadata: element.metadata().to_owned() }))
+        })
+        .collect()
+}
+
+fn work(queue: &Mutex<Receiver<Job>>) {
+    loop {
+        let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(job) = job else { return };
+        // A panic (metadata of a foreign committer that is no text) ends one question, not the thread; its asker learns that nobody answers.
+        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(job));
+    }
+}

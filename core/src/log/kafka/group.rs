@@ -1,0 +1,580 @@
+//! Membership in a group: one OS thread owns the member's consumer and does all of its polling, answering and committing. It never waits for the broker.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::Consumer;
+use rdkafka::error::RDKafkaErrorCode as Code;
+use tokio::sync::mpsc::{UnboundedSender, WeakUnboundedSender, unbounded_channel};
+use tokio::sync::oneshot;
+use tracing::{debug, info, warn};
+
+use super::commit::{CommitQueue, Request, Verdict, Work};
+use super::config::{GroupProtocol, KafkaConfig};
+use super::control::{Control, committed_of};
+use super::fetch::{Fetcher, StreamHandle};
+use super::link::Link;
+use super::member::{self, Client, Happened};
+use super::wake::{self, Watched};
+use crate::clock::Moment;
+use crate::log::{Assignment, Committed, GroupControl, GroupEvent, GroupSpec, LogError, Membership, Offset, Pending, TopicPartition};
+
+/// Pause before a commit goes again that met a rebalance.
+const COMMIT_AGAIN: Duration = Duration::from_millis(20);
+/// How long a commit goes again.
+const COMMIT_PATIENCE: Duration = Duration::from_secs(5);
+/// Pause before the commits of a new partition are asked for again, and before a consumer is made again.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
+/// How long leaving may take.
+const LEAVE_LIMIT: Duration = Duration::from_secs(1);
+/// What a stock broker grants at least.
+const STOCK_MINIMUM: Duration = Duration::from_secs(6);
+/// The same trouble is told again after this long.
+const TROUBLE_AGAIN: Duration = Duration::from_secs(30);
+/// How long the thread sleeps at most.
+const TICK: Duration = Duration::from_millis(500);
+
+enum Command {
+    Work(Work),
+    /// What the group has committed for partitions that were assigned, by the number of the question.
+    Found(u64, Result<Vec<Option<Committed>>, LogError>),
+}
+
+/// The partitions that the user was told of and has not lost or released; with a stream each once it reads.
+type Owned = Arc<Mutex<HashMap<TopicPartition, Option<StreamHandle>>>>;
+
+struct MemberControl {
+    commands: mpsc::Sender<Command>,
+    thread: Thread,
+    owned: Owned,
+    fetcher: Arc<Fetcher>,
+    /// Weak, so that the events end when the member has left.
+    events: WeakUnboundedSender<GroupEvent>,
+}
+
+impl MemberControl {
+    fn command(&self, work: Work) {
+        if let Err(mpsc::SendError(Command::Work(work))) = self.commands.send(Command::Work(work)) {
+            work.refuse(&LogError::Fenced("this member has left its group".to_owned()));
+        }
+        self.thread.unpark();
+    }
+}
+
+impl GroupControl for MemberControl {
+    fn start(&self, partition: &TopicPartition, from: Offset) {
+        let Some(events) = self.events.upgrade() else { return };
+        if let Some(stream) = self.owned.lock().unwrap_or_else(PoisonError::into_inner).get_mut(partition) {
+            *stream = Some(self.fetcher.follow(partition, from, events));
+        }
+    }
+
+    fn want(&self, partition: &TopicPartition, records: u32) {
+        if let Some(Some(stream)) = self.owned.lock().unwrap_or_else(PoisonError::into_inner).get(partition) {
+            stream.want(records);
+        }
+    }
+
+    fn commit(&self, commits: Vec<(TopicPartition, Committed)>) -> Pending<Moment> {
+        let (reply, pending) = Pending::new();
+        self.command(Work::Commit(Request::new(commits, Some(reply))));
+        pending
+    }
+
+    fn release(&self, partitions: Vec<TopicPartition>) {
+        self.command(Work::Release(partitions));
+    }
+
+    fn leave(&self) -> Pending<()> {
+        let (reply, pending) = Pending::new();
+        self.command(Work::Leave(reply));
+        pending
+    }
+}
+
+/// Becomes a member. What can't be done at once is told as trouble, and tried again.
+pub(super) fn join(config: &KafkaConfig, link: &Arc<Link>, control: &Arc<Control>, fetcher: &Arc<Fetcher>, spec: GroupSpec) -> Membership {
+    let (events, told) = unbounded_channel();
+    let (commands, received) = mpsc::channel();
+    let owned = Owned::default();
+    let weak = events.downgrade();
+    let member = Member {
+        config: config.clone(),
+        link: link.clone(),
+        control: control.clone(),
+        session_timeout: spec.session_timeout,
+        spec,
+        owned: owned.clone(),
+        events,
+        answers: commands.clone(),
+        commits: CommitQueue::default(),
+        commit_due: None,
+        commit_since: None,
+        last_success: None,
+        known: HashMap::new(),
+        questions: Vec::new(),
+        next_question: 0,
+        revoking: None,
+        trouble: None,
+        again: None,
+    };
+    let handle = std::thread::Builder::new().name("kafka-member".to_owned()).spawn(move || member.run(received));
+    let thread = match handle {
+        Ok(handle) => handle.thread().clone(),
+        Err(error) => {
+            // The member and its events ended with the closure; what is asked of it ends as unavailable.
+            warn!(%error, "no thread for a member of a group");
+            std::thread::current()
+        }
+    };
+    Membership::new(told, Arc::new(MemberControl { commands, thread, owned, fetcher: fetcher.clone(), events: weak }))
+}
+
+struct Member {
+    config: KafkaConfig,
+    link: Arc<Link>,
+    control: Arc<Control>,
+    spec: GroupSpec,
+    /// What was asked for, or what the broker grants.
+    session_timeout: Duration,
+    owned: Owned,
+    events: UnboundedSender<GroupEvent>,
+    answers: mpsc::Sender<Command>,
+    commits: CommitQueue,
+    /// When a commit that met a rebalance goes again.
+    commit_due: Option<Instant>,
+    /// Since when the commit at the head is tried.
+    commit_since: Option<Instant>,
+    /// When the last request was sent that succeeded: this member was one then.
+    last_success: Option<Moment>,
+    /// The last known commits of owned partitions.
+    known: HashMap<TopicPartition, Committed>,
+    /// Assigned partitions whose commits are being asked for.
+    questions: Vec<Question>,
+    next_question: u64,
+    /// Partitions that were asked for and are not released yet. The answer to the group is due when it is empty.
+    revoking: Option<Revoking>,
+    trouble: Option<(String, Instant)>,
+    /// When to make a new consumer, if there is none.
+    again: Option<Instant>,
+}
+
+struct Revoking {
+    /// What is not released yet.
+    left: BTreeSet<TopicPartition>,
+    since: Instant,
+}
+
+struct Question {
+    id: u64,
+    partitions: Vec<TopicPartition>,
+    /// When to ask (again); `None`: it is being asked.
+    due: Option<Instant>,
+}
+
+/// How a member ends.
+enum End {
+    Left(oneshot::Sender<Result<(), LogError>>),
+    /// Its user dropped it, which is a death: the session runs out.
+    Died,
+    Closed,
+}
+
+impl Member {
+    fn run(mut self, commands: mpsc::Receiver<Command>) {
+        let waker = wake::waker();
+        let watched = self.events.clone();
+        let mut gone: Watched<()> = Box::pin(async move { watched.closed().await });
+        let mut client: Option<Client> = None;
+        let end = loop {
+            if self.link.is_closed() {
+                break End::Closed;
+            }
+            if wake::poll(&mut gone, &waker).is_some() {
+                break End::Died;
+            }
+            if client.is_none() && self.again.is_none_or(|due| due <= Instant::now()) {
+                client = self.create();
+            }
+            while let Ok(command) = commands.try_recv() {
+                match command {
+                    Command::Work(work) => self.commits.push(work),
+                    Command::Found(id, found) => self.found(id, found),
+                }
+            }
+            if let Some(joined) = &client {
+                member::serve(&joined.consumer, &joined.happenings);
+                let mut renew = false;
+                while let Some(happened) = joined.happenings.pop() {
+                    renew |= self.take(joined, happened);
+                }
+                if let Some(leaving) = self.advance(joined) {
+                    break End::Left(leaving);
+                }
+                self.ask(joined);
+                renew |= self.is_late();
+                if renew && let Some(joined) = client.take() {
+                    self.lose_all("the member had to start anew");
+                    self.commits.forget();
+                    joined.happenings.close();
+                    close(joined);
+                    self.again = Some(Instant::now() + ASK_AGAIN);
+                }
+            } else if let Some(leaving) = self.idle() {
+                break End::Left(leaving);
+            }
+            std::thread::park_timeout(self.sleep());
+        };
+        drop(gone);
+        let why = LogError::Fenced(format!("group {:?}: this member has left it", self.spec.name));
+        self.commits.end(&why);
+        while let Ok(command) = commands.try_recv() {
+            if let Command::Work(work) = command {
+                work.refuse(&why);
+            }
+        }
+        drop(commands);
+        self.end(client, end);
+    }
+
+    fn create(&mut self) -> Option<Client> {
+        match member::join(&self.config, &self.link, &self.spec, self.session_timeout, std::thread::current()) {
+            Ok(client) => {
+                self.again = None;
+                Some(client)
+            }
+            Err(error) => {
+                self.tell_trouble(format!("group {:?}: {error}", self.spec.name));
+                self.again = Some(Instant::now() + Duration::from_secs(1));
+                None
+            }
+        }
+    }
+
+    /// How long nothing is due.
+    fn sleep(&self) -> Duration {
+        let late = self.revoking.as_ref().map(|revoking| revoking.since + self.spec.release_timeout + Duration::from_millis(1));
+        let due = [self.commit_due, self.again, late].into_iter().flatten().chain(self.questions.iter().filter_map(|question| question.due)).min();
+        due.map_or(TICK, |due| due.saturating_duration_since(Instant::now()).min(TICK))
+    }
+
+    /// Without a consumer there is nothing to commit to.
+    fn idle(&mut self) -> Option<oneshot::Sender<Result<(), LogError>>> {
+        self.commits.next_request(Moment::now(), |_| false);
+        match self.commits.next_other() {
+            Some(Work::Leave(reply)) => Some(reply),
+            _ => None,
+        }
+    }
+
+    /// True when the consumer must be replaced.
+    fn take(&mut self, client: &Client, happened: Happened) -> bool {
+        match happened {
+            Happened::Assigned(partitions) => {
+                if !partitions.is_empty() {
+                    self.question(partitions);
+                }
+            }
+            Happened::Revoked(partitions) => self.revoke(client, partitions),
+            Happened::Lost(partitions) => self.lose(&partitions, "the session ended"),
+            Happened::Committed(code) => self.committed(client, code),
+            Happened::Failed(code, fatal, reason) => return self.failed(code, fatal, &reason),
+        }
+        false
+    }
+
+    fn question(&mut self, partitions: Vec<TopicPartition>) {
+        self.next_question += 1;
+        self.questions.push(Question { id: self.next_question, partitions, due: Some(Instant::now()) });
+    }
+
+    /// Asks what was committed for new partitions, on another thread because it takes a moment.
+    fn ask(&mut self, client: &Client) {
+        let now = Instant::now();
+        for question in self.questions.iter_mut().filter(|question| question.due.is_some_and(|due| due <= now)) {
+            question.due = None;
+            let (id, partitions, consumer) = (question.id, question.partitions.clone(), client.consumer.clone());
+            let (group, answers, thread) = (self.spec.name.clone(), self.answers.clone(), std::thread::current());
+            let asked = self.control.ask(move |_| {
+                let found = committed_of(&consumer, &group, &partitions, Duration::from_secs(2));
+                drop(consumer);
+                let _ = answers.send(Command::Found(id, found));
+                thread.unpark();
+                Ok(())
+            });
+            let mut asked: Watched<Result<(), LogError>> = Box::pin(asked);
+            if let Some(Err(_)) = wake::poll(&mut asked, std::task::Waker::noop()) {
+                question.due = Some(now + ASK_AGAIN);
+            }
+        }
+    }
+
+    fn found(&mut self, id: u64, found: Result<Vec<Option<Committed>>, LogError>) {
+        let Some(at) = self.questions.iter().position(|question| question.id == id) else { return };
+        let found = match found {
+            Ok(found) => found,
+            Err(error) => {
+                if matches!(error, LogError::Refused(_)) {
+                    self.tell_trouble(error.to_string());
+                }
+                self.questions[at].due = Some(Instant::now() + ASK_AGAIN);
+                return;
+            }
+        };
+        let question = self.questions.swap_remove(at);
+        let mut assigned = Vec::with_capacity(question.partitions.len());
+        let mut owned = self.owned.lock().unwrap_or_else(PoisonError::into_inner);
+        for (partition, committed) in question.partitions.into_iter().zip(found) {
+            if let Some(committed) = &committed {
+                self.known.insert(partition.clone(), committed.clone());
+            }
+            owned.insert(partition.clone(), None);
+            // Kafka does not tell whether the former owner is dead or only silent.
+            assigned.push(Assignment { partition, committed, former_is_gone: false });
+        }
+        drop(owned);
+        if !assigned.is_empty() {
+            let _ = self.events.send(GroupEvent::Assigned(assigned));
+        }
+    }
+
+    /// Partitions that were assigned but that nobody was told of yet, are not asked about any more.
+    fn forget(&mut self, partitions: &[TopicPartition]) {
+        for question in &mut self.questions {
+            if question.partitions.iter().any(|partition| partitions.contains(partition)) {
+                let rest: Vec<_> = question.partitions.iter().filter(|partition| !partitions.contains(partition)).cloned().collect();
+                // An answer that is on its way no longer fits: the rest is asked about anew.
+                self.next_question += 1;
+                *question = Question { id: self.next_question, partitions: rest, due: Some(Instant::now()) };
+            }
+        }
+        self.questions.retain(|question| !question.partitions.is_empty());
+    }
+
+    fn revoke(&mut self, client: &Client, partitions: Vec<TopicPartition>) {
+        self.forget(&partitions);
+        let owned = self.owned.lock().unwrap_or_else(PoisonError::into_inner);
+        let told: Vec<_> = partitions.into_iter().filter(|partition| owned.contains_key(partition)).collect();
+        drop(owned);
+        if told.is_empty() {
+            member::release(&client.consumer);
+            return;
+        }
+        self.revoking = Some(Revoking { left: told.iter().cloned().collect(), since: Instant::now() });
+        let _ = self.events.send(GroupEvent::Revoking(told));
+    }
+
+    fn lose(&mut self, partitions: &[TopicPartition], why: &str) {
+        self.forget(partitions);
+        let mut owned = self.owned.lock().unwrap_or_else(PoisonError::into_inner);
+        let lost: Vec<_> = partitions.iter().filter(|partition| owned.remove(partition).is_some()).cloned().collect();
+        drop(owned);
+        self.revoking = None;
+        self.commits.fence(&LogError::Fenced(format!("group {:?}: {why}", self.spec.name)));
+        self.known.retain(|partition, _| !lost.contains(partition));
+        if !lost.is_empty() {
+            info!(group = self.spec.name, partitions = lost.len(), why, "partitions were lost");
+            let _ = self.events.send(GroupEvent::Lost(lost));
+        }
+    }
+
+    fn lose_all(&mut self, why: &str) {
+        let mut all: Vec<_> = self.owned.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect();
+        all.extend(self.questions.iter().flat_map(|question| question.partitions.iter().cloned()));
+        self.lose(&all, why);
+    }
+
+    fn committed(&mut self, client: &Client, code: Option<Code>) {
+        let verdict = Verdict::of(&self.spec.name, code);
+        let fenced = matches!(verdict, Verdict::Failed(LogError::Fenced(_)));
+        let give_up = self.commit_since.is_some_and(|since| since.elapsed() > COMMIT_PATIENCE);
+        let answered = self.commits.answered(verdict, give_up);
+        if answered.again {
+            self.commit_due = Some(Instant::now() + COMMIT_AGAIN);
+        } else {
+            self.commit_since = None;
+        }
+        self.last_success = answered.sent.or(self.last_success);
+        self.known.extend(answered.committed);
+        // While the answer to a revocation is due, librdkafka drops the news that the member was thrown out and joins again later as if nothing had been.
+        if fenced && self.revoking.is_some() {
+            self.lose_all("the group went on without this member");
+            member::release(&client.consumer);
+        }
+    }
+
+    /// Whether a partition that was asked for is held for too long: that is a death, from which the member rises as a new one.
+    fn is_late(&self) -> bool {
+        let late = self.revoking.as_ref().is_some_and(|revoking| revoking.since.elapsed() > self.spec.release_timeout);
+        if late {
+            warn!(group = self.spec.name, limit = ?self.spec.release_timeout, "a partition was not released in time; the member gave up all of them");
+        }
+        late
+    }
+
+    /// Does what is next in the queue. Returns who wants to know when the member has left.
+    fn advance(&mut self, client: &Client) -> Option<oneshot::Sender<Result<(), LogError>>> {
+        if self.commit_due.is_some_and(|due| due > Instant::now()) {
+            return None;
+        }
+        self.commit_due = None;
+        while !self.commits.is_busy() {
+            match self.commits.next_other() {
+                Some(Work::Release(partitions)) => {
+                    self.release(&partitions);
+                    continue;
+                }
+                Some(Work::Leave(reply)) => return Some(reply),
+                Some(Work::Commit(_)) | None => {}
+            }
+            let owned = self.owned.lock().unwrap_or_else(PoisonError::into_inner);
+            let owns = |partition: &TopicPartition| {
+                owned.contains_key(partition)
+                    // Beside its own partitions an owner commits for those of other topics that belong to them.
+                    || (!self.spec.topics.contains(&partition.topic) && owned.keys().any(|other| other.partition == partition.partition))
+            };
+            let content = self.commits.next_request(Moment::now(), owns);
+            drop(owned);
+            match content {
+                Some(content) => self.send(client, content),
+                None if self.commits.is_empty() => break,
+                None => {}
+            }
+        }
+        self.answer_revocation(client);
+        None
+    }
+
+    fn send(&mut self, client: &Client, content: impl IntoIterator<Item = (TopicPartition, Committed)>) {
+        self.commit_since.get_or_insert_with(Instant::now);
+        if client.commits.send(content.into_iter().collect()).is_err() {
+            self.committed(client, Some(Code::Fail));
+        }
+    }
+
+    fn release(&mut self, partitions: &[TopicPartition]) {
+        let Some(revoking) = &mut self.revoking else {
+            debug!(?partitions, "partitions were released that nobody asked for");
+            return;
+        };
+        let mut owned = self.owned.lock().unwrap_or_else(PoisonError::into_inner);
+        for partition in partitions {
+            if revoking.left.remove(partition) {
+                owned.remove(partition);
+            }
+        }
+    }
+
+    /// When everything that was asked for is released, the group is told. Only if this member is still one: if it was thrown out meanwhile, librdkafka would
+    /// join again with what others own by now, without a word. A commit that the broker took not long ago shows that it is, and prolongs the session.
+    fn answer_revocation(&mut self, client: &Client) {
+        if self.commits.is_busy() || !self.revoking.as_ref().is_some_and(|revoking| revoking.left.is_empty()) {
+            return;
+        }
+        let now = Moment::now();
+        let fresh = self.last_success.is_some_and(|sent| now.since(sent) < self.session_timeout / 2);
+        if self.config.group_protocol == GroupProtocol::Classic && !fresh {
+            let owned = self.owned.lock().unwrap_or_else(PoisonError::into_inner);
+            let own = self.known.iter().find(|(partition, _)| owned.contains_key(partition)).map(|(partition, known)| (partition.clone(), known.clone()));
+            drop(owned);
+            if let Some(own) = own {
+                self.commits.push(Work::Commit(Request::new(vec![own.clone()], None)));
+                if let Some(content) = self.commits.next_request(now, |_| true) {
+                    self.send(client, content);
+                }
+                return;
+            }
+        }
+        self.revoking = None;
+        let owned = self.owned.lock().unwrap_or_else(PoisonError::into_inner);
+        self.known.retain(|partition, _| owned.contains_key(partition) || !self.spec.topics.contains(&partition.topic));
+        drop(owned);
+        member::release(&client.consumer);
+    }
+
+    /// True when the consumer must be replaced.
+    fn failed(&mut self, code: Code, fatal: bool, reason: &str) -> bool {
+        match code {
+            Code::InvalidSessionTimeout => {
+                let granted = if self.session_timeout < STOCK_MINIMUM { STOCK_MINIMUM } else { self.session_timeout * 2 };
+                warn!(
+                    group = self.spec.name,
+                    asked = ?self.session_timeout,
+                    taken = ?granted,
+                    "the broker refused the session timeout (its group.min.session.timeout.ms is larger); a dead box is noticed later"
+                );
+                self.session_timeout = granted;
+                return true;
+            }
+            Code::GroupAuthorizationFailed
+            | Code::TopicAuthorizationFailed
+            | Code::ClusterAuthorizationFailed
+            | Code::InconsistentGroupProtocol
+            | Code::GroupMaxSizeReached
+            | Code::InvalidGroupId
+            | Code::UnsupportedVersion
+            | Code::UnsupportedFeature
+            | Code::UnknownTopic
+            | Code::UnknownTopicOrPartition => self.tell_trouble(format!("group {:?}: {reason}", self.spec.name)),
+            _ => debug!(group = self.spec.name, %code, "a member's request failed; it goes on by itself"),
+        }
+        if fatal {
+            self.tell_trouble(format!("group {:?}: {reason}: the client starts anew", self.spec.name));
+        }
+        fatal
+    }
+
+    fn tell_trouble(&mut self, text: String) {
+        let told = self.trouble.as_ref().is_some_and(|(last, when)| *last == text && when.elapsed() < TROUBLE_AGAIN);
+        if !told {
+            self.trouble = Some((text.clone(), Instant::now()));
+            let _ = self.events.send(GroupEvent::Trouble(text));
+        }
+    }
+
+    fn end(self, client: Option<Client>, end: End) {
+        // Nothing is told of any partition from here on.
+        self.owned.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        drop(self.events);
+        let Some(client) = client else {
+            if let End::Left(reply) = end {
+                let _ = reply.send(Ok(()));
+            }
+            return;
+        };
+        if matches!(end, End::Died) {
+            // librdkafka leaves the group when its client is closed, and goes on sending heartbeats when it is not: so it is closed when the session would be over.
+            let over = Instant::now() + self.session_timeout;
+            while Instant::now() < over && !self.link.is_closed() {
+                std::thread::park_timeout(over.saturating_duration_since(Instant::now()).min(TICK));
+            }
+        }
+        client.happenings.close();
+        if self.revoking.is_some() {
+            member::release(&client.consumer);
+        }
+        let closed = close(client);
+        if let End::Left(reply) = end {
+            let left = closed.recv_timeout(LEAVE_LIMIT).map_err(|_| LogError::Unavailable(format!("group {:?}: leaving took too long", self.spec.name)));
+            let _ = reply.send(left);
+        }
+    }
+}
+
+/// Closes a member's consumer, on a thread of its own because that takes a moment; says when it is done.
+fn close(client: Client) -> mpsc::Receiver<()> {
+    let (done, closed) = mpsc::channel();
+    let closing = std::thread::Builder::new().name("kafka-close".to_owned()).spawn(move || {
+        // First, because a question about commits may keep the client for a moment longer.
+        client.consumer.unsubscribe();
+        drop(client);
+        let _ = done.send(());
+    });
+    if let Err(error) = closing {
+        warn!(%error, "a client could not be closed in the background");
+    }
+    closed
+}

@@ -1,0 +1,170 @@
+//! Whether Kafka can be reached: suspicion comes from the clients, certainty from a probe.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::thread::Thread;
+use std::time::Duration;
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::ConsumerContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use tokio::sync::watch;
+use tracing::{debug, info, warn};
+
+use super::append::Appender;
+use super::control::Control;
+use crate::clock::Moment;
+use crate::log::Health;
+
+/// How long a probe may take. While it runs, appends wait; so a caller learns within a second that the broker is away.
+const PROBE_LIMIT: Duration = Duration::from_millis(700);
+
+/// What is known of the connection to Kafka, by all clients together.
+pub(super) struct Link {
+    health: watch::Sender<Health>,
+    /// A client saw something; the prober is to look.
+    suspected: AtomicBool,
+    /// The last that a client complained of, for messages.
+    complaint: Mutex<String>,
+    prober: OnceLock<Thread>,
+    closed: AtomicBool,
+}
+
+impl Link {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            health: watch::Sender::new(Health::Up),
+            suspected: AtomicBool::new(true),
+            complaint: Mutex::new(String::new()),
+            prober: OnceLock::new(),
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn health(&self) -> watch::Receiver<Health> {
+        self.health.subscribe()
+    }
+
+    pub(super) fn is_away(&self) -> bool {
+        matches!(*self.health.borrow(), Health::Away(_))
+    }
+
+    /// The reason, as far as it is known, for someone who was refused.
+    pub(super) fn away(&self) -> String {
+        let complaint = self.complaint.lock().unwrap_or_else(PoisonError::into_inner);
+        if complaint.is_empty() { "no Kafka broker can be reached".to_owned() } else { format!("no Kafka broker can be reached: {complaint}") }
+    }
+
+    /// Asks for a probe now.
+    pub(super) fn suspect(&self) {
+        self.suspected.store(true, Ordering::Release);
+        if let Some(prober) = self.prober.get() {
+            prober.unpark();
+        }
+    }
+
+    /// Ends the prober and everything else that looks at it.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        if let Some(prober) = self.prober.get() {
+            prober.unpark();
+        }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    fn complain(&self, reason: &str) {
+        let mut complaint = self.complaint.lock().unwrap_or_else(PoisonError::into_inner);
+        complaint.clear();
+        complaint.extend(reason.chars().take(300));
+    }
+
+    fn set(&self, health: Health) {
+        let changed = self.health.send_if_modified(|known| {
+            let change = matches!((&*known, &health), (Health::Up, Health::Away(_)) | (Health::Away(_), Health::Up));
+            if change {
+                *known = health;
+            }
+            change
+        });
+        match (changed, health) {
+            (true, Health::Up) => info!("Kafka can be reached again"),
+            (true, Health::Away(_)) => warn!(reason = self.away(), "Kafka went away"),
+            _ => {}
+        }
+    }
+}
+
+/// Starts the thread that turns suspicion into knowledge. It ends when the link is closed.
+pub(super) fn start_prober(link: &Arc<Link>, control: Weak<Control>, appender: Weak<Appender>) -> std::io::Result<()> {
+    let own = link.clone();
+    let handle = std::thread::Builder::new().name("kafka-probe".to_owned()).spawn(move || probe_loop(&own, &control, &appender))?;
+    let _ = link.prober.set(handle.thread().clone());
+    Ok(())
+}
+
+fn probe_loop(link: &Link, control: &Weak<Control>, appender: &Weak<Appender>) {
+    let mut known = false;
+    while !link.is_closed() {
+        let (Some(control), Some(appender)) = (control.upgrade(), appender.upgrade()) else { return };
+        control.drain_events();
+        if link.suspected.swap(false, Ordering::AcqRel) || !known || link.is_away() {
+            appender.hold();
+            known = true;
+            match control.probe(PROBE_LIMIT) {
+                Ok(()) => {
+                    link.set(Health::Up);
+                    appender.open();
+                }
+                Err(error) => {
+                    if link.complaint.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+                        link.complain(&error);
+                    }
+                    link.set(Health::Away(Moment::now()));
+                    appender.shut(&link.away());
+                }
+            }
+        }
+        drop((control, appender));
+        // A probe of a broker that refuses connections returns at once or waits; neither may spin.
+        std::thread::park_timeout(if link.is_away() { Duration::from_millis(100) } else { Duration::from_secs(1) });
+    }
+}
+
+/// What every client reports to.
+#[derive(Clone)]
+pub(super) struct Observer {
+    link: Arc<Link>,
+    client: &'static str,
+}
+
+impl Observer {
+    pub(super) fn new(link: &Arc<Link>, client: &'static str) -> Self {
+        Self { link: link.clone(), client }
+    }
+}
+
+impl ClientContext for Observer {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        debug!(client = self.client, ?level, facility, message, "librdkafka reported");
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        debug!(client = self.client, %error, reason, "librdkafka failed");
+        if let Some(code) = error.rdkafka_error_code() {
+            match code {
+                Code::AllBrokersDown => self.link.suspect(),
+                Code::BrokerTransportFailure | Code::Resolve | Code::SSL | Code::Authentication | Code::SaslAuthenticationFailed => {
+                    self.link.complain(reason);
+                    self.link.suspect();
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+impl ConsumerContext for Observer {}
