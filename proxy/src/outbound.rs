@@ -223,7 +223,7 @@ impl OutboundSide {
 }
 
 /// What must come of a body per second on average: who sends less would hold memory for hours.
-const LEAST_BODY_RATE: u64 = 256;
+const LEAST_BODY_RATE: u64 = 1024;
 
 /// How long a request waits for a proxy that has just started, while the log can be reached: the registry and the end of the replies are read first.
 const START_PATIENCE: Duration = Duration::from_millis(900);

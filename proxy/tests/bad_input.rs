@@ -272,3 +272,83 @@ async fn what_cant_be_durable_is_refused_and_counted() {
     }
     assert!(system.metrics().await.contains("bluebox_streams_total{result=\"refused\"} 4"));
 }
+
+/// A small generator of noise that is the same in every run.
+struct Noise(u64);
+
+impl Noise {
+    fn next(&mut self, below: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % below as u64) as usize
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_bytes_bring_it_down() {
+    const PARTS: &[&[u8]] = &[
+        b"GET / HTTP/1.1\r\n",
+        b"POST http://cart/x HTTP/1.1\r\n",
+        b"HEAD * HTTP/1.0\r\n",
+        b"CONNECT cart:80 HTTP/1.1\r\n",
+        b"OPTIONS * HTTP/1.1\r\n",
+        b"Host: cart\r\n",
+        b"Host: bluebox\r\n",
+        b"Content-Length: 5\r\n",
+        b"Content-Length: 0\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"Expect: 100-continue\r\n",
+        b"Connection: Upgrade\r\nUpgrade: websocket\r\n",
+        b"Connection: host, content-length, te\r\n",
+        b"Prefer: respond-async, wait=0, \"\\\r\n",
+        b"Idempotency-Key: \x80\r\n",
+        b"Idempotency-Key: k\r\n",
+        b"Trailer: host\r\n",
+        b"TE: trailers\r\n",
+        b"\r\n",
+        b"5\r\nhello\r\n0\r\n\r\n",
+        b"ffffffffffffffff\r\n",
+        b"0\r\nHost: x\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\x00\x00\x00\x04\x00\x00\x00\x00\x00",
+        b"\x00\x00\x05\x01\x05\x00\x00\x00\x01\x82\x86\x84\x41\x8c",
+        b"\xff\xfe\x00",
+        b"hello",
+    ];
+    let system = System::start_with(
+        |config| {
+            config.outbound.head_timeout = Duration::from_millis(50);
+            config.outbound.body_idle_timeout = Duration::from_millis(50);
+            config.outbound.wait = Duration::from_millis(50);
+            config.outbound.max_wait = Duration::from_millis(50);
+        },
+        Component { partitions: 1, ..Component::default() },
+    )
+    .await;
+    let _cart = system.answers(response(200, &[], b"ok"));
+    let mut noise = Noise(0x2545_f491_4f6c_dd1d);
+    for _ in 0..40 {
+        let requests: Vec<Vec<u8>> = (0..16)
+            .map(|_| {
+                let mut bytes: Vec<u8> = (0..=noise.next(12)).flat_map(|_| PARTS[noise.next(PARTS.len())].to_vec()).collect();
+                if noise.next(2) == 0 {
+                    let at = noise.next(bytes.len());
+                    bytes[at] = noise.next(256) as u8;
+                }
+                bytes
+            })
+            .collect();
+        let asked = requests.iter().map(|request| async {
+            let mut stream = system.connect().await;
+            let _ = stream.write_all(request).await;
+            let _ = stream.shutdown().await;
+            let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await.expect("a connection was never closed");
+        });
+        futures_util::future::join_all(asked).await;
+    }
+    let answer = system.ask("GET / HTTP/1.1\r\nHost: cart\r\nPrefer: wait=20\r\nConnection: close\r\n\r\n").await;
+    assert!([200, 504].contains(&answer.status), "{answer:?}");
+    let metrics = system.metrics().await;
+    assert!(metrics.contains("bluebox_internal_errors_total 0"), "{metrics}");
+}

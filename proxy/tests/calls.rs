@@ -519,3 +519,31 @@ async fn stopping_lets_requests_under_way_end() {
     assert_eq!(Answer::parse(&raw).body, b"ok");
     tokio::time::timeout(PATIENCE, system.running).await.unwrap().unwrap().unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_callers_each_get_their_own() {
+    let system = System::start().await;
+    // Outcomes come in another order than the calls.
+    let mut cart = system.callee(|_| None);
+    let callers = 300;
+    let answers = futures_util::future::join_all((0..callers).map(|i| {
+        let request = format!("POST /{i} HTTP/1.1\r\nHost: cart\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        let system = &system;
+        async move { (i, system.ask(request).await) }
+    }));
+    let answering = async {
+        let mut calls = Vec::new();
+        for _ in 0..callers {
+            calls.push(cart.next().await);
+        }
+        calls.sort_by_key(|call| call.id);
+        for call in calls {
+            reply(&*system.log, &call, response(200, &[], call.request.target.as_bytes())).await;
+        }
+    };
+    let (answers, ()) = tokio::join!(answers, answering);
+    for (i, answer) in answers {
+        assert_eq!(answer.body, format!("/{i}").as_bytes(), "{answer:?}");
+    }
+    assert!(system.metrics().await.contains("bluebox_outbound_waiting 0"));
+}
