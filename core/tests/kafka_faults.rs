@@ -1,0 +1,413 @@
+//! What only a real Kafka can do wrong: brokers that die, freeze and come back, and members that were frozen while the group went on.
+//!
+//! These tests start brokers of their own with `scripts/kafka`. They run where `BLUEBOX_TEST_BROKERS` says that tests on Kafka are wanted.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use bluebox_core::Log;
+use bluebox_core::log::kafka::{KafkaConfig, connect};
+use bluebox_core::log::{
+    AppendError, Committed, GroupEvent, GroupSpec, Health, LogError, Membership, Offset, Read, Reader, Record, Topic, TopicPartition, TopicSpec,
+};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A broker that belongs to one test.
+struct Broker {
+    dir: PathBuf,
+    address: String,
+}
+
+impl Broker {
+    /// `None` where tests on Kafka are not wanted.
+    fn start(name: &str) -> Option<Self> {
+        if std::env::var_os("BLUEBOX_TEST_BROKERS").is_none() {
+            eprintln!("NOT TESTED ON KAFKA: BLUEBOX_TEST_BROKERS is not set; `scripts/kafka run -- cargo test` sets it");
+            return None;
+        }
+        let dir = root().join(format!("target/kafka/faults-{}-{name}", std::process::id()));
+        let mut broker = Self { dir, address: String::new() };
+        broker.script("start", &[]);
+        broker.address = std::fs::read_to_string(broker.dir.join("brokers")).unwrap().trim().to_owned();
+        Some(broker)
+    }
+
+    fn script(&self, command: &str, more: &[&str]) {
+        let mut script = Command::new(root().join("scripts/kafka"));
+        script.arg(command).arg("--dir").arg(&self.dir).args(more).stdout(Stdio::null());
+        assert!(script.status().unwrap().success(), "scripts/kafka {command}");
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(std::fs::read_to_string(self.dir.join("node-1/pid")).unwrap().trim().parse().unwrap())
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).unwrap();
+    }
+
+    /// Starts it again where it was, with what it had.
+    fn restart(&self) {
+        self.script("start", &["--keep"]);
+    }
+
+    fn client(&self) -> Arc<dyn Log> {
+        connect(KafkaConfig::new(&self.address)).unwrap()
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        let _ = kill(self.pid(), Signal::SIGCONT);
+        self.script("stop", &[]);
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+fn spec(topic: &Topic, partitions: u32, retention: Option<Duration>) -> TopicSpec {
+    TopicSpec { topic: topic.clone(), partitions, retention, compacted: false }
+}
+
+fn record(text: &str) -> Record {
+    Record::new(text.as_bytes().to_vec().into())
+}
+
+async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("in vain: {what}"))
+}
+
+async fn until_health(log: &dyn Log, up: bool) {
+    let mut health = log.health();
+    in_time("health", health.wait_for(|health| matches!(health, Health::Up) == up)).await.unwrap();
+}
+
+async fn texts(reader: &mut Reader, count: usize) -> Vec<String> {
+    let mut texts = Vec::new();
+    while texts.len() < count {
+        match in_time("records", reader.next()).await.expect("the reader goes on") {
+            Read::Entries(entries) => texts.extend(entries.iter().map(|e| String::from_utf8(e.record.value.as_ref().unwrap().to_vec()).unwrap())),
+            truncated @ Read::Truncated { .. } => panic!("{truncated:?}"),
+        }
+    }
+    texts
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_broker_everything_says_so_within_a_second() {
+    // Nobody listens on a port that was just given back.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let log = connect(KafkaConfig::new(&port.to_string())).unwrap();
+    let to = Topic::new("t").partition(0);
+    let start = Instant::now();
+    let first = log.append(&to, record("x")).await;
+    assert!(matches!(first, Err(AppendError::NotPersisted(_))), "{first:?}");
+    assert!(start.elapsed() < Duration::from_millis(1_000), "{:?}", start.elapsed());
+    assert!(matches!(*log.health().borrow(), Health::Away(_)));
+    let start = Instant::now();
+    assert!(matches!(log.append(&to, record("x")).await, Err(AppendError::NotPersisted(_))));
+    assert!(matches!(log.bounds(&to).await, Err(LogError::Unavailable(_))));
+    assert!(start.elapsed() < Duration::from_millis(100), "known now: {:?}", start.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_acknowledged_survives_the_death_of_the_broker_and_everything_goes_on() {
+    let Some(broker) = Broker::start("death") else { return };
+    let log = broker.client();
+    let topic = Topic::new("t");
+    log.create_topics(vec![spec(&topic, 1, None)]).await.unwrap();
+    let to = topic.partition(0);
+    let mut reader = log.read(&to, Offset::default());
+    let (mut acknowledged, mut unknown, mut refused) = (Vec::new(), BTreeSet::new(), 0);
+    for n in 0..100 {
+        log.append(&to, record(&n.to_string())).await.unwrap();
+        acknowledged.push(n.to_string());
+    }
+    broker.signal(Signal::SIGKILL);
+    until_health(&*log, false).await;
+    let start = Instant::now();
+    for n in 100..110 {
+        let away = log.append(&to, record(&n.to_string())).await;
+        assert!(matches!(away, Err(AppendError::NotPersisted(_))), "{away:?}");
+    }
+    assert!(start.elapsed() < Duration::from_secs(1));
+    let appending = async {
+        for n in 110.. {
+            match log.append(&to, record(&n.to_string())).await {
+                Ok(_) => acknowledged.push(n.to_string()),
+                Err(AppendError::Unknown(_)) => drop(unknown.insert(n.to_string())),
+                Err(_) => {
+                    refused += 1;
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            }
+            if acknowledged.len() >= 200 {
+                break;
+            }
+        }
+    };
+    let restarting = async { tokio::task::block_in_place(|| broker.restart()) };
+    in_time("appends", async { tokio::join!(restarting, appending) }).await;
+    until_health(&*log, true).await;
+    assert!(refused > 0, "the broker was away");
+    log.append(&to, record("last")).await.unwrap();
+    acknowledged.push("last".to_owned());
+    let end = log.bounds(&to).await.unwrap().end;
+    let read = texts(&mut reader, usize::try_from(end.get()).unwrap()).await;
+    let sure: Vec<_> = read.iter().filter(|text| !unknown.contains(*text)).cloned().collect();
+    assert_eq!(sure, acknowledged, "each once and in order, and nothing of what was refused");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_broker_is_away_and_what_was_on_its_way_ends() {
+    let Some(broker) = Broker::start("frozen") else { return };
+    let log = broker.client();
+    let topic = Topic::new("t");
+    log.create_topics(vec![spec(&topic, 1, None)]).await.unwrap();
+    let to = topic.partition(0);
+    log.append(&to, record("before")).await.unwrap();
+    broker.signal(Signal::SIGSTOP);
+    let pending = log.append(&to, record("pending"));
+    let start = Instant::now();
+    until_health(&*log, false).await;
+    assert!(start.elapsed() < Duration::from_secs(4), "noticed after {:?}", start.elapsed());
+    let start = Instant::now();
+    assert!(matches!(log.append(&to, record("refused")).await, Err(AppendError::NotPersisted(_))));
+    assert!(start.elapsed() < Duration::from_secs(1));
+    let ended = in_time("the append ends though the broker does not answer", pending).await;
+    assert!(matches!(ended, Err(AppendError::Unknown(_))), "{ended:?}");
+    broker.signal(Signal::SIGCONT);
+    until_health(&*log, true).await;
+    log.append(&to, record("after")).await.unwrap();
+    let mut reader = log.read(&to, Offset::default());
+    let end = log.bounds(&to).await.unwrap().end.get();
+    let mut read = texts(&mut reader, usize::try_from(end).unwrap()).await;
+    read.retain(|text| text != "pending");
+    assert_eq!(read, ["before", "after"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_is_told_what_the_log_deleted() {
+    let Some(broker) = Broker::start("deleted") else { return };
+    let log = broker.client();
+    let topic = Topic::new("t");
+    log.create_topics(vec![spec(&topic, 1, Some(Duration::from_millis(500)))]).await.unwrap();
+    let of = topic.partition(0);
+    for n in 0..10 {
+        log.append(&of, record(&n.to_string())).await.unwrap();
+    }
+    in_time("retention", async {
+        while log.bounds(&of).await.unwrap().start.get() < 10 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
+    let mut reader = log.read(&of, Offset::new(3));
+    let told = in_time("truncated", reader.next()).await.unwrap();
+    assert_eq!(told, Read::Truncated { wanted: Offset::new(3), start: Offset::new(10) });
+    log.append(&of, record("new")).await.unwrap();
+    assert_eq!(texts(&mut reader, 1).await, ["new"]);
+
+    let mut member = log.join(group(&topic));
+    in_time("assigned", async { while !matches!(member.next().await, Some(GroupEvent::Assigned(_))) {} }).await;
+    member.control().start(&of, Offset::new(3));
+    let told = in_time("truncated", member.next()).await.unwrap();
+    assert!(matches!(told, GroupEvent::Truncated { wanted, .. } if wanted == Offset::new(3)), "{told:?}");
+}
+
+fn group(topic: &Topic) -> GroupSpec {
+    GroupSpec {
+        name: format!("{topic}-group"),
+        topics: vec![topic.clone()],
+        session_timeout: Duration::from_millis(1_500),
+        release_timeout: Duration::from_secs(30),
+    }
+}
+
+/// A member in a process of its own, so that it can be frozen.
+struct Other {
+    process: Child,
+    said: Receiver<String>,
+}
+
+impl Other {
+    fn start(broker: &Broker, topic: &Topic) -> Self {
+        let mut process = Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "member_in_a_process_of_its_own", "--nocapture", "--test-threads=1"])
+            .env("BLUEBOX_TEST_MEMBER_OF", format!("{} {topic}", broker.address))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let (sender, said) = channel();
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| drop(sender.send(line))));
+        Self { process, said }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.process.id()).unwrap()), signal).unwrap();
+    }
+
+    fn tell(&mut self, command: &str) {
+        writeln!(self.process.stdin.as_mut().unwrap(), "{command}").unwrap();
+    }
+
+    /// The next thing that it says of those that begin like this.
+    fn hears(&self, start: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let line = self.said.recv_timeout(deadline.saturating_duration_since(Instant::now())).unwrap_or_else(|_| panic!("in vain: {start}"));
+            if line.starts_with(start) {
+                return line;
+            }
+        }
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "the other tests run it in a process of its own"]
+async fn member_in_a_process_of_its_own() {
+    let Ok(arguments) = std::env::var("BLUEBOX_TEST_MEMBER_OF") else { return };
+    let (address, topic) = arguments.split_once(' ').unwrap();
+    let topic = Topic::new(topic);
+    let log = connect(KafkaConfig::new(address)).unwrap();
+    let mut member = log.join(group(&topic));
+    let (commands, mut told) = tokio::sync::mpsc::unbounded_channel();
+    std::thread::spawn(move || std::io::stdin().lines().map_while(Result::ok).for_each(|line| drop(commands.send(line))));
+    println!();
+    loop {
+        tokio::select! {
+            event = member.next() => {
+                let numbers = |partitions: &[TopicPartition]| partitions.iter().map(|p| p.partition.to_string()).collect::<Vec<_>>().join(",");
+                match event {
+                    Some(GroupEvent::Assigned(all)) => println!("assigned {}", numbers(&all.iter().map(|a| a.partition.clone()).collect::<Vec<_>>())),
+                    Some(GroupEvent::Revoking(partitions)) => println!("revoking {}", numbers(&partitions)),
+                    Some(GroupEvent::Lost(partitions)) => println!("lost {}", numbers(&partitions)),
+                    Some(_) => {}
+                    None => return,
+                }
+            }
+            command = told.recv() => {
+                let Some(command) = command else { return };
+                let words: Vec<_> = command.split(' ').collect();
+                let partition = topic.partition(words[1].parse().unwrap());
+                match words[0] {
+                    "release" => member.control().release(vec![partition]),
+                    "commit" => {
+                        let committed = Committed { offset: Offset::new(words[2].parse().unwrap()), metadata: "other".to_owned() };
+                        println!("committed {:?}", member.control().commit(vec![(partition, committed)]).await);
+                    }
+                    _ => panic!("{command}"),
+                }
+            }
+        }
+    }
+}
+
+async fn owns(member: &mut Membership, wanted: usize) {
+    let mut owned = BTreeSet::new();
+    in_time("ownership", async {
+        while owned.len() < wanted {
+            match member.next().await {
+                Some(GroupEvent::Assigned(all)) => owned.extend(all.into_iter().map(|a| a.partition)),
+                Some(GroupEvent::Revoking(partitions)) => {
+                    owned.retain(|p| !partitions.contains(p));
+                    member.control().release(partitions);
+                }
+                Some(GroupEvent::Lost(partitions)) => owned.retain(|p| !partitions.contains(p)),
+                Some(_) => {}
+                None => panic!("it ended"),
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_was_frozen_is_fenced_and_learns_that_it_lost() {
+    let Some(broker) = Broker::start("zombie") else { return };
+    let log = broker.client();
+    let topic = Topic::new("t");
+    log.create_topics(vec![spec(&topic, 2, None)]).await.unwrap();
+    let mut zombie = Other::start(&broker, &topic);
+    zombie.hears("assigned");
+    zombie.tell("commit 0 5");
+    assert!(zombie.hears("committed").contains("Ok"));
+    zombie.signal(Signal::SIGSTOP);
+    let mut member = log.join(group(&topic));
+    owns(&mut member, 2).await;
+    let committed = Committed { offset: Offset::new(9), metadata: "mine".to_owned() };
+    member.control().commit(vec![(topic.partition(0), committed.clone())]).await.unwrap();
+    // What it does first when it wakes up is a commit.
+    zombie.tell("commit 0 6");
+    zombie.signal(Signal::SIGCONT);
+    let said = zombie.hears("committed");
+    assert!(said.contains("Fenced"), "{said}");
+    zombie.hears("lost");
+    assert_eq!(log.committed(&group(&topic).name, vec![topic.partition(0)]).await.unwrap(), [Some(committed)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_was_frozen_while_it_was_to_release_claims_nothing_back() {
+    let Some(broker) = Broker::start("holder") else { return };
+    let log = broker.client();
+    let topic = Topic::new("t");
+    log.create_topics(vec![spec(&topic, 2, None)]).await.unwrap();
+    let mut zombie = Other::start(&broker, &topic);
+    zombie.hears("assigned");
+    for partition in 0..2 {
+        zombie.tell(&format!("commit {partition} 5"));
+        assert!(zombie.hears("committed").contains("Ok"));
+    }
+    let mut member = log.join(group(&topic));
+    let asked = zombie.hears("revoking");
+    let asked = asked.strip_prefix("revoking ").unwrap().to_owned();
+    // Neither releases it nor lives.
+    zombie.signal(Signal::SIGSTOP);
+    owns(&mut member, 2).await;
+    let committed = Committed { offset: Offset::new(9), metadata: "mine".to_owned() };
+    for partition in 0..2 {
+        member.control().commit(vec![(topic.partition(partition), committed.clone())]).await.unwrap();
+    }
+    zombie.signal(Signal::SIGCONT);
+    zombie.tell(&format!("release {asked}"));
+    zombie.hears("lost");
+    for partition in 0..2 {
+        zombie.tell(&format!("commit {partition} 6"));
+    }
+    // It may own one again by now, honestly; a commit that was taken must be one of such a partition.
+    let mut assigned = Vec::new();
+    for partition in 0..2 {
+        let deadline = Instant::now() + PATIENCE;
+        let said = loop {
+            let line = zombie.said.recv_timeout(deadline.saturating_duration_since(Instant::now())).unwrap();
+            if let Some(again) = line.strip_prefix("assigned ") {
+                assigned.extend(again.split(',').map(str::to_owned));
+            } else if line.starts_with("committed") {
+                break line;
+            }
+        };
+        assert!(said.contains("Fenced") || assigned.contains(&partition.to_string()), "{said}, and owns {assigned:?}");
+    }
+}
