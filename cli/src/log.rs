@@ -10,6 +10,7 @@ use bluebox_core::Log;
 use bluebox_core::log::Health;
 pub(crate) use bluebox_core::log::embedded::Fsync;
 use bluebox_core::log::embedded::{self, Embedded};
+use bluebox_core::log::kafka::{self, KafkaConfig};
 use bluebox_core::topics::Prefix;
 use clap::Args;
 
@@ -121,16 +122,20 @@ pub(crate) fn describe_fsync(fsync: Fsync) -> String {
 /// The embedded log, served to other processes.
 pub(crate) struct Served {
     log: Arc<Embedded>,
+    server: embedded::Server,
 }
 
 impl Served {
     /// Opens it and serves it.
-    pub(crate) async fn start(directory: &Path, fsync: Fsync, _socket: &Path) -> anyhow::Result<Self> {
-        Ok(Self { log: open_embedded(directory, fsync)? })
+    pub(crate) async fn start(directory: &Path, fsync: Fsync, socket: &Path) -> anyhow::Result<Self> {
+        let log = open_embedded(directory, fsync)?;
+        let server = embedded::serve(&log, socket)?;
+        Ok(Self { log, server })
     }
 
     /// Ends it.
     pub(crate) async fn close(self) {
+        drop(self.server);
         drop(self.log);
     }
 }
@@ -153,14 +158,16 @@ pub(crate) fn parse_fsync(text: &str) -> Result<Fsync, String> {
 }
 
 /// A client of Kafka.
-pub(crate) fn connect_kafka(_brokers: &str, options: &KafkaOptions) -> anyhow::Result<Arc<dyn Log>> {
-    let _ = (options.properties()?, options.replication_factor);
-    Ok(Embedded::in_memory())
+pub(crate) fn connect_kafka(brokers: &str, options: &KafkaOptions) -> anyhow::Result<Arc<dyn Log>> {
+    let mut config = KafkaConfig::new(brokers);
+    config.properties = options.properties()?;
+    config.replication_factor = options.replication_factor;
+    Ok(kafka::connect(config)?)
 }
 
 /// A client of an embedded log in another process.
-pub(crate) fn connect_embedded(_socket: &Path) -> Arc<dyn Log> {
-    Embedded::in_memory()
+pub(crate) fn connect_embedded(socket: &Path) -> Arc<dyn Log> {
+    embedded::connect(socket)
 }
 
 /// Tells `say` when the log can't be reached, within seconds, and when it can again. Ends with the log's client.

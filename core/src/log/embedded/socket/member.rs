@@ -208,8 +208,10 @@ impl GroupControl for RemoteControl {
         let at = Moment::now();
         let Some(shared) = self.shared.upgrade() else { return Pending::ready(Err(LogError::Unavailable("the log's client was closed".to_owned()))) };
         let mut state = shared.state();
-        let owned = state.members.0.get(&self.id).map(|m| &m.owned);
-        if let Some((partition, _)) = commits.iter().find(|(partition, _)| owned.is_none_or(|owned| !owned.contains_key(partition))) {
+        // What the group does not share out goes with what it does: the log knows.
+        let taken = |member: &Member, of: &TopicPartition| member.spec.topics.contains(&of.topic) && !member.owned.contains_key(of);
+        let member = state.members.0.get(&self.id);
+        if let Some((partition, _)) = commits.iter().find(|(partition, _)| member.is_none_or(|member| taken(member, partition))) {
             return Pending::ready(Err(LogError::Fenced(format!("{partition} is not the member's"))));
         }
         if !state.is_connected() {
