@@ -111,6 +111,8 @@ pub struct Outcome {
     pub replay: u32,
     /// How many deliveries had been begun; 0 when there was none.
     pub attempts: u32,
+    /// For a recorded call: its digest. Another call with the same `Idempotency-Key` has the same id, and must not take this for its own.
+    pub digest: Option<Digest>,
     /// Who says so.
     pub source: Source,
     /// The response that the caller gets.

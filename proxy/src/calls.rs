@@ -191,8 +191,8 @@ async fn status(side: &OutboundSide, call: &CallRef) -> Result<Status, Problem> 
     if matches!(*side.log.health().borrow(), Health::Away(_)) {
         return Err(Problem::new(Kind::LogAway, "the log can't be reached now; the call is not affected; ask again"));
     }
-    prove(side, call).await?;
-    match ask_owner(side, call).await? {
+    let digest = prove(side, call).await?;
+    match ask_owner(side, call, digest).await? {
         Some(CallStatus::Pending { attempts }) => Ok(Status::Pending { attempts: Some(attempts) }),
         Some(CallStatus::Ended { partition, offset }) => {
             let outcome = read_outcome(&*side.log, &partition, offset, &call.id).await;
@@ -200,7 +200,7 @@ async fn status(side: &OutboundSide, call: &CallRef) -> Result<Status, Problem> 
         }
         Some(CallStatus::Unknown) | None => {
             let mut found = None;
-            match (tokio::time::timeout(SEARCH_TIMEOUT, search(side, call, &mut found)).await, found) {
+            match (tokio::time::timeout(SEARCH_TIMEOUT, search(side, call, digest, &mut found)).await, found) {
                 (_, Some(outcome)) => Ok(Status::Ended(outcome)),
                 (Ok(Ok(())), None) => Ok(Status::Pending { attempts: None }),
                 (Ok(Err(problem)), None) => Err(problem),
@@ -214,8 +214,9 @@ fn gone() -> Problem {
     Problem::new(Kind::CallGone, "the call is older than what is kept; keep outcomes longer with a longer retention of replies")
 }
 
-/// Whether the one who asks was given the ID: it must fit to the call that lies at the place that it names.
-async fn prove(side: &OutboundSide, call: &CallRef) -> Result<(), Problem> {
+/// Whether the one who asks was given the ID: it must fit to the call that lies at the place that it names. The digest of that tells it apart from others with
+/// the same key.
+async fn prove(side: &OutboundSide, call: &CallRef) -> Result<Digest, Problem> {
     let wrong = || Problem::new(Kind::NoSuchResource, "there is no such call");
     let topics = side.config.prefix.topics(&call.callee);
     let partition = topics.calls.partition(call.partition);
@@ -235,16 +236,16 @@ async fn prove(side: &OutboundSide, call: &CallRef) -> Result<(), Problem> {
     let read = tokio::time::timeout(SEARCH_TIMEOUT, reader.next()).await.map_err(|_| away(&"the log does not answer"))?;
     let Some(Read::Entries(entries)) = read else { return Err(gone()) };
     match entries.into_iter().next().and_then(|e| e.record.value).map(CallsEntry::decode) {
-        Some(Ok(CallsEntry::Call(there))) if there.id == call.id && there.recorded.is_some_and(|d| d[..PROOF_BYTES] == call.proof) => Ok(()),
+        Some(Ok(CallsEntry::Call(there))) if there.id == call.id => there.recorded.filter(|d| d[..PROOF_BYTES] == call.proof).ok_or_else(wrong),
         _ => Err(wrong()),
     }
 }
 
 /// Asks the owner of the call's partition; `None` when there is no answer within a second.
-async fn ask_owner(side: &OutboundSide, call: &CallRef) -> Result<Option<CallStatus>, Problem> {
+async fn ask_owner(side: &OutboundSide, call: &CallRef, digest: Digest) -> Result<Option<CallStatus>, Problem> {
     let query = CallId::random();
     let mut ticket = side.pending.expect_status(query)?;
-    let entry = ControlEntry::Query { query, id: call.id, offset: call.offset, reply_to: ticket.reply_to() };
+    let entry = ControlEntry::Query { query, id: call.id, offset: call.offset, digest, reply_to: ticket.reply_to() };
     let control = side.config.prefix.topics(&call.callee).control.partition(call.partition);
     let asked = async {
         side.log.append(&control, Record::new(entry.encode())).await.ok()?;
@@ -255,7 +256,7 @@ async fn ask_owner(side: &OutboundSide, call: &CallRef) -> Result<Option<CallSta
 
 /// Looks for the outcome where it must lie if there is one. Within a life of the call the first counts, and the last life: that of a dead letter that was
 /// replayed.
-async fn search(side: &OutboundSide, call: &CallRef, found: &mut Option<Box<Outcome>>) -> Result<(), Problem> {
+async fn search(side: &OutboundSide, call: &CallRef, digest: Digest, found: &mut Option<Box<Outcome>>) -> Result<(), Problem> {
     let mut take = |outcome: Box<Outcome>| {
         if found.as_ref().is_none_or(|f| f.replay < outcome.replay) {
             *found = Some(outcome);
@@ -273,8 +274,8 @@ async fn search(side: &OutboundSide, call: &CallRef, found: &mut Option<Box<Outc
                 for entry in entries {
                     next = entry.offset.next();
                     match entry.record.value.map(Reply::decode) {
-                        Some(Ok(Reply::Outcome(outcome))) if outcome.id == call.id => take(outcome),
-                        Some(Ok(Reply::At { id, partition, offset, .. })) if id == call.id => {
+                        Some(Ok(Reply::Outcome(outcome))) if outcome.id == call.id && outcome.digest == Some(digest) => take(outcome),
+                        Some(Ok(Reply::At { id, digest: its, partition, offset, .. })) if id == call.id && its == digest => {
                             take(Box::new(read_outcome(&*side.log, &partition, offset, &id).await.map_err(|why| Problem::new(Kind::OutcomeUnreadable, why))?));
                         }
                         _ => {}

@@ -181,6 +181,7 @@ impl OutboundSide {
         };
         let (call, memory) = draft.seal(taken, ticket.reply_address());
         let (reply_to, recorded) = (call.reply_to.clone(), call.recorded);
+        ticket.only(recorded);
 
         let mut accepting = append::append(&*self.log, topics, component.partitions, call);
         if limits.cancel_on_disconnect && recorded.is_none() {

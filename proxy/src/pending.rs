@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bluebox_core::call::{Outcome, ReplyAddress};
+use bluebox_core::call::{Digest, Outcome, ReplyAddress};
 use bluebox_core::log::{Log, Offset, Read, TopicPartition};
 use bluebox_core::topics::{REPLY_PARTITIONS, Topics};
 use bluebox_core::wire::{CallStatus, Reply};
@@ -41,10 +41,17 @@ struct Shared {
 
 #[derive(Default)]
 struct Waiting {
-    /// Who waits for a call's outcome; several where the same recorded call was sent more than once.
-    calls: HashMap<CallId, Vec<(u64, oneshot::Sender<Answer>)>>,
+    /// Who waits for a call's outcome; several where a recorded call was sent more than once, or another one with the same key.
+    calls: HashMap<CallId, Vec<Waiter>>,
     queries: HashMap<CallId, oneshot::Sender<CallStatus>>,
     next_ticket: u64,
+}
+
+struct Waiter {
+    ticket: u64,
+    /// For a recorded call: its digest. Another one with the same key has the same id, and its outcome is none of ours.
+    digest: Option<Digest>,
+    sender: oneshot::Sender<Answer>,
 }
 
 /// What came for a call: its outcome, or why it can't be read.
@@ -126,7 +133,7 @@ impl Pending {
         let mut waiting = self.shared.waiting();
         let ticket = waiting.next_ticket;
         waiting.next_ticket += 1;
-        waiting.calls.entry(id).or_default().push((ticket, sender));
+        waiting.calls.entry(id).or_default().push(Waiter { ticket, digest: None, sender });
         drop(waiting);
         Ok(Ticket { shared: self.shared.clone(), id, ticket, answer, _place: place })
     }
@@ -207,14 +214,14 @@ impl Shared {
 
     fn dispatch(self: &Arc<Self>, reply: Reply) {
         match reply {
-            Reply::Outcome(outcome) => self.answer(outcome.id, Ok(Arc::from(outcome))),
-            Reply::At { id, partition, offset, .. } => {
+            Reply::Outcome(outcome) => self.answer(outcome.id, outcome.digest, Ok(Arc::from(outcome))),
+            Reply::At { id, digest, partition, offset, .. } => {
                 if self.waiting().calls.contains_key(&id) {
                     let shared = self.clone();
                     // One for each call that waits here at most: bounded by those.
                     tokio::spawn(async move {
                         let outcome = read_outcome(&*shared.log, &partition, offset, &id).await;
-                        shared.answer(id, outcome.map(Arc::new));
+                        shared.answer(id, Some(digest), outcome.map(Arc::new));
                     });
                 }
             }
@@ -227,10 +234,16 @@ impl Shared {
         }
     }
 
-    fn answer(&self, id: CallId, answer: Answer) {
-        let waiters = self.waiting().calls.remove(&id);
-        for (_, sender) in waiters.into_iter().flatten() {
-            let _ = sender.send(answer.clone());
+    fn answer(&self, id: CallId, digest: Option<Digest>, answer: Answer) {
+        let mut waiting = self.waiting();
+        let Some(waiters) = waiting.calls.remove(&id) else { return };
+        let (its, others): (Vec<_>, Vec<_>) = waiters.into_iter().partition(|w| w.digest == digest);
+        if !others.is_empty() {
+            waiting.calls.insert(id, others);
+        }
+        drop(waiting);
+        for waiter in its {
+            let _ = waiter.sender.send(answer.clone());
         }
     }
 }
@@ -256,6 +269,14 @@ pub async fn read_outcome(log: &dyn Log, partition: &TopicPartition, offset: Off
 }
 
 impl Ticket {
+    /// Says which recorded call of those with the same key is waited for. To be said before it is appended.
+    pub fn only(&self, digest: Option<Digest>) {
+        let mut waiting = self.shared.waiting();
+        if let Some(waiter) = waiting.calls.get_mut(&self.id).and_then(|waiters| waiters.iter_mut().find(|w| w.ticket == self.ticket)) {
+            waiter.digest = digest;
+        }
+    }
+
     /// Where the outcome is awaited, for a call that is appended after this was asked.
     pub fn reply_address(&self) -> ReplyAddress {
         ReplyAddress { partition: self.shared.partition.clone(), position: self.shared.position().unwrap_or_default() }
@@ -272,7 +293,7 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let mut waiting = self.shared.waiting();
         if let Some(waiters) = waiting.calls.get_mut(&self.id) {
-            waiters.retain(|(ticket, _)| *ticket != self.ticket);
+            waiters.retain(|waiter| waiter.ticket != self.ticket);
             if waiters.is_empty() {
                 waiting.calls.remove(&self.id);
             }

@@ -393,10 +393,25 @@ async fn two_retries_of_a_keyed_call_get_the_same_outcome() {
     // A later one is pointed to where the outcome lies.
     let (third, ()) = tokio::join!(system.ask(post), async {
         let call = cart.next().await;
-        let at = Reply::At { id: call.id, replay: 0, partition: call.reply_to.partition.clone(), offset: Offset::new(0) };
+        let at = Reply::At { id: call.id, replay: 0, digest: call.recorded.unwrap(), partition: call.reply_to.partition.clone(), offset: Offset::new(0) };
         system.log.append(&call.reply_to.partition, Record::new(at.encode())).await.unwrap();
     });
     assert_eq!(third.body, b"once");
+}
+
+/// Both have one id. Who sent other content must not get the answer that is not his.
+#[tokio::test]
+async fn an_outcome_is_only_for_the_call_with_its_digest() {
+    let system = System::start().await;
+    let mut cart = system.callee(|_| None);
+    let post = |body: &str| format!("POST / HTTP/1.1\r\nHost: cart\r\nIdempotency-Key: k\r\nContent-Length: 1\r\nConnection: close\r\n\r\n{body}");
+    let (x, y, ()) = tokio::join!(system.ask(post("x")), system.ask(post("y")), async {
+        for call in [cart.next().await, cart.next().await] {
+            let bluebox_core::Body::Inline(body) = &call.request.body else { panic!() };
+            reply(&*system.log, &call, response(200, &[], body)).await;
+        }
+    });
+    assert_eq!((x.body, y.body), (b"x".to_vec(), b"y".to_vec()));
 }
 
 async fn get_status(system: &System, location: &str) -> Answer {
@@ -453,7 +468,7 @@ async fn the_owner_of_a_call_is_asked_first() {
     let mut control = system.log.read(&system.cart.control.partition(0), Offset::new(0));
     let (answer, ()) = tokio::join!(get_status(&system, &location), async {
         let Some(Read::Entries(entries)) = control.next().await else { panic!() };
-        let Ok(ControlEntry::Query { query, id, offset, reply_to }) = ControlEntry::decode(entries[0].record.value.clone().unwrap()) else { panic!() };
+        let Ok(ControlEntry::Query { query, id, offset, reply_to, .. }) = ControlEntry::decode(entries[0].record.value.clone().unwrap()) else { panic!() };
         assert_eq!((id, offset), (call.id, Offset::new(0)));
         let status = Reply::Status { query, status: CallStatus::Pending { attempts: 3 } };
         system.log.append(&reply_to, Record::new(status.encode())).await.unwrap();

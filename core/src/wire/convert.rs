@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
-use crate::call::{Body, BulkBody, Call, Outcome, Reason, ReplyAddress, Request, Response, Source};
+use crate::call::{Body, BulkBody, Call, Digest, Outcome, Reason, ReplyAddress, Request, Response, Source};
 use crate::log::{Offset, Timestamp, Topic, TopicPartition};
 use crate::{CallId, ComponentName, InstanceId};
 
@@ -17,6 +17,14 @@ fn id_bytes(id: &CallId) -> Bytes {
 
 fn id_from(bytes: &Bytes) -> Result<CallId, Unreadable> {
     <[u8; 16]>::try_from(&bytes[..]).map(CallId::from_bytes).map_err(|_| Unreadable("an id has 16 bytes"))
+}
+
+fn digest_bytes(digest: Option<Digest>) -> Option<Bytes> {
+    digest.map(|d| Bytes::copy_from_slice(&d))
+}
+
+fn digest_from(bytes: Bytes) -> Result<Digest, Unreadable> {
+    Digest::try_from(&bytes[..]).map_err(|_| Unreadable("a digest has 32 bytes"))
 }
 
 fn name_from(name: &str) -> Result<ComponentName, Unreadable> {
@@ -83,7 +91,7 @@ impl From<&Call> for proto::Call {
             reply_to: place(&call.reply_to.partition, call.reply_to.position),
             ttl_millis: millis(call.ttl),
             wait_millis: call.wait.map(millis),
-            recorded: call.recorded.map(|d| Bytes::copy_from_slice(&d)),
+            recorded: digest_bytes(call.recorded),
             method: call.request.method.to_string(),
             target: call.request.target.clone(),
             authority: call.request.authority.clone(),
@@ -99,7 +107,6 @@ impl TryFrom<proto::Call> for Call {
     fn try_from(call: proto::Call) -> Result<Self, Unreadable> {
         let (partition, position) = place_from(&call.reply_to);
         let (body, trailers) = content_from(call.content)?;
-        let digest = |d: Bytes| <[u8; 32]>::try_from(&d[..]).map_err(|_| Unreadable("a digest has 32 bytes"));
         Ok(Self {
             id: id_from(&call.id)?,
             replay: call.replay,
@@ -109,7 +116,7 @@ impl TryFrom<proto::Call> for Call {
             reply_to: ReplyAddress { partition, position },
             ttl: Duration::from_millis(call.ttl_millis),
             wait: call.wait_millis.map(Duration::from_millis),
-            recorded: call.recorded.map(digest).transpose()?,
+            recorded: call.recorded.map(digest_from).transpose()?,
             request: Request {
                 method: Method::from_bytes(call.method.as_bytes()).map_err(|_| Unreadable("no method"))?,
                 target: call.target,
@@ -209,6 +216,7 @@ impl From<&Outcome> for proto::Outcome {
             id: id_bytes(&outcome.id),
             replay: outcome.replay,
             attempts: outcome.attempts,
+            digest: digest_bytes(outcome.digest),
             source: match outcome.source {
                 Source::App => 0,
                 Source::Proxy(reason) => reason_number(reason),
@@ -231,6 +239,7 @@ impl TryFrom<proto::Outcome> for Outcome {
             id: id_from(&outcome.id)?,
             replay: outcome.replay,
             attempts: outcome.attempts,
+            digest: outcome.digest.map(digest_from).transpose()?,
             source: match outcome.source {
                 0 => Source::App,
                 number => Source::Proxy(reason_from(number)?),
@@ -250,8 +259,8 @@ impl From<&Reply> for proto::Reply {
     fn from(reply: &Reply) -> Self {
         let kind = match reply {
             Reply::Outcome(outcome) => proto::ReplyKind::Outcome((&**outcome).into()),
-            Reply::At { id, replay, partition, offset } => {
-                proto::ReplyKind::At(proto::At { id: id_bytes(id), replay: *replay, place: place(partition, *offset) })
+            Reply::At { id, replay, digest, partition, offset } => {
+                proto::ReplyKind::At(proto::At { id: id_bytes(id), replay: *replay, digest: Bytes::copy_from_slice(digest), place: place(partition, *offset) })
             }
             Reply::Status { query, status } => {
                 let (pending_attempts, ended) = match status {
@@ -274,7 +283,7 @@ impl TryFrom<proto::Reply> for Reply {
             proto::ReplyKind::Outcome(outcome) => Self::Outcome(Box::new(outcome.try_into()?)),
             proto::ReplyKind::At(at) => {
                 let (partition, offset) = place_from(&at.place);
-                Self::At { id: id_from(&at.id)?, replay: at.replay, partition, offset }
+                Self::At { id: id_from(&at.id)?, replay: at.replay, digest: digest_from(at.digest)?, partition, offset }
             }
             proto::ReplyKind::Status(status) => {
                 let said = match (status.pending_attempts, &status.ended) {
@@ -294,10 +303,11 @@ impl TryFrom<proto::Reply> for Reply {
 impl From<&ControlEntry> for proto::ControlEntry {
     fn from(entry: &ControlEntry) -> Self {
         let kind = match entry {
-            ControlEntry::Query { query, id, offset, reply_to } => proto::ControlKind::Query(proto::Query {
+            ControlEntry::Query { query, id, offset, digest, reply_to } => proto::ControlKind::Query(proto::Query {
                 query: id_bytes(query),
                 id: id_bytes(id),
                 offset: offset.get(),
+                digest: Bytes::copy_from_slice(digest),
                 reply_to: place(reply_to, Offset::default()),
             }),
             ControlEntry::Cancel { id, offset } => proto::ControlKind::Cancel(proto::Cancel { id: id_bytes(id), offset: offset.get() }),
@@ -311,9 +321,13 @@ impl TryFrom<proto::ControlEntry> for ControlEntry {
 
     fn try_from(entry: proto::ControlEntry) -> Result<Self, Unreadable> {
         Ok(match entry.kind.ok_or(Unreadable("a control entry of an unknown kind"))? {
-            proto::ControlKind::Query(q) => {
-                Self::Query { query: id_from(&q.query)?, id: id_from(&q.id)?, offset: Offset::new(q.offset), reply_to: place_from(&q.reply_to).0 }
-            }
+            proto::ControlKind::Query(q) => Self::Query {
+                query: id_from(&q.query)?,
+                id: id_from(&q.id)?,
+                offset: Offset::new(q.offset),
+                digest: digest_from(q.digest)?,
+                reply_to: place_from(&q.reply_to).0,
+            },
             proto::ControlKind::Cancel(c) => Self::Cancel { id: id_from(&c.id)?, offset: Offset::new(c.offset) },
         })
     }
@@ -340,7 +354,7 @@ impl TryFrom<proto::RecordedEntry> for RecordedEntry {
             return Ok(Self::Fence { epoch });
         };
         let (partition, offset) = place_from(&ended.place);
-        let digest = <[u8; 32]>::try_from(&ended.digest[..]).map_err(|_| Unreadable("a digest has 32 bytes"))?;
+        let digest = digest_from(ended.digest)?;
         Ok(Self::Ended { id: id_from(&ended.id)?, epoch, digest, partition, offset })
     }
 }

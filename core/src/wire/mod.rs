@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use prost::Message as _;
 
-use crate::call::{Call, Outcome, Reason};
+use crate::call::{Call, Digest, Outcome, Reason};
 use crate::log::{Offset, Timestamp, TopicPartition};
 use crate::{CallId, InstanceId};
 
@@ -66,6 +66,8 @@ pub enum Reply {
         id: CallId,
         /// Which life of it.
         replay: u32,
+        /// Its digest.
+        digest: Digest,
         /// The reply partition with the outcome.
         partition: TopicPartition,
         /// Its offset there.
@@ -110,6 +112,8 @@ pub enum ControlEntry {
         id: CallId,
         /// Its offset in the `calls` partition of the same number.
         offset: Offset,
+        /// Its digest: another call with the same key has the same id.
+        digest: Digest,
         /// Where the answer goes.
         reply_to: TopicPartition,
     },
@@ -132,7 +136,7 @@ pub enum RecordedEntry {
         /// The epoch of the owner that wrote this: its fence's offset in the `calls` partition.
         epoch: Offset,
         /// What must be the same when it comes again.
-        digest: crate::call::Digest,
+        digest: Digest,
         /// The reply partition with the outcome.
         partition: TopicPartition,
         /// Its offset there.
@@ -287,12 +291,12 @@ mod tests {
                 body: Body::empty(),
                 trailers: HeaderMap::new(),
             };
-            let reply = Reply::Outcome(Box::new(Outcome { id, replay: 2, attempts: 3, source, response }));
+            let reply = Reply::Outcome(Box::new(Outcome { id, replay: 2, attempts: 3, digest: Some([4; 32]), source, response }));
             assert_eq!(Reply::decode(reply.encode()), Ok(reply));
         }
-        let reply = Reply::At { id, replay: 0, partition: at.clone(), offset };
+        let reply = Reply::At { id, replay: 0, digest: [5; 32], partition: at.clone(), offset };
         assert_eq!(Reply::decode(reply.encode()), Ok(reply));
-        let query = ControlEntry::Query { query: id, id, offset, reply_to: at.clone() };
+        let query = ControlEntry::Query { query: id, id, offset, digest: [6; 32], reply_to: at.clone() };
         assert_eq!(ControlEntry::decode(query.encode()), Ok(query));
         let cancel = ControlEntry::Cancel { id, offset };
         assert_eq!(ControlEntry::decode(cancel.encode()), Ok(cancel));

@@ -137,6 +137,8 @@ pub(super) struct Outcome {
     pub headers: Vec<Field>,
     #[prost(message, required, tag = "8")]
     pub content: Content,
+    #[prost(bytes = "bytes", optional, tag = "9")]
+    pub digest: Option<Bytes>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -147,6 +149,8 @@ pub(super) struct At {
     pub replay: u32,
     #[prost(message, required, tag = "3")]
     pub place: Place,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub digest: Bytes,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -185,6 +189,8 @@ pub(super) struct Query {
     pub offset: u64,
     #[prost(message, required, tag = "4")]
     pub reply_to: Place,
+    #[prost(bytes = "bytes", tag = "5")]
+    pub digest: Bytes,
 }
 
 #[derive(Clone, PartialEq, Message)]

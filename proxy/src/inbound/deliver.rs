@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bluebox_core::CallId;
-use bluebox_core::call::{Call, Outcome, Reason, Response, Source};
+use bluebox_core::call::{Call, Digest, Outcome, Reason, Response, Source};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{StatusCode, Uri, Version};
 use hyper_util::client::legacy::Client;
@@ -122,7 +122,7 @@ impl App {
         if self.retry_on.contains(&response.status) {
             return DeliveryEnd::Failed(format!("the app answered {}", response.status));
         }
-        let outcome = Box::new(Outcome { id: call.id, replay: call.replay, attempts: attempt.number, source: Source::App, response });
+        let outcome = Box::new(Outcome { id: call.id, replay: call.replay, attempts: attempt.number, digest: call.recorded, source: Source::App, response });
         match not_now {
             Some(pause) => DeliveryEnd::NotNow(pause, outcome),
             None => DeliveryEnd::Answered(outcome),
@@ -130,7 +130,7 @@ impl App {
     }
 
     fn no_answer(&self, call: &Call, attempt: Attempt, detail: &str) -> DeliveryEnd {
-        DeliveryEnd::Answered(Box::new(refusal(call.id, call.replay, attempt.number, Reason::Answer, detail)))
+        DeliveryEnd::Answered(Box::new(refusal(call.id, call.replay, call.recorded, attempt.number, Reason::Answer, detail)))
     }
 
     fn request(&self, call: &Call, attempt: Attempt) -> Result<http::Request<OutBody>, http::Error> {
@@ -160,8 +160,8 @@ impl App {
 }
 
 /// The outcome of a call that a proxy ends itself.
-pub fn refusal(id: CallId, replay: u32, attempts: u32, reason: Reason, detail: &str) -> Outcome {
-    Outcome { id, replay, attempts, source: Source::Proxy(reason), response: Problem::for_reason(reason, id, detail) }
+pub fn refusal(id: CallId, replay: u32, digest: Option<Digest>, attempts: u32, reason: Reason, detail: &str) -> Outcome {
+    Outcome { id, replay, attempts, digest, source: Source::Proxy(reason), response: Problem::for_reason(reason, id, detail) }
 }
 
 /// Why this answer can't be an outcome, if it is one that never ends by its nature.

@@ -63,13 +63,19 @@ impl Endings {
             }
             Verdict::Found { partition, offset } => (partition.clone(), *offset),
             Verdict::Known { partition, offset } => {
-                let at = Reply::At { id: ending.id, replay: ending.replay, partition: partition.clone(), offset: *offset };
+                let at = Reply::At {
+                    id: ending.id,
+                    replay: ending.replay,
+                    digest: ending.digest.unwrap_or_default(),
+                    partition: partition.clone(),
+                    offset: *offset,
+                };
                 // A few bytes; a log that doesn't take them takes nothing.
                 let _ = search::append(&self.log, &ending.reply_to.partition, Record::new(at.encode())).await;
                 return None;
             }
         };
-        let digest = ending.index?;
+        let digest = ending.digest.filter(|_| ending.indexed)?;
         // Keys are unique to the epoch: compaction must not let a zombie's entry, which is void, take the place of one that counts.
         let key = [ending.id.as_bytes().as_slice(), &epoch.get().to_be_bytes()].concat();
         let entry = RecordedEntry::Ended { id: ending.id, epoch, digest, partition: partition.clone(), offset };
@@ -78,7 +84,7 @@ impl Endings {
     }
 
     fn refuse(&self, ending: &Ending, reason: Reason, detail: &str) -> Outcome {
-        refusal(ending.id, ending.replay, ending.attempts, reason, detail)
+        refusal(ending.id, ending.replay, ending.digest, ending.attempts, reason, detail)
     }
 
     async fn reply(&self, ending: &Ending, outcome: &Outcome) -> (TopicPartition, Offset) {

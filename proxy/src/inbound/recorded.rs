@@ -62,9 +62,10 @@ impl Recorded {
         }
     }
 
-    /// Where the outcome of a call lies, whatever its digest.
-    pub fn ended(&self, id: &CallId) -> Option<(&TopicPartition, Offset)> {
-        self.by_id.get(id).map(|entry| (&entry.partition, entry.offset))
+    /// Where the outcome of a call lies.
+    pub fn ended(&self, id: &CallId, digest: &Digest) -> Option<(&TopicPartition, Offset)> {
+        let entry = self.by_id.get(id).filter(|entry| *digest == entry.digest)?;
+        Some((&entry.partition, entry.offset))
     }
 
     /// A call of the partition `owned` ended at `at`, by the log's clock.
@@ -119,13 +120,14 @@ mod tests {
         index.insert(0, at(0), a, [1; 32], replies.clone(), Offset::new(4));
         assert_eq!(index.known(&a, &[1; 32]), Known::Ended { partition: replies.clone(), offset: Offset::new(4) });
         assert_eq!(index.known(&a, &[2; 32]), Known::OtherDigest);
+        assert_eq!(index.ended(&a, &[2; 32]), None);
         assert_eq!(index.known(&b, &[1; 32]), Known::New);
         index.insert(1, at(5), b, [1; 32], replies.clone(), Offset::new(5));
         assert_eq!(index.known(&CallId::random(), &[1; 32]), Known::Full);
         // Written again later, it is kept for longer.
         index.insert(0, at(6), a, [1; 32], replies, Offset::new(9));
         index.expire(at(15));
-        assert_eq!((index.ended(&a).map(|e| e.1), index.ended(&b)), (Some(Offset::new(9)), None));
+        assert_eq!((index.ended(&a, &[1; 32]).map(|e| e.1), index.ended(&b, &[1; 32])), (Some(Offset::new(9)), None));
         index.give_up(0);
         assert!(index.is_empty());
     }

@@ -92,27 +92,30 @@ pub async fn range(log: &Arc<dyn Log>, of: &TopicPartition, from: Offset, end: O
 
 /// Looks for the outcomes of suspects: where each of those lies that has one.
 pub async fn outcomes(log: &Arc<dyn Log>, suspects: &[Suspect]) -> HashMap<Offset, (TopicPartition, Offset)> {
-    /// The least read position, and which call (and which life of it) lies where.
-    type Wanted = (Offset, HashMap<(CallId, u32), Offset>);
-    let mut by_partition: BTreeMap<&TopicPartition, Wanted> = BTreeMap::new();
+    let mut by_partition: BTreeMap<&TopicPartition, Vec<&Suspect>> = BTreeMap::new();
     for suspect in suspects {
-        let position = suspect.reply_to.position;
-        let (least, wanted) = by_partition.entry(&suspect.reply_to.partition).or_insert_with(|| (position, HashMap::new()));
-        *least = position.min(*least);
-        wanted.insert((suspect.id, suspect.replay), suspect.origin);
+        by_partition.entry(&suspect.reply_to.partition).or_default().push(suspect);
     }
     let mut found = HashMap::new();
-    for (partition, (least, wanted)) in by_partition {
+    for (partition, suspects) in by_partition {
         let Some(bounds) = bounds(log, partition).await else { continue };
+        let least = suspects.iter().map(|s| s.reply_to.position).min().unwrap_or(bounds.end);
+        // Several calls can have one id: retries of a recorded call.
+        let mut wanted: HashMap<(CallId, u32), Vec<&Suspect>> = HashMap::new();
+        for suspect in suspects {
+            wanted.entry((suspect.id, suspect.replay)).or_default().push(suspect);
+        }
         range(log, partition, least.max(bounds.start), bounds.end, |entry| {
-            let (key, place) = match entry.record.value.map(Reply::decode) {
-                Some(Ok(Reply::Outcome(outcome))) => ((outcome.id, outcome.replay), (partition.clone(), entry.offset)),
-                Some(Ok(Reply::At { id, replay, partition, offset })) => ((id, replay), (partition, offset)),
+            let (key, digest, place) = match entry.record.value.map(Reply::decode) {
+                Some(Ok(Reply::Outcome(o))) => ((o.id, o.replay), o.digest, (partition.clone(), entry.offset)),
+                Some(Ok(Reply::At { id, replay, digest, partition, offset })) => ((id, replay), Some(digest), (partition, offset)),
                 _ => return,
             };
-            if let Some(origin) = wanted.get(&key) {
+            // Below the position that a call names lies no outcome of its own; and another digest is another call with the same key.
+            let its_own = |s: &&&Suspect| entry.offset >= s.reply_to.position && s.digest == digest;
+            for suspect in wanted.get(&key).into_iter().flatten().filter(its_own) {
                 // The first outcome wins, here as at the caller.
-                found.entry(*origin).or_insert(place);
+                found.entry(suspect.origin).or_insert_with(|| place.clone());
             }
         })
         .await;

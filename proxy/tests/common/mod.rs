@@ -192,7 +192,7 @@ pub fn callee(log: Arc<dyn Log>, partition: TopicPartition, handle: impl Fn(&Cal
 
 /// Appends the outcome of a call.
 pub async fn reply(log: &dyn Log, call: &Call, response: Response) {
-    let outcome = Outcome { id: call.id, replay: call.replay, attempts: 1, source: Source::App, response };
+    let outcome = Outcome { id: call.id, replay: call.replay, attempts: 1, digest: call.recorded, source: Source::App, response };
     log.append(&call.reply_to.partition, Record::new(Reply::Outcome(Box::new(outcome)).encode())).await.unwrap();
 }
 

@@ -424,8 +424,8 @@ impl<'s> Consumer<'s> {
 
     fn control(&mut self, number: u32, entry: ControlEntry, acts: &mut Vec<Act>) {
         match entry {
-            ControlEntry::Query { query, id, offset, reply_to } => {
-                let ended = self.owner.index().ended(&id).map(|(partition, offset)| CallStatus::Ended { partition: partition.clone(), offset });
+            ControlEntry::Query { query, id, offset, digest, reply_to } => {
+                let ended = self.owner.index().ended(&id, &digest).map(|(partition, offset)| CallStatus::Ended { partition: partition.clone(), offset });
                 let held = self.owner.partition(number).and_then(|p| p.attempts_of(offset, &id)).map(|attempts| CallStatus::Pending { attempts });
                 let unread = self.owner.partition(number).filter(|p| p.is_unread(offset)).map(|_| CallStatus::Pending { attempts: 0 });
                 let status = ended.or(held).or(unread).unwrap_or(CallStatus::Unknown);

@@ -172,8 +172,7 @@ impl Consumer<'_> {
         self.run_for(number, true, async move {
             let indexed = endings.record(&ending, &places, epoch).await;
             observe.ended(&ending);
-            let digest = ending.index;
-            What::Recorded(ending.origin, digest.zip(indexed).map(|(digest, at)| (ending.id, digest, at)))
+            What::Recorded(ending.origin, ending.digest.zip(indexed).map(|(digest, at)| (ending.id, digest, at)))
         });
     }
 

@@ -49,6 +49,8 @@ pub struct Suspect {
     pub id: CallId,
     /// Which life of it.
     pub replay: u32,
+    /// For a recorded call: its digest.
+    pub digest: Option<Digest>,
     /// Where its outcome would be.
     pub reply_to: ReplyAddress,
 }
@@ -88,8 +90,10 @@ pub struct Ending {
     pub replay: u32,
     /// Where the caller waits.
     pub reply_to: ReplyAddress,
-    /// For a recorded call: what its entry in the index must say.
-    pub index: Option<Digest>,
+    /// For a recorded call: its digest.
+    pub digest: Option<Digest>,
+    /// Whether the index of recorded calls must know of it.
+    pub indexed: bool,
     /// Deliveries begun.
     pub attempts: u32,
     /// When it was accepted.

@@ -58,16 +58,14 @@ impl Partition {
     pub(super) fn record(&mut self, origin: Offset, verdict: Verdict, effects: &mut Vec<Effect>) {
         let Some(held) = self.held.get_mut(&origin) else { return };
         held.state = State::Recording;
-        let index = match verdict {
-            Verdict::Known { .. } | Verdict::Refused(Reason::KeyReused | Reason::RecordedFull) => None,
-            _ => held.recorded,
-        };
+        let known = matches!(verdict, Verdict::Known { .. } | Verdict::Refused(Reason::KeyReused | Reason::RecordedFull));
         effects.push(Effect::Record(Ending {
             origin,
             id: held.id,
             replay: held.replay,
             reply_to: held.reply_to.clone(),
-            index,
+            digest: held.recorded,
+            indexed: held.recorded.is_some() && !known,
             attempts: held.attempts,
             accepted: held.accepted,
             verdict,

@@ -88,7 +88,7 @@ impl Partition {
         }
         if self.takeover.waiting > 0 {
             let waiting = self.held.iter().filter(|(_, h)| h.state == State::Suspect);
-            let suspects = waiting.map(|(o, h)| Suspect { origin: *o, id: h.id, replay: h.replay, reply_to: h.reply_to.clone() }).collect();
+            let suspects = waiting.map(|(o, h)| Suspect { origin: *o, id: h.id, replay: h.replay, digest: h.recorded, reply_to: h.reply_to.clone() }).collect();
             self.takeover.searching = true;
             effects.push(Effect::Search(suspects));
         } else if !unread && self.unclean_owners > 0 && !self.has_suspects() {
