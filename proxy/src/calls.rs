@@ -159,7 +159,7 @@ pub async fn serve(side: &OutboundSide, method: &Method, target: &str, asked: &A
     let status = status(side, &call).await.map_err(|problem| problem.about(call.id))?;
     let mut response = match status {
         Status::Ended(outcome) => {
-            let mut response = respond::recorded(&outcome.response, &side.bulk, asked);
+            let mut response = respond::recorded(&outcome.response, &side.bulk, asked).await?;
             response.headers_mut().insert(fields::CALL_STATE, HeaderValue::from_static("ended"));
             response
         }

@@ -129,15 +129,15 @@ impl OutboundSide {
         let (word, answer) = match result {
             Ok(Carried::Ended(answer)) => {
                 self.metrics.call_seconds.with_label_values(&[callee.as_str()]).observe(began.elapsed().as_secs_f64());
-                match answer {
-                    Ok(outcome) => {
-                        let word = match outcome.source {
-                            Source::App => "app",
-                            Source::Proxy(reason) => Kind::Ended(reason).word(),
-                        };
-                        (word, Ok(respond::recorded(&outcome.response, &self.bulk, asked)))
-                    }
-                    Err(why) => (Kind::OutcomeUnreadable.word(), Err(Problem::new(Kind::OutcomeUnreadable, why))),
+                let outcome = answer.map_err(|why| Problem::new(Kind::OutcomeUnreadable, why));
+                let answered = match &outcome {
+                    Ok(outcome) => respond::recorded(&outcome.response, &self.bulk, asked).await.map_err(|p| p.about(outcome.id)),
+                    Err(problem) => Err(problem.clone()),
+                };
+                match (&answered, outcome.map(|o| o.source)) {
+                    (Err(problem), _) => (problem.kind().word(), answered),
+                    (Ok(_), Ok(Source::Proxy(reason))) => (Kind::Ended(reason).word(), answered),
+                    (Ok(_), _) => ("app", answered),
                 }
             }
             Ok(Carried::Later(answer)) => ("accepted", Ok(*answer)),

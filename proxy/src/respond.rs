@@ -13,7 +13,7 @@ use hyper::ext::ReasonPhrase;
 
 use crate::bulk::{Bulk, OutBody};
 use crate::fields;
-use crate::problem::Problem;
+use crate::problem::{Kind, Problem};
 
 /// The body of any response to the app.
 #[derive(Debug)]
@@ -88,7 +88,10 @@ impl Asked {
 }
 
 /// The recorded response as the caller gets it: its status and reason phrase, its fields, its content and trailers as they were.
-pub fn recorded(response: &Recorded, bulk: &Bulk, asked: &Asked) -> Response<AnswerBody> {
+///
+/// # Errors
+/// When a large body can't be read any more.
+pub async fn recorded(response: &Recorded, bulk: &Bulk, asked: &Asked) -> Result<Response<AnswerBody>, Problem> {
     let mut answer = Response::new(());
     *answer.status_mut() = response.status;
     *answer.headers_mut() = response.headers.clone();
@@ -107,8 +110,10 @@ pub fn recorded(response: &Recorded, bulk: &Bulk, asked: &Asked) -> Response<Ans
     }
     let told = answer.headers().contains_key(header::CONTENT_LENGTH);
     let content = if asked.method == Method::HEAD { Body::empty() } else { response.body.clone() };
-    let body = asked.body(response.status, told, AnswerBody::Own(bulk.give_out(content, trailers)));
-    answer.map(|()| body)
+    let mut body = bulk.give_out(content, trailers);
+    body.preload().await.map_err(|e| Problem::new(Kind::OutcomeUnreadable, e.to_string()))?;
+    let body = asked.body(response.status, told, AnswerBody::Own(body));
+    Ok(answer.map(|()| body))
 }
 
 /// A problem as the caller gets it.

@@ -1,0 +1,124 @@
+//! A body on its way into the log.
+
+use std::collections::VecDeque;
+
+use bluebox_core::call::{Body, BulkBody};
+use bluebox_core::log::{Append, AppendError, Offset, Record};
+use bytes::{Bytes, BytesMut};
+
+use super::{Bulk, CHUNK_KEY, Hold};
+
+/// Chunks of one body that may be on their way at once, memory permitting.
+const CHUNKS_AT_ONCE: usize = 4;
+
+/// One body on its way in.
+///
+/// It never waits for memory while it holds some: with its first share alone it can go on, one chunk after the other, so that no two bodies wait for each other.
+pub(super) struct Upload<'b> {
+    bulk: &'b Bulk,
+    memory: Hold,
+    expected: usize,
+    buffer: Buffer,
+    in_flight: VecDeque<Append>,
+    offsets: Vec<Offset>,
+}
+
+/// What was read and not yet appended. The usual small body is one frame, which is kept as it came.
+enum Buffer {
+    Empty,
+    One(Bytes),
+    Many(BytesMut),
+}
+
+impl Buffer {
+    fn len(&self) -> usize {
+        match self {
+            Self::Empty => 0,
+            Self::One(bytes) => bytes.len(),
+            Self::Many(bytes) => bytes.len(),
+        }
+    }
+
+    fn push(&mut self, data: Bytes, capacity: usize) {
+        *self = match std::mem::replace(self, Self::Empty) {
+            Self::Empty => Self::One(data),
+            Self::One(first) => {
+                let mut bytes = BytesMut::with_capacity((first.len() + data.len()).max(capacity));
+                bytes.extend_from_slice(&first);
+                bytes.extend_from_slice(&data);
+                Self::Many(bytes)
+            }
+            Self::Many(mut bytes) => {
+                bytes.extend_from_slice(&data);
+                Self::Many(bytes)
+            }
+        }
+    }
+
+    fn take(&mut self) -> Bytes {
+        match std::mem::replace(self, Self::Empty) {
+            Self::Empty => Bytes::new(),
+            Self::One(bytes) => bytes,
+            Self::Many(bytes) => bytes.freeze(),
+        }
+    }
+}
+
+impl<'b> Upload<'b> {
+    pub(super) fn new(bulk: &'b Bulk, memory: Hold, expected: usize) -> Self {
+        Self { bulk, memory, expected, buffer: Buffer::Empty, in_flight: VecDeque::new(), offsets: Vec::new() }
+    }
+
+    pub(super) async fn push(&mut self, mut data: Bytes) -> Result<(), AppendError> {
+        while !data.is_empty() {
+            let room = self.bulk.chunk_bytes - self.buffer.len();
+            if room == 0 {
+                self.flush().await?;
+                continue;
+            }
+            // Where the length isn't known, the buffer grows by what arrives, not at once to the whole share.
+            let capacity = if self.expected < self.bulk.chunk_bytes { self.expected } else { 0 };
+            self.buffer.push(data.split_to(room.min(data.len())), capacity);
+        }
+        Ok(())
+    }
+
+    /// Appends what is buffered as one chunk, and sees to it that there is memory for the next one.
+    async fn flush(&mut self) -> Result<(), AppendError> {
+        let chunk = self.buffer.take();
+        self.in_flight.push_back(self.bulk.log.append(&self.bulk.partition, Record::keyed(Bytes::from_static(CHUNK_KEY), chunk)));
+        while self.in_flight.len() >= self.memory.shares.len().max(1) {
+            if self.memory.shares.len() < CHUNKS_AT_ONCE
+                && let Ok(share) = self.bulk.memory.clone().try_acquire_many_owned(u32::try_from(self.bulk.chunk_bytes).unwrap_or(u32::MAX))
+            {
+                self.memory.shares.push(share);
+            } else if !self.settle_one().await? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    async fn settle_one(&mut self) -> Result<bool, AppendError> {
+        match self.in_flight.pop_front() {
+            Some(append) => {
+                self.offsets.push(append.await?.offset);
+                Ok(true)
+            }
+            None => Ok(false),
+        }
+    }
+
+    pub(super) async fn finish(mut self, len_bytes: u64) -> Result<(Body, Hold), AppendError> {
+        if self.offsets.is_empty() && self.in_flight.is_empty() {
+            return Ok((Body::Inline(self.buffer.take()), self.memory));
+        }
+        if self.buffer.len() > 0 {
+            let chunk = self.buffer.take();
+            self.in_flight.push_back(self.bulk.log.append(&self.bulk.partition, Record::keyed(Bytes::from_static(CHUNK_KEY), chunk)));
+        }
+        while self.settle_one().await? {}
+        let body = BulkBody { partition: self.bulk.partition.clone(), chunks: self.offsets, len_bytes };
+        Ok((Body::Bulk(body), Hold::default()))
+    }
+}
