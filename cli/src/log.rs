@@ -10,9 +10,9 @@ use bluebox_core::Log;
 use bluebox_core::log::Health;
 pub(crate) use bluebox_core::log::embedded::Fsync;
 use bluebox_core::log::embedded::{self, Embedded};
-use bluebox_core::log::kafka::{self, KafkaConfig};
+use bluebox_core::log::kafka::{self, GroupProtocol, KafkaConfig};
 use bluebox_core::topics::Prefix;
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::units;
 
@@ -31,7 +31,7 @@ pub(crate) struct LogOptions {
 }
 
 /// Settings of the Kafka client.
-#[derive(Debug, Clone, Args, Default)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "The log")]
 pub(crate) struct KafkaOptions {
     /// A setting of librdkafka, such as security.protocol=SSL; can be repeated.
@@ -43,9 +43,47 @@ pub(crate) struct KafkaOptions {
     /// Copies of each topic that is made; by default what the broker says.
     #[arg(long, env = "BLUEBOX_REPLICATION_FACTOR", value_name = "COUNT", value_parser = clap::value_parser!(i32).range(1..=32))]
     pub(crate) replication_factor: Option<i32>,
+    /// After this long without an acknowledgement by Kafka it is not known whether a call was accepted: 504.
+    #[arg(long, env = "BLUEBOX_APPEND_TIMEOUT", value_name = "DURATION", default_value = "10s", value_parser = units::positive_duration)]
+    pub(crate) append_timeout: Duration,
+    /// How the members of a group talk to Kafka.
+    #[arg(long, env = "BLUEBOX_GROUP_PROTOCOL", value_name = "PROTOCOL", default_value = "classic")]
+    pub(crate) group_protocol: Protocol,
     /// Names of topics begin with it; installations that share a Kafka have one each.
     #[arg(long, env = "BLUEBOX_TOPIC_PREFIX", value_name = "PREFIX", default_value = "bluebox", value_parser = |text: &str| Prefix::try_new(text))]
     pub(crate) topic_prefix: Prefix,
+}
+
+impl Default for KafkaOptions {
+    fn default() -> Self {
+        let usual = KafkaConfig::new("");
+        Self {
+            kafka_property: Vec::new(),
+            kafka_properties: None,
+            replication_factor: None,
+            append_timeout: usual.append_timeout,
+            group_protocol: Protocol::Classic,
+            topic_prefix: Prefix::default(),
+        }
+    }
+}
+
+/// How the members of a group talk to Kafka.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Protocol {
+    /// The one that every broker has.
+    Classic,
+    /// KIP-848, of Kafka 4.0 and later; the broker chooses the session timeout.
+    Consumer,
+}
+
+impl From<Protocol> for GroupProtocol {
+    fn from(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Classic => Self::Classic,
+            Protocol::Consumer => Self::Consumer,
+        }
+    }
 }
 
 /// Reads the addresses of brokers.
@@ -65,6 +103,16 @@ fn parse_property(text: &str) -> Result<(String, String), String> {
 }
 
 impl KafkaOptions {
+    /// The same as flags, but for properties, which can be secrets, and the prefix.
+    pub(crate) fn arguments(&self) -> Vec<String> {
+        let mut arguments = vec![format!("--append-timeout={}", humantime::format_duration(self.append_timeout))];
+        arguments.extend(self.replication_factor.map(|factor| format!("--replication-factor={factor}")));
+        if self.group_protocol == Protocol::Consumer {
+            arguments.push("--group-protocol=consumer".to_owned());
+        }
+        arguments
+    }
+
     /// All settings: those of the file, then those of the command line.
     pub(crate) fn properties(&self) -> anyhow::Result<BTreeMap<String, String>> {
         let mut properties = BTreeMap::new();
@@ -159,9 +207,13 @@ pub(crate) fn parse_fsync(text: &str) -> Result<Fsync, String> {
 
 /// A client of Kafka.
 pub(crate) fn connect_kafka(brokers: &str, options: &KafkaOptions) -> anyhow::Result<Arc<dyn Log>> {
-    let mut config = KafkaConfig::new(brokers);
-    config.properties = options.properties()?;
-    config.replication_factor = options.replication_factor;
+    let config = KafkaConfig {
+        properties: options.properties()?,
+        replication_factor: options.replication_factor,
+        append_timeout: options.append_timeout,
+        group_protocol: options.group_protocol.into(),
+        ..KafkaConfig::new(brokers)
+    };
     Ok(kafka::connect(config)?)
 }
 

@@ -89,9 +89,7 @@ impl OpenLog {
         };
         let mut arguments = vec!["--brokers".to_owned(), brokers.clone()];
         arguments.extend(prefix);
-        if let Some(factor) = kafka.replication_factor {
-            arguments.extend(["--replication-factor".to_owned(), factor.to_string()]);
-        }
+        arguments.extend(kafka.arguments());
         let properties = write_properties(&spec.properties, kept.directory())?;
         if let Some(file) = &properties {
             arguments.extend(["--kafka-properties".to_owned(), file.display().to_string()]);
@@ -102,8 +100,8 @@ impl OpenLog {
             kafka: KafkaOptions {
                 kafka_property: spec.properties.clone().into_iter().collect(),
                 kafka_properties: None,
-                replication_factor: kafka.replication_factor,
                 topic_prefix: spec.prefix.clone(),
+                ..kafka.clone()
             },
         };
         let client = options.connect()?;

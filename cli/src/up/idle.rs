@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, interval};
 
 use super::output::{Output, Tone};
-use super::state::State;
+use super::state::{State, Status};
 use crate::operate::get::get;
 
 /// A box that takes no calls is given this long, in looks, before it is worth a word.
@@ -16,6 +16,10 @@ const LOOKS: u32 = 4;
 
 /// Looks again and again, until there is something to say of every box or the boxes have ended.
 pub(crate) async fn watch(mut state: watch::Receiver<State>, output: Output, every: Duration) {
+    // Nothing can be said of boxes that don't run yet.
+    if state.wait_for(|state| state.units.iter().all(|unit| unit.status == Status::Up)).await.is_err() {
+        return;
+    }
     let mut settled = BTreeSet::new();
     let mut looks = 0;
     let mut look = interval(every);

@@ -19,6 +19,7 @@ pub(crate) mod state;
 pub(crate) mod unit;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::bail;
 use clap::Args;
@@ -78,7 +79,7 @@ pub(crate) struct UpOptions {
     proxy_log_level: String,
     /// How often to look for boxes that never used their proxy.
     #[arg(long, hide = true, value_name = "DURATION", default_value = "30s", value_parser = crate::units::positive_duration)]
-    look_for_idle: std::time::Duration,
+    look_for_idle: Duration,
     #[command(flatten)]
     kafka: KafkaOptions,
 }
@@ -115,7 +116,7 @@ pub(crate) async fn run(options: UpOptions) -> anyhow::Result<()> {
     }
     drop(state);
     tokio::spawn(tell_when_up(watched.clone(), output.clone()));
-    let idle = tokio::spawn(idle::watch(watched, output.clone(), options.look_for_idle));
+    let idle = tokio::spawn(idle::watch(watched.clone(), output.clone(), options.look_for_idle));
 
     ended.next().await;
     idle.abort();
@@ -129,6 +130,7 @@ pub(crate) async fn run(options: UpOptions) -> anyhow::Result<()> {
     let at_once = tokio::select! {
         () = orderly => false,
         () = ended.next() => true,
+        () = tell_what_is_awaited(watched, output.clone()) => false,
     };
     if at_once {
         output.say(Tone::Trouble, "ending at once; calls that were under way are delivered again after the next start.");
@@ -147,6 +149,15 @@ pub(crate) async fn run(options: UpOptions) -> anyhow::Result<()> {
         std::process::exit(130);
     }
     Ok(())
+}
+
+/// Says now and then what the end is waiting for. Never done.
+async fn tell_what_is_awaited(state: watch::Receiver<State>, output: Output) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let left: Vec<String> = state.borrow().units.iter().filter(|unit| unit.status != Status::Stopped).map(|unit| unit.name.clone()).collect();
+        output.say(Tone::News, format!("still ending: {}. Ctrl-C again ends everything at once.", left.join(", ")));
+    }
 }
 
 /// Ctrl-C, SIGTERM, or the end of the terminal.

@@ -18,22 +18,30 @@ use tempfile::TempDir;
 /// Longer than anything takes, on a machine that has much else to do.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
-/// An HTTP app in Python's standard library: `/env` is its environment, `/call?URL` calls on, everything else says who it is.
+/// An HTTP app in Python's standard library. `/call?URL` calls on; `/hang-once` answers only the second time that it is asked; `/broken` breaks the connection off
+/// until there is a file `mended`; everything else says who it is. Each delivery is a line in the file `ledger`.
 pub const APP: &str = r#"
-import json, os, urllib.request
+import os, time, urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
-        if self.path == "/env":
-            body = json.dumps(dict(os.environ)).encode()
-        elif self.path.startswith("/call?"):
-            body = urllib.request.urlopen(self.path[6:]).read()
-        else:
-            body = f"{os.environ['BLUEBOX_BOX']} {self.path}".encode()
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        with open("ledger", "a") as ledger:
+            ledger.write(f"{os.environ['BLUEBOX_BOX']} {self.path} {self.headers['bluebox-call-id']} {self.headers['bluebox-may-have-started'] or 'first'} {body.decode()}\n")
+        answer = f"{os.environ['BLUEBOX_BOX']} {self.path}"
+        if self.path.startswith("/call?"):
+            answer = urllib.request.urlopen(self.path[6:]).read().decode()
+        if self.path == "/hang-once" and not os.path.exists("hung"):
+            open("hung", "w").close()
+            time.sleep(1000)
+        if self.path == "/broken" and not os.path.exists("mended"):
+            self.close_connection = True
+            return
         self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
-        self.wfile.write(body)
+        self.wfile.write(answer.encode())
+    do_POST = do_GET
     def log_message(self, *_):
         pass
 ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
@@ -214,8 +222,31 @@ impl Up {
         get_through(self.gateway(), url)
     }
 
+    /// What the apps have written down.
+    pub fn ledger(&self) -> Vec<String> {
+        std::fs::read_to_string(self.place.path().join("ledger")).unwrap_or_default().lines().map(str::to_owned).collect()
+    }
+
     pub fn signal(&self, signal: Signal) {
         send(self.pid(), signal);
+    }
+
+    /// Kills it with SIGKILL; its place is left as it is.
+    pub fn killed(mut self) -> Place {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.take_place()
+    }
+
+    /// Waits for the end; its place is left as it is.
+    pub fn ended_in_place(mut self) -> Place {
+        wait_until("it has ended", || self.child.try_wait().unwrap());
+        self.take_place()
+    }
+
+    fn take_place(&mut self) -> Place {
+        let empty = Place(TempDir::new().unwrap());
+        std::mem::replace(&mut self.place, empty)
     }
 
     /// Waits for the end; the exit code, and everything that was said.
@@ -239,12 +270,19 @@ impl Drop for Up {
 
 /// GETs a URL through a proxy; status and body.
 pub fn get_through(proxy: SocketAddr, url: &str) -> (u16, String) {
+    let (head, body) = request(proxy, "GET", url, &[], "");
+    (head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("no answer: {head:?}")), body)
+}
+
+/// Sends a request through a proxy; the head of the answer, and its body.
+pub fn request(proxy: SocketAddr, method: &str, url: &str, fields: &[&str], body: &str) -> (String, String) {
     let host = url.strip_prefix("http://").unwrap().split('/').next().unwrap();
     let mut stream = TcpStream::connect(proxy).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    write!(stream, "GET {url} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").unwrap();
+    let fields: String = fields.iter().map(|field| format!("{field}\r\n")).collect();
+    write!(stream, "{method} {url} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: {}\r\n{fields}\r\n{body}", body.len()).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
-    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("no answer: {answer:?}"));
-    (status, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {answer:?}"));
+    (head.to_owned(), body.to_owned())
 }
