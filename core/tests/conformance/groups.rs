@@ -185,16 +185,23 @@ pub async fn a_commit_is_all_or_nothing(fixture: impl Fixture) {
     assert_eq!(one.committed(&group.name, vec![mine, others]).await.unwrap(), [Some(commit(1, "mine")), None]);
 }
 
-pub async fn a_member_commits_for_topics_that_its_group_does_not_share(fixture: impl Fixture) {
-    let log = fixture.client();
-    let (topic, beside) = (fixture.topic(&*log, 1).await, fixture.topic(&*log, 1).await);
+pub async fn a_commit_takes_along_what_the_group_does_not_share(fixture: impl Fixture) {
+    let (one, two) = (fixture.client(), fixture.client());
+    let (topic, beside) = (fixture.topic(&*one, 2).await, fixture.topic(&*one, 2).await);
     let group = fixture.group(&[&topic]);
-    let mut member = Member::join(&*log, group.clone());
-    member.until(|m| m.owned.len() == 1).await;
+    let mut a = Member::join(&*one, group.clone());
+    a.until(|m| m.owned.len() == 2).await;
     let both = vec![(topic.partition(0), commit(1, "shared")), (beside.partition(0), commit(2, "beside"))];
-    member.membership.control().commit(both).await.unwrap();
-    let committed = log.committed(&group.name, vec![topic.partition(0), beside.partition(0)]).await.unwrap();
-    assert_eq!(committed, [Some(commit(1, "shared")), Some(commit(2, "beside"))]);
+    a.membership.control().commit(both).await.unwrap();
+    let of = vec![beside.partition(0), beside.partition(1), topic.partition(0)];
+    assert_eq!(two.committed(&group.name, of).await.unwrap(), [Some(commit(2, "beside")), None, Some(commit(1, "shared"))]);
+    // With one that is not its own, it is nothing.
+    let mut b = Member::join(&*two, group.clone());
+    a.both_until(&mut b, |a, b| a.owned.len() == 1 && b.owned.len() == 1).await;
+    let others = b.owned.keys().next().unwrap().clone();
+    let fenced = a.membership.control().commit(vec![(beside.partition(1), commit(3, "")), (others, commit(3, ""))]).await;
+    assert!(matches!(fenced, Err(LogError::Fenced(_))), "{fenced:?}");
+    assert_eq!(one.committed(&group.name, vec![beside.partition(1)]).await.unwrap(), [None]);
 }
 
 pub async fn the_moment_of_a_commit_lies_before_its_answer(fixture: impl Fixture) {

@@ -50,7 +50,7 @@ macro_rules! conformance {
                 metadata_of_four_thousand_bytes_is_kept,
                 a_commit_after_a_release_is_fenced,
                 a_commit_is_all_or_nothing,
-                a_member_commits_for_topics_that_its_group_does_not_share,
+                a_commit_takes_along_what_the_group_does_not_share,
                 the_moment_of_a_commit_lies_before_its_answer,
                 commits_can_be_read_from_outside,
                 leaving_hands_everything_over_at_once,

@@ -208,10 +208,10 @@ impl GroupControl for RemoteControl {
         let at = Moment::now();
         let Some(shared) = self.shared.upgrade() else { return Pending::ready(Err(LogError::Unavailable("the log's client was closed".to_owned()))) };
         let mut state = shared.state();
-        // What the group does not share out goes with what it does: the log knows.
-        let taken = |member: &Member, of: &TopicPartition| member.spec.topics.contains(&of.topic) && !member.owned.contains_key(of);
-        let member = state.members.0.get(&self.id);
-        if let Some((partition, _)) = commits.iter().find(|(partition, _)| member.is_none_or(|member| taken(member, partition))) {
+        let Some(member) = state.members.0.get(&self.id) else { return Pending::ready(Err(LogError::Fenced("the group was left".to_owned()))) };
+        // What the group doesn't share out goes with what it does: the log decides.
+        let shared = |of: &TopicPartition| member.spec.topics.contains(&of.topic);
+        if let Some((partition, _)) = commits.iter().find(|(of, _)| shared(of) && !member.owned.contains_key(of)) {
             return Pending::ready(Err(LogError::Fenced(format!("{partition} is not the member's"))));
         }
         if !state.is_connected() {
