@@ -191,6 +191,13 @@ async fn status(side: &OutboundSide, call: &CallRef) -> Result<Status, Problem> 
     if matches!(*side.log.health().borrow(), Health::Away(_)) {
         return Err(Problem::new(Kind::LogAway, "the log can't be reached now; the call is not affected; ask again"));
     }
+    // A log may make the topics that it is asked for: it is asked for none that nobody registered.
+    let directory = side.directory.borrow().clone();
+    match directory.registry.get(call.callee.as_str()) {
+        Some((_, component)) if call.partition < component.partitions => {}
+        None if !directory.complete => return Err(Problem::new(Kind::NotReady, "the registry has not been read yet; ask again")),
+        _ => return Err(no_such_call()),
+    }
     let digest = prove(side, call).await?;
     match ask_owner(side, call, digest).await? {
         Some(CallStatus::Pending { attempts }) => Ok(Status::Pending { attempts: Some(attempts) }),
@@ -214,20 +221,23 @@ fn gone() -> Problem {
     Problem::new(Kind::CallGone, "the call is older than what is kept; keep outcomes longer with a longer retention of replies")
 }
 
+fn no_such_call() -> Problem {
+    Problem::new(Kind::NoSuchResource, "there is no such call")
+}
+
 /// Whether the one who asks was given the ID: it must fit to the call that lies at the place that it names. The digest of that tells it apart from others with
 /// the same key.
 async fn prove(side: &OutboundSide, call: &CallRef) -> Result<Digest, Problem> {
-    let wrong = || Problem::new(Kind::NoSuchResource, "there is no such call");
     let topics = side.config.prefix.topics(&call.callee);
     let partition = topics.calls.partition(call.partition);
     let away = |e: &dyn std::fmt::Display| Problem::new(Kind::LogAway, format!("{partition}: {e}"));
     let bounds = match side.log.bounds(&partition).await {
         Ok(bounds) => bounds,
-        Err(bluebox_core::log::LogError::NotFound(_)) => return Err(wrong()),
+        Err(bluebox_core::log::LogError::NotFound(_)) => return Err(no_such_call()),
         Err(e) => return Err(away(&e)),
     };
     if call.offset >= bounds.end {
-        return Err(wrong());
+        return Err(no_such_call());
     }
     if call.offset < bounds.start {
         return Err(gone());
@@ -236,8 +246,8 @@ async fn prove(side: &OutboundSide, call: &CallRef) -> Result<Digest, Problem> {
     let read = tokio::time::timeout(SEARCH_TIMEOUT, reader.next()).await.map_err(|_| away(&"the log does not answer"))?;
     let Some(Read::Entries(entries)) = read else { return Err(gone()) };
     match entries.into_iter().next().and_then(|e| e.record.value).map(CallsEntry::decode) {
-        Some(Ok(CallsEntry::Call(there))) if there.id == call.id => there.recorded.filter(|d| d[..PROOF_BYTES] == call.proof).ok_or_else(wrong),
-        _ => Err(wrong()),
+        Some(Ok(CallsEntry::Call(there))) if there.id == call.id => there.recorded.filter(|d| d[..PROOF_BYTES] == call.proof).ok_or_else(no_such_call),
+        _ => Err(no_such_call()),
     }
 }
 

@@ -244,7 +244,10 @@ impl Problem {
             retry_safe: self.retry_safe,
         };
         // Strings, a number and a bool: there is nothing in it that could fail.
-        serde_json::to_vec(&document).unwrap_or_default().into()
+        let mut bytes = serde_json::to_vec(&document).unwrap_or_default();
+        // For those who look at it with curl.
+        bytes.push(b'\n');
+        bytes.into()
     }
 
     fn headers(&self) -> HeaderMap {

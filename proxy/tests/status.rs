@@ -84,6 +84,13 @@ async fn ids_that_are_forged_or_too_old_show_nothing() {
     let mut forged = good.clone();
     forged.proof = [0; 16];
     assert_eq!(ask(forged).await.status, 400, "who guesses the key does not know the request");
+    let mut unknown = good.clone();
+    unknown.callee = common::name("nobody");
+    assert_eq!(ask(unknown).await.status, 400);
+    assert_eq!(system.log.partitions(&system.config.prefix.topics(&common::name("nobody")).calls).await, Ok(None), "no topic came of asking");
+    let mut beyond = good.clone();
+    beyond.partition = 99;
+    assert_eq!(ask(beyond).await.status, 400);
     let mut elsewhere = good.clone();
     elsewhere.offset = Offset::new(77);
     assert_eq!(ask(elsewhere).await.status, 400);
