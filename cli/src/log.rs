@@ -181,6 +181,11 @@ impl Served {
         Ok(Self { log, server })
     }
 
+    /// The log.
+    pub(crate) fn log(&self) -> Arc<dyn Log> {
+        self.log.clone()
+    }
+
     /// Ends it.
     pub(crate) async fn close(self) {
         drop(self.server);

@@ -251,3 +251,15 @@ fn two_on_the_same_data() {
     let before = first.unit("cart-0").unwrap();
     assert!(runs(before.app) && before.restarts == 0, "the first one goes on");
 }
+
+#[test]
+fn partitions_that_contradict_what_is_there() {
+    let mut up = Place::with("boxes:\n  cart: {command: [python3, app.py], partitions: 4}\n").up();
+    up.wait_until_up();
+    up.signal(Signal::SIGINT);
+    let place = up.ended_in_place();
+    std::fs::write(place.path().join("bluebox.yaml"), "boxes:\n  cart: {command: [python3, app.py], partitions: 5}\n").unwrap();
+    let (status, said) = run(&mut place.command());
+    assert_eq!(status.code(), Some(1));
+    assert!(said.contains("bluebox.yaml: ") && said.contains("cart") && said.contains("it has 4 partitions, not 5"), "{said}");
+}

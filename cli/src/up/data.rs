@@ -5,8 +5,10 @@ use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
+use bluebox_core::Log;
 
 use super::output::{Output, Tone};
 use super::state;
@@ -71,6 +73,7 @@ pub(crate) struct OpenLog {
     description: String,
     properties: Option<PathBuf>,
     socket: Option<PathBuf>,
+    client: Arc<dyn Log>,
     served: Option<log::Served>,
 }
 
@@ -85,7 +88,7 @@ impl OpenLog {
             let mut arguments = vec!["--log-socket".to_owned(), socket.display().to_string()];
             arguments.extend(prefix);
             let description = format!("embedded log in {} ({})", kept.directory().display(), log::describe_fsync(fsync));
-            return Ok(Self { arguments, description, properties: None, socket: Some(socket), served: Some(served) });
+            return Ok(Self { arguments, description, properties: None, socket: Some(socket), client: served.log(), served: Some(served) });
         };
         let mut arguments = vec!["--brokers".to_owned(), brokers.clone()];
         arguments.extend(prefix);
@@ -106,14 +109,14 @@ impl OpenLog {
         };
         let client = options.connect()?;
         let output = output.clone();
-        tokio::spawn(log::watch(client, spec.prefix.clone(), move |reachable| {
+        tokio::spawn(log::watch(client.clone(), spec.prefix.clone(), move |reachable| {
             if reachable {
                 output.say(Tone::Good, format!("{} can be reached", options.describe()));
             } else {
                 output.say(Tone::Trouble, format!("{} can't be reached: calls get 503 until it can. Still trying. {}", options.describe(), options.remedy()));
             }
         }));
-        Ok(Self { arguments, description: format!("Kafka at {brokers}"), properties, socket: None, served: None })
+        Ok(Self { arguments, description: format!("Kafka at {brokers}"), properties, socket: None, client, served: None })
     }
 
     /// What the proxies are told of it.
@@ -124,6 +127,11 @@ impl OpenLog {
     /// In words.
     pub(crate) fn describe(&self) -> &str {
         &self.description
+    }
+
+    /// The log, for `up` itself.
+    pub(crate) fn client(&self) -> Arc<dyn Log> {
+        self.client.clone()
     }
 
     /// The socket of the embedded log.
@@ -138,6 +146,7 @@ impl OpenLog {
 
     /// Ends it; everything that was acknowledged is on disk.
     pub(crate) async fn close(self) {
+        drop(self.client);
         if let Some(served) = self.served {
             served.close().await;
         }

@@ -1,6 +1,7 @@
 //! `bluebox up FILE`: a whole system on one machine.
 //!
 //! - [`plan`]: what will be started, out of what the file says.
+//! - [`register`]: all components, before anything runs.
 //! - [`unit`]: one replica: an app and its proxy in one failure domain.
 //! - [`app`]: an app, as `up` sees it.
 //! - [`data`]: the directory of the log and of what `up` writes of itself.
@@ -15,13 +16,16 @@ mod idle;
 pub(crate) mod output;
 pub(crate) mod plan;
 pub(crate) mod ports;
+mod register;
 pub(crate) mod state;
 pub(crate) mod unit;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
+use bluebox_core::topics::Retention;
+use bluebox_proxy::registry::Registration;
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -103,6 +107,23 @@ pub(crate) async fn run(options: UpOptions) -> anyhow::Result<()> {
     let units = plan::units(&system, &arguments)?;
     check_ports(&units)?;
     greet(&output, &options.file, &system, &log, &units);
+    let registration = Registration {
+        prefix: system.log.prefix.clone(),
+        caller: system.gateway.as_ref().map(|gateway| &gateway.name).or(system.boxes.first().map(|spec| &spec.name)).cloned().context("no boxes")?,
+        serves: plan::components(&system, &units),
+        retention: Retention::default(),
+    };
+    tokio::select! {
+        registered = register::register(log.client(), registration, &output) => if let Err(error) = registered {
+            output.flush().await;
+            bail!("{}: {error}", options.file.display());
+        },
+        () = ended.next() => {
+            output.say(Tone::Good, "ended before anything was started.");
+            output.flush().await;
+            return Ok(());
+        }
+    }
 
     let (state, watched) = watch::channel(first_state(&options.file, &system, &log, &units));
     let keeper = tokio::spawn(state::keep(watched.clone(), kept.directory().to_owned()));

@@ -55,6 +55,19 @@ pub(crate) struct AppPlan {
     pub(crate) grace: Duration,
 }
 
+/// All components of the system, as the registry is to have them.
+pub(crate) fn components(system: &System, units: &[Unit]) -> Vec<Served> {
+    let mut all = Vec::new();
+    for spec in &system.boxes {
+        let of_box = units.iter().filter(|unit| unit.app.is_some() && unit.box_name == spec.name.as_str());
+        let apps: Vec<SocketAddr> = of_box.filter_map(|unit| Some(SocketAddr::from((Ipv4Addr::LOCALHOST, unit.app.as_ref()?.port)))).collect();
+        if let Some(first) = apps.first() {
+            all.extend(spec.components.iter().map(|component| served(component, *first, &apps)));
+        }
+    }
+    all
+}
+
 /// Plans every unit. Ports that the file leaves open are chosen now, and stay.
 pub(crate) fn units(system: &System, log: &[String]) -> anyhow::Result<Vec<Unit>> {
     let mut units = Vec::new();
