@@ -160,7 +160,7 @@ impl Proxy {
             calls_in.spawn(once_registered(directory.clone(), stop_deliveries.clone(), inbound::run(start, stop_deliveries.clone())));
         }
 
-        let side = OutboundSide { config: config.clone(), log, directory, pending, bulk, pass: pass.clone(), metrics };
+        let side = OutboundSide { config: config.clone(), log, directory, pending, bulk, pass: pass.clone(), metrics, began: std::time::Instant::now() };
         let stop = CancellationToken::new();
         let mut calls_out = JoinSet::new();
         calls_out.spawn(intercept::serve(listener, Arc::new(side), stop.clone(), config.inbound.drain));

@@ -29,7 +29,7 @@ use crate::prefer::PREFERENCE_APPLIED;
 use crate::problem::{Kind, Problem, can_be_repeated};
 use crate::registry::Directory;
 use crate::respond::{self, AnswerBody, Asked};
-use crate::route::{self, Route};
+use crate::route::{self, Route, Target};
 
 /// How long, and how much, of a body that nobody wants is still read, so that its sender finds the time to read why.
 const DRAIN_TIME: Duration = Duration::from_secs(2);
@@ -51,6 +51,8 @@ pub struct OutboundSide {
     pub pass: PassThrough,
     /// What is counted.
     pub metrics: Metrics,
+    /// When the proxy started.
+    pub began: Instant,
 }
 
 impl OutboundSide {
@@ -102,8 +104,24 @@ impl OutboundSide {
                 let Ok(Ok(directory)) = read.map(|r| r.map(|d| d.clone())) else { return Err(problem) };
                 route::decide(head, &directory)
             }
+            Ok(Route::PassThrough(target)) if self.began.elapsed() < YOUTH && target.may_be_a_component() => self.decide_when_young(head, target).await,
             decided => decided,
         }
+    }
+
+    /// When a whole system starts for the first time, boxes call each other before all of them have registered. What looks like a component's name and is no
+    /// server's either is given a moment to become one.
+    async fn decide_when_young(&self, head: &request::Parts, target: Target) -> Result<Route, Problem> {
+        let (host, port) = target.host_and_port();
+        let is_a_server = tokio::net::lookup_host((host, port)).await.is_ok_and(|mut addresses| addresses.next().is_some());
+        if is_a_server || append::check_health(&*self.log).is_err() {
+            return Ok(Route::PassThrough(target));
+        }
+        let host = host.to_ascii_lowercase();
+        let mut read = self.directory.clone();
+        let known = tokio::time::timeout(REGISTER_PATIENCE, read.wait_for(|d| d.registry.get(&host).is_some())).await;
+        let Ok(Ok(directory)) = known.map(|r| r.map(|d| d.clone())) else { return Ok(Route::PassThrough(target)) };
+        route::decide(head, &directory)
     }
 
     fn passed(&self, result: Result<Response<AnswerBody>, Problem>) -> Result<Response<AnswerBody>, Problem> {
@@ -228,6 +246,10 @@ const LEAST_BODY_RATE: u64 = 1024;
 
 /// How long a request waits for a proxy that has just started, while the log can be reached: the registry and the end of the replies are read first.
 const START_PATIENCE: Duration = Duration::from_millis(900);
+
+/// How long after its start a proxy waits for components to register, and how long for one.
+const YOUTH: Duration = Duration::from_secs(30);
+const REGISTER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The least time that the log is given to take a call, however short the wait.
 const SHORTEST_APPEND: Duration = Duration::from_secs(10);

@@ -46,6 +46,11 @@ pub struct Target {
 }
 
 impl Target {
+    /// Whether the name could be that of a component: then what is in no registry yet may be soon.
+    pub fn may_be_a_component(&self) -> bool {
+        may_be_a_component(&host_of(&self.authority).to_ascii_lowercase())
+    }
+
     /// Host and port to connect to; port 80 where none is named.
     pub fn host_and_port(&self) -> (&str, u16) {
         (host_of(&self.authority), self.authority.port_u16().unwrap_or(80))
@@ -68,7 +73,7 @@ pub fn decide(head: &request::Parts, directory: &Directory) -> Result<Route, Pro
         return Ok(Route::Own(target.target));
     }
     let Some((name, component)) = directory.registry.get(&host).filter(|(_, c)| c.ports.contains(&port)) else {
-        if !directory.complete && ComponentName::try_new(&host).is_ok() && host != "localhost" && !host.bytes().all(|b| b.is_ascii_digit()) {
+        if !directory.complete && may_be_a_component(&host) {
             let detail = format!("{host:?} may be a component, but the registry has not been read yet; try again");
             return Err(Problem::new(Kind::NotReady, detail));
         }
@@ -83,6 +88,10 @@ pub fn decide(head: &request::Parts, directory: &Directory) -> Result<Route, Pro
     }
     let destination = Destination { callee: name.clone(), authority: target.authority.to_string(), target: target.target };
     Ok(Route::Call { destination, component: component.clone() })
+}
+
+fn may_be_a_component(host: &str) -> bool {
+    ComponentName::try_new(host).is_ok() && host != "localhost" && !host.bytes().all(|b| b.is_ascii_digit())
 }
 
 fn refused(name: &ComponentName, what: &str, remedy: &str) -> Problem {

@@ -194,6 +194,22 @@ async fn an_outcome_can_be_asked_for_after_a_202() {
 }
 
 #[tokio::test]
+async fn a_call_waits_for_a_component_that_is_just_starting() {
+    let log = Embedded::in_memory();
+    let run = async |config: ProxyConfig| {
+        let proxy = Proxy::bind(config).await.unwrap();
+        (proxy.listen(), tokio::spawn(proxy.run(log.clone(), std::future::pending())))
+    };
+    let (gateway, _gateway) = run(common::config()).await;
+    let (app, _requests) = app("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    let (answer, _cart) = tokio::join!(exchange(gateway, b"GET / HTTP/1.1\r\nHost: cart\r\nConnection: close\r\n\r\n"), async {
+        let served = Served { name: name("cart"), component: Component::default(), app, protocol: AppProtocol::Http1 };
+        run(ProxyConfig { name: name("cart"), serves: vec![served], ..common::config() }).await
+    });
+    assert_eq!((answer.status, &answer.body[..]), (200, &b"ok"[..]), "{answer:?}");
+}
+
+#[tokio::test]
 async fn an_app_that_speaks_http2() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
