@@ -7,19 +7,54 @@ mod common;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 
-use common::{Place, Up, bluebox, request, run, send, wait_until};
+use common::{On, Place, Up, bluebox, request, run, send, wait_until};
 use nix::sys::signal::Signal;
 
 const SHOP: &str = "boxes:
-  web: {command: [python3, app.py]}
-  cart: {command: [python3, app.py], replicas: 2}
+  web: {command: [python3, app.py], partitions: 4}
+  cart: {command: [python3, app.py], partitions: 4, replicas: 2}
 ";
 
-fn shop() -> Up {
-    let mut up = Place::with(SHOP).up();
-    up.wait_until_up();
-    up
+fn shop(on: On) -> Option<Up> {
+    up(on, SHOP)
 }
+
+/// A system with this file, on this log; `None` if there is no Kafka to test with.
+fn up(on: On, yaml: &str) -> Option<Up> {
+    let mut up = Place::with(yaml).up_with(&on.arguments()?);
+    up.wait_until_up();
+    Some(up)
+}
+
+/// Runs a test on the embedded log and on Kafka.
+macro_rules! on_both_logs {
+    ($($test:ident),* $(,)?) => {
+        mod on_the_embedded_log {
+            $(#[test]
+            fn $test() {
+                super::$test(super::On::Embedded);
+            })*
+        }
+        mod on_kafka {
+            $(#[test]
+            fn $test() {
+                super::$test(super::On::Kafka);
+            })*
+        }
+    };
+}
+
+on_both_logs!(
+    a_call_from_outside_by_proxy_and_by_host,
+    an_unchanged_app_calls_another_by_its_name,
+    a_call_survives_its_app,
+    a_call_survives_the_proxy_of_its_app,
+    an_accepted_call_survives_everything,
+    a_caller_that_does_not_wait_asks_later,
+    dead_letters_are_listed_shown_replayed_and_dropped,
+);
+
+const ONE_BOX: &str = "boxes:\n  cart: {command: [python3, app.py], partitions: 4}\n";
 
 /// Runs one of the commands for operators in the place of a system.
 fn operate(up: &Up, arguments: &[&str]) -> (Option<i32>, String) {
@@ -31,9 +66,8 @@ fn operate_in(place: &Place, arguments: &[&str]) -> (Option<i32>, String) {
     (status.code(), said)
 }
 
-#[test]
-fn a_call_from_outside_by_proxy_and_by_host() {
-    let up = shop();
+fn a_call_from_outside_by_proxy_and_by_host(on: On) {
+    let Some(up) = shop(on) else { return };
     assert_eq!(up.get("http://cart/items?all"), (200, "cart /items?all".to_owned()));
     let mut stream = TcpStream::connect(up.gateway()).unwrap();
     stream.write_all(b"GET /items HTTP/1.1\r\nHost: cart\r\nConnection: close\r\n\r\n").unwrap();
@@ -42,16 +76,14 @@ fn a_call_from_outside_by_proxy_and_by_host() {
     assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\ncart /items"), "{answer}");
 }
 
-#[test]
-fn an_unchanged_app_calls_another_by_its_name() {
-    let up = shop();
+fn an_unchanged_app_calls_another_by_its_name(on: On) {
+    let Some(up) = shop(on) else { return };
     assert_eq!(up.get("http://web/call?http://cart/items"), (200, "cart /items".to_owned()));
 }
 
 /// Kills a part of `cart` while a call is under way in it; the caller gets its answer all the same.
-fn killed_in_the_middle(part: fn(common::Unit) -> i32) {
-    let mut up = Place::with("boxes:\n  cart: {command: [python3, app.py]}\n").up();
-    up.wait_until_up();
+fn killed_in_the_middle(on: On, part: fn(common::Unit) -> i32) {
+    let Some(up) = up(on, ONE_BOX) else { return };
     let gateway = up.gateway();
     let caller = std::thread::spawn(move || request(gateway, "POST", "http://cart/hang-once", &[], "one"));
     wait_until("the call is under way", || up.place.path().join("hung").exists().then_some(()));
@@ -67,32 +99,29 @@ fn killed_in_the_middle(part: fn(common::Unit) -> i32) {
     assert_eq!((first[3].as_str(), second[3].as_str()), ("first", "true"), "the second may have started: {ledger:?}");
 }
 
-#[test]
-fn a_call_survives_its_app() {
-    killed_in_the_middle(|unit| unit.app);
+fn a_call_survives_its_app(on: On) {
+    killed_in_the_middle(on, |unit| unit.app);
 }
 
-#[test]
-fn a_call_survives_the_proxy_of_its_app() {
-    killed_in_the_middle(|unit| unit.proxy);
+fn a_call_survives_the_proxy_of_its_app(on: On) {
+    killed_in_the_middle(on, |unit| unit.proxy);
 }
 
-#[test]
-fn an_accepted_call_survives_everything() {
-    let mut up = Place::with("boxes:\n  cart: {command: [python3, app.py]}\n").up();
+fn an_accepted_call_survives_everything(on: On) {
+    let Some(arguments) = on.arguments() else { return };
+    let mut up = Place::with(ONE_BOX).up_with(&arguments);
     up.wait_until_up();
     let mut caller = TcpStream::connect(up.gateway()).unwrap();
     caller.write_all(b"POST http://cart/hang-once HTTP/1.1\r\nHost: cart\r\nContent-Length: 3\r\n\r\none").unwrap();
     wait_until("the call is under way", || up.place.path().join("hung").exists().then_some(()));
     let place = up.killed();
     wait_until("nothing runs any more", || place.processes().is_empty().then_some(()));
-    let up = place.up();
+    let up = place.up_with(&arguments);
     wait_until("the call has been delivered again", || (up.ledger().len() == 2).then_some(()));
 }
 
-#[test]
-fn a_caller_that_does_not_wait_asks_later() {
-    let up = shop();
+fn a_caller_that_does_not_wait_asks_later(on: On) {
+    let Some(up) = shop(on) else { return };
     let (head, _) = request(up.gateway(), "POST", "http://cart/later", &["Prefer: respond-async"], "x");
     assert!(head.starts_with("HTTP/1.1 202 "), "{head}");
     let location = head.lines().find_map(|line| line.to_ascii_lowercase().starts_with("location: ").then(|| line[10..].to_owned())).unwrap();
@@ -107,9 +136,9 @@ fn a_caller_that_does_not_wait_asks_later() {
     assert!(said.contains("no call has this id"), "{said}");
 }
 
-#[test]
-fn dead_letters_are_listed_shown_replayed_and_dropped() {
-    let mut up = Place::with("boxes:\n  cart: {command: [python3, app.py], max-attempts: 2, first-backoff: 10ms}\n").up();
+fn dead_letters_are_listed_shown_replayed_and_dropped(on: On) {
+    let Some(arguments) = on.arguments() else { return };
+    let mut up = Place::with("boxes:\n  cart: {command: [python3, app.py], partitions: 4, max-attempts: 2, first-backoff: 10ms}\n").up_with(&arguments);
     up.wait_until_up();
     assert_eq!(operate(&up, &["dlq", "list"]), (Some(0), "no dead letters\n".to_owned()));
     let letter = |body: &str| {
@@ -147,16 +176,17 @@ fn dead_letters_are_listed_shown_replayed_and_dropped() {
     // What is left can also be seen to when nothing runs.
     up.signal(Signal::SIGINT);
     let place = up.ended_in_place();
-    let (_, said) = operate_in(&place, &["dlq", "list"]);
+    let offline = |command: &[&str]| operate_in(&place, &[command, arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice()].concat());
+    let (_, said) = offline(&["dlq", "list"]);
     assert!(said.contains(&first), "{said}");
-    let (code, said) = operate_in(&place, &["dlq", "drop", "--all"]);
+    let (code, said) = offline(&["dlq", "drop", "--all"]);
     assert!(code == Some(0) && said.contains("1 dead letters dropped"), "{said}");
-    assert_eq!(operate_in(&place, &["dlq", "list"]), (Some(0), "no dead letters\n".to_owned()));
+    assert_eq!(offline(&["dlq", "list"]), (Some(0), "no dead letters\n".to_owned()));
 }
 
 #[test]
 fn ps_shows_what_runs() {
-    let up = shop();
+    let Some(up) = shop(On::Embedded) else { return };
     let (code, said) = operate(&up, &["ps"]);
     assert_eq!(code, Some(0));
     let unit = up.unit("cart-1").unwrap();
@@ -172,11 +202,11 @@ fn ps_shows_what_runs() {
 
 #[test]
 fn a_box_that_never_used_its_proxy_is_named() {
-    let mut up = Place::with(SHOP).up_with(&["--look-for-idle", "2s"]);
+    let mut up = Place::with(SHOP).up_with(&["--look-for-idle".to_owned(), "2s".to_owned()]);
     up.wait_until_up();
     assert_eq!(up.get("http://web/call?http://cart/items").0, 200);
-    up.expect("cart has not called anything through its proxy so far");
+    up.expect("cart has not used its proxy so far");
     up.signal(Signal::SIGINT);
     let (_, said) = up.ended();
-    assert!(!said.contains("web has not called"), "{said}");
+    assert!(!said.contains("web has not used"), "{said}");
 }

@@ -263,3 +263,30 @@ fn partitions_that_contradict_what_is_there() {
     assert_eq!(status.code(), Some(1));
     assert!(said.contains("bluebox.yaml: ") && said.contains("cart") && said.contains("it has 4 partitions, not 5"), "{said}");
 }
+
+#[test]
+fn a_killed_gateway_listens_again_at_the_same_port() {
+    let mut up = Place::with(ONE_BOX).up();
+    up.wait_until_up();
+    let (before, address) = (up.unit("gateway").unwrap(), up.gateway());
+    send(before.proxy, Signal::SIGKILL);
+    up.expect("gateway: its proxy was killed (SIGKILL). Starts again now");
+    let after = up.wait_for_restart("gateway", 1);
+    assert_ne!(after.proxy, before.proxy);
+    assert_eq!(up.gateway(), address);
+    assert_eq!(up.get("http://cart/").0, 200);
+}
+
+#[test]
+fn a_kafka_that_is_not_there_is_told_within_seconds_and_tried_again() {
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut up = Place::with(ONE_BOX).up_with(&["--brokers".to_owned(), nobody.to_string()]);
+    let began = Instant::now();
+    let line = up.expect(&format!("Kafka at {nobody} can't be reached"));
+    assert!(began.elapsed() < Duration::from_secs(10), "it took {:?}", began.elapsed());
+    assert!(line.contains("Still trying") && line.contains("Is the broker running there"), "{line}");
+    up.wait_until_up();
+    assert_eq!(up.get("http://cart/").0, 503);
+    up.signal(Signal::SIGINT);
+    assert_eq!(up.ended().0, Some(0));
+}

@@ -39,13 +39,8 @@ pub(crate) async fn watch(mut state: watch::Receiver<State>, output: Output, eve
             let admins = now.units.iter().filter(|unit| unit.box_name == name).filter_map(|unit| unit.admin);
             let Some(seen) = sum(admins).await else { continue };
             if seen.out == 0 && (seen.into > 0 || looks >= LOOKS) {
-                output.say(
-                    Tone::News,
-                    format!(
-                        "{name} has not called anything through its proxy so far. That is right if it has nothing to call. If it has, its HTTP client ignores HTTP_PROXY: its \
-                         calls are not durable (docs/up.md says which clients obey)."
-                    ),
-                );
+                let what = "That is right if it calls nobody; else its HTTP client ignores HTTP_PROXY, and its calls are not durable (docs/up.md).";
+                output.say(Tone::News, format!("{name} has not used its proxy so far. {what}"));
             }
             if seen.out > 0 || seen.into > 0 || looks >= LOOKS {
                 settled.insert(name.to_owned());

@@ -7,6 +7,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -46,6 +47,29 @@ class Handler(BaseHTTPRequestHandler):
         pass
 ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
 "#;
+
+/// Which log a system is tested on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum On {
+    Embedded,
+    Kafka,
+}
+
+impl On {
+    /// What `up` and the commands for operators are told, with a prefix for topics that nobody else has; `None` if there is no Kafka to test with.
+    pub fn arguments(self) -> Option<Vec<String>> {
+        if self == Self::Embedded {
+            return Some(Vec::new());
+        }
+        let Ok(brokers) = std::env::var("BLUEBOX_TEST_BROKERS") else {
+            eprintln!("SKIPPED: needs a Kafka: scripts/kafka run -- cargo test");
+            return None;
+        };
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let prefix = format!("cli-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        Some(["--brokers", &brokers, "--topic-prefix", &prefix].map(str::to_owned).to_vec())
+    }
+}
 
 /// The binary under test.
 pub fn bluebox() -> Command {
@@ -119,7 +143,7 @@ impl Place {
         self.up_with(&[])
     }
 
-    pub fn up_with(self, arguments: &[&str]) -> Up {
+    pub fn up_with(self, arguments: &[String]) -> Up {
         let mut child = self.command().args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (tell, lines) = channel();
         for from in [Box::new(child.stdout.take().unwrap()) as Box<dyn std::io::Read + Send>, Box::new(child.stderr.take().unwrap())] {
