@@ -205,24 +205,31 @@ impl OutboundSide {
         if limits.cancel_on_disconnect && recorded.is_none() {
             accepting.cancel_on_drop(self.log.clone(), topics);
         }
-        let accepted = accepting.accepted(hold.max(SHORTEST_APPEND)).await.map_err(|p| self.append_failed(p, repeatable));
-        drop(memory);
-        let accepted = match accepted {
-            Ok(accepted) => accepted,
-            Err(problem) => {
+        let sent = tokio::time::Instant::now();
+        let accepted = tokio::select! {
+            accepted = accepting.accepted(hold.max(SHORTEST_APPEND)) => accepted,
+            // An outcome is as good an acknowledgement as any. But who does not want to wait is always answered the same way.
+            answer = ticket.answer(), if !hold.is_zero() => {
                 accepting.let_go();
-                return Err(problem);
+                return Ok(Carried::Ended(answer));
             }
         };
-
-        self.metrics.waiting.inc();
-        let waiting = Waiting(self.metrics.waiting.clone());
-        let answer = if hold.is_zero() { Err(()) } else { tokio::time::timeout(hold, ticket.answer()).await.map_err(|_| ()) };
+        drop(memory);
+        let accepted = accepted.map_err(|problem| self.append_failed(problem, repeatable));
+        let waits_until = match &accepted {
+            Ok(_) => tokio::time::Instant::now() + hold,
+            // It may be in the log all the same: then its outcome comes.
+            Err(problem) if problem.kind() == Kind::AcceptanceUnknown => sent + hold,
+            Err(_) => sent,
+        };
+        let waiting = Waiting::new(&self.metrics);
+        let answer = if hold.is_zero() { None } else { tokio::time::timeout_at(waits_until, ticket.answer()).await.ok() };
         drop(waiting);
         accepting.let_go();
-        if let Ok(answer) = answer {
+        if let Some(answer) = answer {
             return Ok(Carried::Ended(answer));
         }
+        let accepted = accepted?;
         if let Some(digest) = recorded.filter(|_| preferences.respond_async) {
             let call_ref = CallRef::new(&self.config, &accepted, &reply_to, id, callee, &digest);
             return Ok(Carried::Later(Box::new(later(&call_ref, &accepted, preferences.applied(true)))));
@@ -261,6 +268,13 @@ enum Carried {
 
 /// Counts a caller that waits, until it is dropped.
 struct Waiting(prometheus::IntGauge);
+
+impl Waiting {
+    fn new(metrics: &Metrics) -> Self {
+        metrics.waiting.inc();
+        Self(metrics.waiting.clone())
+    }
+}
 
 impl Drop for Waiting {
     fn drop(&mut self) {

@@ -137,4 +137,15 @@ mod tests {
         assert_eq!(is(false, Some(2)).applied(true).unwrap(), "wait=2");
         assert_eq!(is(false, Some(2)).applied(false), None);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn nothing_makes_it_panic(lines in proptest::collection::vec("(wait|respond-async)?[ -~]{0,30}", 0..4)) {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append(PREFER, HeaderValue::try_from(line).unwrap());
+            }
+            let _ = Preferences::of(&headers).applied(true);
+        }
+    }
 }

@@ -309,4 +309,24 @@ mod tests {
             assert!(decide(host).is_ok(), "{host}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_head_makes_it_panic_and_what_is_a_call_names_its_component(
+            host in "(cart|bluebox|chat)?[ -~\\x80-\\xff]{0,12}(:[0-9a-z]{0,6})?",
+            uri in "(/|http://|cart:|\\*)?[!-~]{0,20}",
+            fields in proptest::collection::vec(("(connection|upgrade|accept|content-type|te)", "[ -~]{0,20}"), 0..5),
+        ) {
+            let mut request = http::Request::builder().uri(uri.as_str()).header("host", host.as_str());
+            for (name, value) in &fields {
+                request = request.header(name, value);
+            }
+            let Ok(request) = request.body(()) else { return Ok(()) };
+            if let Ok(Route::Call { destination, .. }) = decide(&request.into_parts().0, &directory()) {
+                let named = destination.authority.to_ascii_lowercase();
+                proptest::prop_assert!(named.starts_with(destination.callee.as_str()), "{named}");
+                proptest::prop_assert!(destination.target.starts_with(['/', '*']), "{}", destination.target);
+            }
+        }
+    }
 }
