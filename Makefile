@@ -41,7 +41,7 @@ lint: ## Clippy; a warning is an error
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 
 doc: ## The documentation of the crates; a broken link is an error
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --locked --workspace --no-deps --document-private-items
 
 deny: ## Licences, advisories and sources of all dependencies (needs cargo-deny and the network)
 	$(CARGO) deny --workspace check

@@ -38,10 +38,8 @@ pub(crate) struct ProxyOptions {
     /// Who calls, when a call leaves this proxy; by default the first component that it serves, else `gateway`.
     #[arg(long, env = "BLUEBOX_NAME", value_name = "NAME", value_parser = |text: &str| ComponentName::try_new(text))]
     name: Option<ComponentName>,
-    /// A component that the app serves, and where the app listens; can be repeated. More is said after a comma:
-    /// NAME=HOST:PORT[,protocol=http1|h2c][,partitions=N][,ports=80+8080][,body-limit=SIZE][,streams=refuse|pass].
-    /// Without it the proxy is a gateway.
-    #[arg(long, env = "BLUEBOX_SERVE", value_name = "NAME=HOST:PORT", value_delimiter = ' ', value_parser = crate::serve::parse)]
+    /// The components that the app serves; see [`serve`](crate::serve).
+    #[arg(long, env = "BLUEBOX_SERVE", value_name = "NAME=HOST:PORT", value_delimiter = ' ', value_parser = crate::serve::parse, help = crate::serve::HELP)]
     serve: Vec<Served>,
     /// Where calls are taken: what the app's HTTP_PROXY names.
     #[arg(long, env = "BLUEBOX_LISTEN", value_name = "HOST:PORT", default_value = "127.0.0.1:4140")]

@@ -9,8 +9,12 @@ use bluebox_proxy::config::{AppProtocol, Served};
 
 use crate::units;
 
-/// The form, for help and errors.
-pub(crate) const FORM: &str = "NAME=HOST:PORT[,protocol=http1|h2c][,partitions=N][,ports=80+8080][,body-limit=SIZE][,streams=refuse|pass][,direct=HOST:PORT+…]";
+/// The form, for errors.
+const FORM: &str = "NAME=HOST:PORT[,protocol=http1|h2c][,partitions=N][,ports=80+8080][,body-limit=SIZE][,streams=refuse|pass][,direct=HOST:PORT+…]";
+/// What the help says of it.
+pub(crate) const HELP: &str = "\
+A component that the app serves, and where the app listens; can be repeated. More is said after a comma: \
+NAME=HOST:PORT[,protocol=http1|h2c][,partitions=N][,ports=80+8080][,body-limit=SIZE][,streams=refuse|pass]. Without it the proxy is a gateway";
 /// More partitions than that are a mistake: every one costs each log and each proxy.
 const MAX_PARTITIONS: u32 = 1024;
 

@@ -1,7 +1,7 @@
 //! The clocks that the promises are kept by.
 //!
 //! Leases run on a clock that goes on while the machine is suspended, because a proxy that slept through its lease must know it.
-//! Deadlines run on the log's clock: see [`Timestamp`](crate::log::Timestamp).
+//! Deadlines run on the log's clock: see [`Timestamp`].
 
 use std::ops::{Add, Sub};
 use std::time::Duration;

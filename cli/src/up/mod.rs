@@ -2,7 +2,7 @@
 //!
 //! - [`plan`]: what will be started, out of what the file says.
 //! - [`register`]: all components, before anything runs.
-//! - [`unit`]: one replica: an app and its proxy in one failure domain.
+//! - [`unit`](mod@unit): one replica: an app and its proxy in one failure domain.
 //! - [`app`]: an app, as `up` sees it.
 //! - [`data`]: the directory of the log and of what `up` writes of itself.
 //! - [`idle`]: finds boxes that never used their proxy.

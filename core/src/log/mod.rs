@@ -379,7 +379,7 @@ pub enum GroupEvent {
     Trouble(String),
 }
 
-/// A member's side of a group. Dropping it is a death: the session runs out. [`Membership::leave`] is the orderly way.
+/// A member's side of a group. Dropping it is a death: the session runs out. [`GroupControl::leave`] is the orderly way.
 pub struct Membership {
     events: mpsc::UnboundedReceiver<GroupEvent>,
     control: Arc<dyn GroupControl>,
