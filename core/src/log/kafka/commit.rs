@@ -35,22 +35,19 @@ impl Work {
 }
 
 pub(super) struct Request {
-    pub(super) commits: Vec<(TopicPartition, Committed)>,
-    /// `None`: the member's own, to find out whether it still is one.
-    pub(super) reply: Option<CommitReply>,
+    commits: Vec<(TopicPartition, Committed)>,
+    reply: CommitReply,
     /// Goes in a request of its own, because it may be what the broker refused.
     alone: bool,
 }
 
 impl Request {
-    pub(super) fn new(commits: Vec<(TopicPartition, Committed)>, reply: Option<CommitReply>) -> Self {
+    pub(super) fn new(commits: Vec<(TopicPartition, Committed)>, reply: CommitReply) -> Self {
         Self { commits, reply, alone: false }
     }
 
     pub(super) fn answer(self, result: Result<Moment, LogError>) {
-        if let Some(reply) = self.reply {
-            let _ = reply.send(result);
-        }
+        let _ = self.reply.send(result);
     }
 }
 
@@ -145,27 +142,21 @@ impl CommitQueue {
         Some(content)
     }
 
-    /// The broker's answer to the request that is on its way. Returns what was committed, and when it was sent, if it was; and whether to pause before the next.
-    pub(super) fn answered(&mut self, verdict: Verdict, give_up: bool) -> Answered {
-        let Some(InFlight { requests, sent }) = self.in_flight.take() else { return Answered::default() };
-        let mut answered = Answered::default();
+    /// The broker's answer to the request that is on its way. True if it goes again, after a pause; `give_up`: it does not.
+    pub(super) fn answered(&mut self, verdict: Verdict, give_up: bool) -> bool {
+        let Some(InFlight { requests, sent }) = self.in_flight.take() else { return false };
         match verdict {
-            Verdict::Done => {
-                answered.sent = Some(sent);
-                for request in requests {
-                    answered.committed.extend(request.commits.iter().cloned());
-                    request.answer(Ok(sent));
-                }
-            }
+            Verdict::Done => requests.into_iter().for_each(|request| request.answer(Ok(sent))),
             Verdict::Again(error) if give_up => requests.into_iter().for_each(|request| request.answer(Err(error.clone()))),
             Verdict::Again(_) => {
-                answered.again = true;
+                let again = !requests.is_empty();
                 self.put_back(requests, false);
+                return again;
             }
             Verdict::Failed(LogError::Refused(_) | LogError::NotFound(_)) if requests.len() > 1 => self.put_back(requests, true),
             Verdict::Failed(error) => requests.into_iter().for_each(|request| request.answer(Err(error.clone()))),
         }
-        answered
+        false
     }
 
     fn put_back(&mut self, requests: Vec<Request>, alone: bool) {
@@ -198,15 +189,6 @@ impl CommitQueue {
     }
 }
 
-#[derive(Default, Debug, PartialEq, Eq)]
-pub(super) struct Answered {
-    /// When the request was sent that has succeeded.
-    pub(super) sent: Option<Moment>,
-    pub(super) committed: Vec<(TopicPartition, Committed)>,
-    /// It goes again, after a pause.
-    pub(super) again: bool,
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -217,7 +199,7 @@ mod tests {
     fn commit(queue: &mut CommitQueue, partition: u32, offset: u64) -> oneshot::Receiver<Result<Moment, LogError>> {
         let (reply, answer) = oneshot::channel();
         let committed = Committed { offset: Offset::new(offset), metadata: String::new() };
-        queue.push(Work::Commit(Request::new(vec![(Topic::new("t").partition(partition), committed)], Some(reply))));
+        queue.push(Work::Commit(Request::new(vec![(Topic::new("t").partition(partition), committed)], reply)));
         answer
     }
 
@@ -236,7 +218,7 @@ mod tests {
         assert_eq!(offsets(queue.next_request(at(5), |_| true)), [(0, 2), (1, 7)]);
         let mut later = commit(&mut queue, 0, 3);
         assert_eq!(queue.next_request(at(6), |_| true), None, "one is on its way");
-        assert_eq!(queue.answered(Verdict::Done, false).sent, Some(at(5)));
+        assert!(!queue.answered(Verdict::Done, false));
         for answer in &mut answers {
             assert_eq!(answer.try_recv(), Ok(Ok(at(5))), "the moment before it was sent");
         }
@@ -287,7 +269,7 @@ mod tests {
         queue.next_request(at(1), |_| true);
         queue.fence(&LogError::Fenced("lost".into()));
         assert!(matches!(answer.try_recv(), Ok(Err(LogError::Fenced(_)))));
-        assert_eq!(queue.answered(Verdict::Done, false).committed, []);
+        assert!(!queue.answered(Verdict::Done, false));
         assert!(queue.is_empty());
     }
 
@@ -298,7 +280,7 @@ mod tests {
         let mut queue = CommitQueue::default();
         let mut answer = commit(&mut queue, 0, 1);
         queue.next_request(at(1), |_| true);
-        assert!(queue.answered(verdict, false).again);
+        assert!(queue.answered(verdict, false));
         queue.next_request(at(2), |_| true);
         queue.answered(Verdict::Done, false);
         assert_eq!(answer.try_recv(), Ok(Ok(at(2))), "what counts is the request that succeeded");

@@ -107,7 +107,12 @@ impl Control {
     pub(super) fn bounds(&self, of: &TopicPartition) -> Result<Bounds, LogError> {
         let partition = super::legal(of).map_err(|_| LogError::NotFound(of.to_string()))?;
         self.patiently(|limit| {
-            let (start, end) = self.client.fetch_watermarks(of.topic.as_str(), partition, limit).map_err(|error| log_error(&of.to_string(), &error))?;
+            let asked = self.client.fetch_watermarks(of.topic.as_str(), partition, limit).map_err(|error| log_error(&of.to_string(), &error));
+            let (start, end) = match asked {
+                // Also said of a partition that only has no leader at the moment. The metadata knows; and without a leader this is *not available*.
+                Err(LogError::NotFound(what)) if self.partitions_once(&of.topic, limit)? > of.partition => return Err(LogError::Unavailable(what)),
+                asked => asked?,
+            };
             let offset = |raw: i64| Offset::new(u64::try_from(raw).unwrap_or(0));
             Ok(Bounds { start: offset(start), end: offset(end) })
         })

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 
 use super::commit::{CommitQueue, Request, Verdict, Work};
-use super::config::{GroupProtocol, KafkaConfig};
+use super::config::KafkaConfig;
 use super::control::{Control, committed_of};
 use super::fetch::{Fetcher, StreamHandle};
 use super::link::Link;
@@ -80,7 +80,7 @@ impl GroupControl for MemberControl {
 
     fn commit(&self, commits: Vec<(TopicPartition, Committed)>) -> Pending<Moment> {
         let (reply, pending) = Pending::new();
-        self.command(Work::Commit(Request::new(commits, Some(reply))));
+        self.command(Work::Commit(Request::new(commits, reply)));
         pending
     }
 
@@ -113,8 +113,6 @@ pub(super) fn join(config: &KafkaConfig, link: &Arc<Link>, control: &Arc<Control
         commits: CommitQueue::default(),
         commit_due: None,
         commit_since: None,
-        last_success: None,
-        known: HashMap::new(),
         questions: Vec::new(),
         next_question: 0,
         revoking: None,
@@ -148,10 +146,6 @@ struct Member {
     commit_due: Option<Instant>,
     /// Since when the commit at the head is tried.
     commit_since: Option<Instant>,
-    /// When the last request was sent that succeeded: this member was one then.
-    last_success: Option<Moment>,
-    /// The last known commits of owned partitions.
-    known: HashMap<TopicPartition, Committed>,
     /// Assigned partitions whose commits are being asked for.
     questions: Vec<Question>,
     next_question: u64,
@@ -328,9 +322,6 @@ impl Member {
         let mut assigned = Vec::with_capacity(question.partitions.len());
         let mut owned = self.owned.lock().unwrap_or_else(PoisonError::into_inner);
         for (partition, committed) in question.partitions.into_iter().zip(found) {
-            if let Some(committed) = &committed {
-                self.known.insert(partition.clone(), committed.clone());
-            }
             owned.insert(partition.clone(), None);
             // Kafka does not tell whether the former owner is dead or only silent.
             assigned.push(Assignment { partition, committed, former_is_gone: false });
@@ -374,7 +365,6 @@ impl Member {
         drop(owned);
         self.revoking = None;
         self.commits.fence(&LogError::Fenced(format!("group {:?}: {why}", self.spec.name)));
-        self.known.retain(|partition, _| !lost.contains(partition));
         if !lost.is_empty() {
             info!(group = self.spec.name, partitions = lost.len(), why, "partitions were lost");
             let _ = self.events.send(GroupEvent::Lost(lost));
@@ -391,15 +381,12 @@ impl Member {
         let verdict = Verdict::of(&self.spec.name, code);
         let fenced = matches!(verdict, Verdict::Failed(LogError::Fenced(_)));
         let give_up = self.commit_since.is_some_and(|since| since.elapsed() > COMMIT_PATIENCE);
-        let answered = self.commits.answered(verdict, give_up);
-        if answered.again {
+        if self.commits.answered(verdict, give_up) {
             self.commit_due = Some(Instant::now() + COMMIT_AGAIN);
         } else {
             self.commit_since = None;
         }
-        self.last_success = answered.sent.or(self.last_success);
-        self.known.extend(answered.committed);
-        // While the answer to a revocation is due, librdkafka drops the news that the member was thrown out and joins again later as if nothing had been.
+        // While the answer to a revocation is due, librdkafka keeps it to itself that the member was thrown out. It tells when it joins again.
         if fenced && self.revoking.is_some() {
             self.lose_all("the group went on without this member");
             member::release(&client.consumer);
@@ -468,31 +455,12 @@ impl Member {
         }
     }
 
-    /// When everything that was asked for is released, the group is told. Only if this member is still one: if it was thrown out meanwhile, librdkafka would
-    /// join again with what others own by now, without a word. A commit that the broker took not long ago shows that it is, and prolongs the session.
+    /// When everything that was asked for is released, the group is told.
     fn answer_revocation(&mut self, client: &Client) {
-        if self.commits.is_busy() || !self.revoking.as_ref().is_some_and(|revoking| revoking.left.is_empty()) {
-            return;
+        if !self.commits.is_busy() && self.revoking.as_ref().is_some_and(|revoking| revoking.left.is_empty()) {
+            self.revoking = None;
+            member::release(&client.consumer);
         }
-        let now = Moment::now();
-        let fresh = self.last_success.is_some_and(|sent| now.since(sent) < self.session_timeout / 2);
-        if self.config.group_protocol == GroupProtocol::Classic && !fresh {
-            let owned = self.owned.lock().unwrap_or_else(PoisonError::into_inner);
-            let own = self.known.iter().find(|(partition, _)| owned.contains_key(partition)).map(|(partition, known)| (partition.clone(), known.clone()));
-            drop(owned);
-            if let Some(own) = own {
-                self.commits.push(Work::Commit(Request::new(vec![own.clone()], None)));
-                if let Some(content) = self.commits.next_request(now, |_| true) {
-                    self.send(client, content);
-                }
-                return;
-            }
-        }
-        self.revoking = None;
-        let owned = self.owned.lock().unwrap_or_else(PoisonError::into_inner);
-        self.known.retain(|partition, _| owned.contains_key(partition) || !self.spec.topics.contains(&partition.topic));
-        drop(owned);
-        member::release(&client.consumer);
     }
 
     /// True when the consumer must be replaced.
