@@ -158,12 +158,12 @@ impl LogOptions {
     }
 }
 
-/// The policy in words.
+/// What the policy means, in words.
 pub(crate) fn describe_fsync(fsync: Fsync) -> String {
     match fsync {
-        Fsync::Always => "on disk before it counts as accepted".to_owned(),
-        Fsync::Interval(interval) => format!("on disk after {}", humantime::format_duration(interval)),
-        Fsync::Never => "on disk when the system likes".to_owned(),
+        Fsync::Always => "what is accepted survives a power cut".to_owned(),
+        Fsync::Interval(interval) => format!("a power cut can take the last {}", humantime::format_duration(interval)),
+        Fsync::Never => "a power cut can take the last half minute".to_owned(),
     }
 }
 

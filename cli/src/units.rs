@@ -60,6 +60,11 @@ pub(crate) fn status(text: &str) -> Result<StatusCode, String> {
     status.filter(|status| status.as_u16() >= 200).ok_or_else(|| "a status is a number from 200 to 999 (RFC 9110)".to_owned())
 }
 
+/// So many of something: `1 box`, `2 boxes`.
+pub(crate) fn so_many(count: usize, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::file;
+use crate::units::so_many;
 use crate::up::plan;
 
 /// Checks a file for `bluebox up`, and starts nothing. Exit code 0 means that it is right.
@@ -19,9 +20,10 @@ pub(crate) struct ValidateOptions {
 pub(crate) fn run(options: &ValidateOptions) -> anyhow::Result<()> {
     let system = file::load(&options.file)?;
     plan::check_limits(&system)?;
-    let replicas: u32 = system.boxes.iter().map(|one| one.replicas).sum();
-    let components: usize = system.boxes.iter().map(|one| one.components.len()).sum();
-    println!("{}: right: {} boxes with {replicas} replicas, {components} components", options.file.display(), system.boxes.len());
+    let replicas = system.boxes.iter().map(|one| one.replicas as usize).sum();
+    let components = system.boxes.iter().map(|one| one.components.len()).sum();
+    let boxes = so_many(system.boxes.len(), "box", "boxes");
+    println!("{}: right: {boxes}, {}, {}", options.file.display(), so_many(replicas, "replica", "replicas"), so_many(components, "component", "components"));
     for warning in plan::missing_commands(&system) {
         println!("warning: {warning}");
     }

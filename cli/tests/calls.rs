@@ -180,7 +180,7 @@ fn dead_letters_are_listed_shown_replayed_and_dropped(on: On) {
     let (_, said) = offline(&["dlq", "list"]);
     assert!(said.contains(&first), "{said}");
     let (code, said) = offline(&["dlq", "drop", "--all"]);
-    assert!(code == Some(0) && said.contains("1 dead letters dropped"), "{said}");
+    assert!(code == Some(0) && said.contains("1 dead letter dropped"), "{said}");
     assert_eq!(offline(&["dlq", "list"]), (Some(0), "no dead letters\n".to_owned()));
 }
 

@@ -14,7 +14,7 @@ fn validate(yaml: &str) -> (Option<i32>, String) {
 #[test]
 fn a_right_file() {
     let (code, said) = validate("boxes:\n  cart: {command: [python3, app.py], port: 8080, replicas: 2}\n");
-    assert_eq!((code, said.as_str()), (Some(0), "bluebox.yaml: right: 1 boxes with 2 replicas, 1 components\n"));
+    assert_eq!((code, said.as_str()), (Some(0), "bluebox.yaml: right: 1 box, 2 replicas, 1 component\n"));
 }
 
 #[test]

@@ -15,7 +15,7 @@ use bluebox_proxy::bulk::{Bulk, CHUNK_KEY};
 use clap::{Args, Subcommand};
 
 use super::{Reached, SystemOptions};
-use crate::units::spell;
+use crate::units::{so_many, spell};
 
 /// Memory for bodies that are copied.
 const BODY_MEMORY: usize = 8 << 20;
@@ -222,7 +222,7 @@ async fn each(which: WhichOptions, how: Settlement) -> anyhow::Result<()> {
         }
         settle(&reached, letter, how).await.with_context(|| format!("call {id}: it is not known whether this was noted"))?;
     }
-    writeln!(out, "{} dead letters {}", wanted.len(), if how == Settlement::Dropped { "dropped" } else { "replayed" })?;
+    writeln!(out, "{} {}", so_many(wanted.len(), "dead letter", "dead letters"), if how == Settlement::Dropped { "dropped" } else { "replayed" })?;
     Ok(())
 }
 

@@ -38,6 +38,7 @@ use self::state::{State, Status, UnitState};
 use self::unit::{Phase, Supervisor};
 use crate::file::{self, System};
 use crate::log::KafkaOptions;
+use crate::units::so_many;
 
 /// What `bluebox up --help` ends with.
 pub(crate) const EXAMPLES: &str = "\
@@ -55,8 +56,9 @@ Examples:
   bluebox up orders.yaml --brokers 127.0.0.1:9092      the same on Kafka
   bluebox up orders.yaml --fsync always                every accepted call also survives a power cut
 
-Ctrl-C ends it in good order: no new calls, what is under way is finished, then the apps end. The second Ctrl-C ends it at once; nothing that
-was accepted is lost either way, it is delivered after the next start.";
+Ctrl-C ends it in good order: no new calls, what is under way is finished, then the apps end.
+The second Ctrl-C ends it at once. Nothing that was accepted is lost either way: it is delivered
+after the next start.";
 
 /// Runs a whole system on this machine: the log, a proxy for each replica, and the apps.
 #[derive(Debug, Args)]
@@ -244,7 +246,7 @@ fn check_ports(units: &[Unit]) -> anyhow::Result<()> {
 }
 
 fn greet(output: &Output, file: &Path, system: &System, log: &OpenLog, units: &[Unit]) {
-    output.say(Tone::News, format!("{}: {} boxes, {}", file.display(), system.boxes.len(), log.describe()));
+    output.say(Tone::News, format!("{}: {}, {}", file.display(), so_many(system.boxes.len(), "box", "boxes"), log.describe()));
     for spec in &system.boxes {
         let names: Vec<String> = spec.components.iter().map(|component| format!("http://{}/", component.name)).collect();
         let ports: Vec<String> =

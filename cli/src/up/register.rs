@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::output::{Output, Tone};
+use crate::units::so_many;
 
 /// After this long there is a word about it, and with the log away the boxes are started all the same.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -34,7 +35,7 @@ pub(crate) async fn register(log: Arc<dyn Log>, registration: Registration, outp
                     tokio::spawn(go_on(following, watched, output.clone()));
                     return Ok(());
                 }
-                output.say(Tone::News, format!("making the topics of {components} components; the boxes start when they are there"));
+                output.say(Tone::News, format!("making the topics of {}; the boxes start when they are there", so_many(components, "component", "components")));
             }
         }
     }
