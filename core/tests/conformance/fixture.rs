@@ -7,8 +7,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bluebox_core::Log;
+use bluebox_core::clock::wall_clock;
 use bluebox_core::log::embedded::{Embedded, Options, Server, connect, serve};
-use bluebox_core::log::{Assignment, Committed, Entry, GroupEvent, GroupSpec, Membership, Offset, Read, Reader, Record, Topic, TopicPartition, TopicSpec};
+use bluebox_core::log::{
+    Appended, Assignment, Committed, Entry, GroupEvent, GroupSpec, Membership, Offset, Read, Reader, Record, Timestamp, Topic, TopicPartition, TopicSpec,
+};
 
 /// One log under test, with a name space of its own.
 pub trait Fixture: Sized + Send + Sync {
@@ -26,6 +29,17 @@ pub trait Fixture: Sized + Send + Sync {
     /// The shortest session that the log grants.
     fn session_timeout(&self) -> Duration {
         Duration::from_millis(1_500)
+    }
+
+    /// Has the log delete the records of a partition below this one, which was appended later than they were; the topic keeps them for an hour. False: it can't
+    /// be made to.
+    fn delete_below(&self, _of: &TopicPartition, _first_kept: Appended) -> impl Future<Output = bool> + Send {
+        std::future::ready(false)
+    }
+
+    /// Has the log compact what is there. False: it can't be made to.
+    fn compact(&self) -> impl Future<Output = bool> + Send {
+        std::future::ready(false)
     }
 
     /// A name that no other test uses.
@@ -61,6 +75,16 @@ pub async fn in_time(test: impl Future<Output = ()>) {
     tokio::time::timeout(Duration::from_secs(90), test).await.expect("the test hangs");
 }
 
+/// What is exactly as old as this now will be as old as an hour then.
+fn an_hour_after(time: Timestamp) -> Timestamp {
+    Timestamp::from_millis(time.as_millis() + 3_600_000)
+}
+
+async fn keep_house(log: &Arc<Embedded>, now: Timestamp) -> bool {
+    let log = Arc::clone(log);
+    tokio::task::spawn_blocking(move || log.keep_house(now)).await.is_ok()
+}
+
 /// The embedded log in memory.
 pub struct InMemory(Arc<Embedded>);
 
@@ -71,6 +95,14 @@ impl Fixture for InMemory {
 
     fn client(&self) -> Arc<dyn Log> {
         self.0.client()
+    }
+
+    async fn delete_below(&self, _: &TopicPartition, first_kept: Appended) -> bool {
+        keep_house(&self.0, an_hour_after(first_kept.timestamp)).await
+    }
+
+    async fn compact(&self) -> bool {
+        keep_house(&self.0, wall_clock()).await
     }
 }
 
@@ -90,10 +122,19 @@ impl Fixture for OnDisk {
     fn client(&self) -> Arc<dyn Log> {
         self.log.client()
     }
+
+    async fn delete_below(&self, _: &TopicPartition, first_kept: Appended) -> bool {
+        keep_house(&self.log, an_hour_after(first_kept.timestamp)).await
+    }
+
+    async fn compact(&self) -> bool {
+        keep_house(&self.log, wall_clock()).await
+    }
 }
 
 /// The embedded log on disk, through the socket that other processes use.
 pub struct OverASocket {
+    log: Arc<Embedded>,
     _server: Server,
     dir: tempfile::TempDir,
 }
@@ -102,11 +143,19 @@ impl Fixture for OverASocket {
     async fn start() -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let log = Embedded::open(&dir.path().join("log"), Options::default()).unwrap();
-        Some(Self { _server: serve(&log, &dir.path().join("socket")).unwrap(), dir })
+        Some(Self { _server: serve(&log, &dir.path().join("socket")).unwrap(), log, dir })
     }
 
     fn client(&self) -> Arc<dyn Log> {
         connect(&self.dir.path().join("socket"))
+    }
+
+    async fn delete_below(&self, _: &TopicPartition, first_kept: Appended) -> bool {
+        keep_house(&self.log, an_hour_after(first_kept.timestamp)).await
+    }
+
+    async fn compact(&self) -> bool {
+        keep_house(&self.log, wall_clock()).await
     }
 }
 

@@ -4,6 +4,10 @@ use std::sync::Arc;
 
 use bluebox_core::Log;
 use bluebox_core::log::kafka::{KafkaConfig, connect};
+use bluebox_core::log::{Appended, TopicPartition};
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::{ClientConfig, TopicPartitionList};
 
 use crate::fixture::Fixture;
 
@@ -25,5 +29,15 @@ impl Fixture for Kafka {
 
     fn knows_the_dead(&self) -> bool {
         false
+    }
+
+    async fn delete_below(&self, of: &TopicPartition, first_kept: Appended) -> bool {
+        let brokers = std::env::var("BLUEBOX_TEST_BROKERS").expect("it was there at the start");
+        let admin: AdminClient<DefaultClientContext> = ClientConfig::new().set("bootstrap.servers", brokers).create().expect("Kafka's client");
+        let mut below = TopicPartitionList::new();
+        let (partition, offset) = (i32::try_from(of.partition).unwrap(), i64::try_from(first_kept.offset.get()).unwrap());
+        below.add_partition_offset(of.topic.as_str(), partition, rdkafka::Offset::Offset(offset)).unwrap();
+        admin.delete_records(&below, &AdminOptions::new()).await.expect("they are deleted");
+        true
     }
 }

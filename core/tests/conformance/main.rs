@@ -10,6 +10,7 @@ mod fixture;
 mod groups;
 mod kafka;
 mod reads;
+mod retention;
 mod topics;
 
 /// Runs the whole suite against one implementation.
@@ -33,6 +34,11 @@ macro_rules! conformance {
                 bounds_include_everything_that_was_acknowledged,
                 bounds_of_nothing_are_not_found,
                 a_reader_sees_partitions_apart,
+            ]);
+            conformance!(@tests $fixture, retention: [
+                a_reader_is_told_of_what_is_gone,
+                a_member_is_told_of_what_is_gone,
+                compaction_keeps_the_last_record_of_each_key,
             ]);
             conformance!(@tests $fixture, topics: [
                 making_a_topic_twice_changes_nothing,
