@@ -186,6 +186,40 @@ async fn compaction_keeps_the_last_record_of_each_key() {
     assert_eq!(log.append(&of, Record::keyed(key(0), "again".into())).await.unwrap().offset, Offset::new(101));
 }
 
+fn size_of(dir: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    let entries = std::fs::read_dir(dir).unwrap().map_while(Result::ok);
+    entries.map(|e| if e.path().is_dir() { size_of(&e.path()) } else { e.metadata().map_or(0, |m| m.blocks() * 512) }).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_retention_has_passed_is_given_back_to_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Embedded::open(dir.path(), options(Fsync::Never)).unwrap();
+    let (short, long) = (Topic::new("short"), Topic::new("long"));
+    let hour = Duration::from_secs(3600);
+    log.create_topics(vec![spec(&long, 1), TopicSpec { topic: short.clone(), partitions: 2, retention: Some(hour), compacted: false }]).await.unwrap();
+    for n in 0..400 {
+        let appends: Vec<_> = (0..2).map(|p| log.append(&short.partition(p), record("x".repeat(250_000)))).collect();
+        log.append(&long.partition(0), record(n.to_string())).await.unwrap();
+        for append in appends {
+            append.await.unwrap();
+        }
+    }
+    let before = size_of(dir.path());
+    log.keep_house(later(2 * hour));
+    let after = size_of(dir.path());
+    // What is left are journals, which are bounded.
+    assert!(after + (50 << 20) < before, "{} MiB, then {} MiB", before >> 20, after >> 20);
+    let entries = read(&log, &long.partition(0), 0, 400).await;
+    assert!(entries.iter().enumerate().all(|(n, e)| text(e) == n.to_string()), "the others' are all there");
+    assert_eq!(log.bounds(&short.partition(1)).await.unwrap(), Bounds { start: Offset::new(400), end: Offset::new(400) });
+    drop(log);
+    let log = Embedded::open(dir.path(), options(Fsync::Never)).unwrap();
+    assert_eq!(read(&log, &long.partition(0), 0, 400).await.len(), 400);
+    assert_eq!(log.append(&short.partition(1), record("next")).await.unwrap().offset, Offset::new(400));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn old_records_are_read_from_the_disk() {
     let dir = tempfile::tempdir().unwrap();

@@ -25,7 +25,7 @@ pub struct Client {
     connection: Arc<Connection>,
     faults: Mutex<Faults>,
     seats: Mutex<Vec<Weak<Seat>>>,
-    health: watch::Sender<Health>,
+    health: Arc<watch::Sender<Health>>,
 }
 
 /// What becomes of appends.
@@ -92,10 +92,12 @@ impl Connection {
 impl Client {
     /// A client in this process.
     pub(super) fn new(engine: Arc<Engine>) -> Arc<Self> {
-        Self::connected_by(engine, Connection::new(true))
+        let client = Self::connected_by(engine, Connection::new(true));
+        client.engine.spawn(pass_on_health(client.engine.health(), Arc::downgrade(&client.health), client.connection.online()));
+        client
     }
 
-    /// A client for a connection, which gives the signs of life itself.
+    /// A client for a connection, which gives the signs of life itself, and asks the engine for its health.
     pub(super) fn for_remote(&self) -> Arc<Self> {
         Self::connected_by(Arc::clone(&self.engine), Connection::new(false))
     }
@@ -106,8 +108,7 @@ impl Client {
     }
 
     fn connected_by(engine: Arc<Engine>, connection: Arc<Connection>) -> Arc<Self> {
-        let health = watch::Sender::new(Health::Up);
-        engine.spawn(pass_on_health(engine.health(), health.clone(), connection.online()));
+        let health = Arc::new(watch::Sender::new(*engine.health().borrow()));
         Arc::new(Self { engine, connection, faults: Mutex::default(), seats: Mutex::default(), health })
     }
 
@@ -275,15 +276,16 @@ impl Log for Client {
 }
 
 /// Says what the log's health is, while the client is connected.
-async fn pass_on_health(mut engine: watch::Receiver<Health>, client: watch::Sender<Health>, mut online: watch::Receiver<bool>) {
+async fn pass_on_health(mut engine: watch::Receiver<Health>, client: Weak<watch::Sender<Health>>, online: watch::Receiver<bool>) {
     loop {
         let health = *engine.borrow_and_update();
-        if *online.borrow_and_update() {
+        let Some(client) = client.upgrade() else { return };
+        if *online.borrow() {
             client.send_if_modified(|known| std::mem::replace(known, health) != health);
         }
-        tokio::select! {
-            changed = engine.changed() => if changed.is_err() { return },
-            () = client.closed() => return,
+        drop(client);
+        if engine.changed().await.is_err() {
+            return;
         }
     }
 }

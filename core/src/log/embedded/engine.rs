@@ -13,27 +13,23 @@ use tokio::time::Instant;
 use super::disk::{Ack, AppendAck, Disk, Job};
 use super::group::{Effect, Groups, Holder, MemberId};
 use super::partition::{Found, Partition};
+use super::runtime::Runtime;
 use super::seat::Seat;
+use super::topics::{TopicState, keep_house_now_and_then};
 use super::{OpenError, Options};
 use crate::clock::Moment;
-use crate::log::{AppendError, Committed, Entry, Health, LogError, Offset, Record, Timestamp, Topic, TopicPartition, TopicSpec};
+use crate::log::{AppendError, Committed, Entry, Health, LogError, Offset, Record, Topic, TopicPartition};
 
 /// The largest record, in bytes: what a stock Kafka broker takes, rounded down.
 pub(super) const MAX_RECORD_BYTES: usize = 1_000_000;
-
-/// The most partitions that a topic can have here.
-pub(super) const MAX_PARTITIONS: u32 = 4_096;
-
-/// Tombstones of compacted topics are kept this long, so that readers see them (Kafka's `delete.retention.ms`).
-const TOMBSTONE_RETENTION: Duration = Duration::from_secs(24 * 3600);
 
 /// How much is read at once, in bytes of memory.
 pub(super) const FETCH_BYTES: usize = 1 << 20;
 
 pub(super) struct Engine {
-    topics: RwLock<HashMap<Topic, Arc<TopicState>>>,
+    pub(super) topics: RwLock<HashMap<Topic, Arc<TopicState>>>,
     /// Rings when a topic was made.
-    new_topics: watch::Sender<()>,
+    pub(super) new_topics: watch::Sender<()>,
     groups: Mutex<Coordinator>,
     /// Rings when a deadline of the groups may have become nearer.
     deadlines: Arc<Notify>,
@@ -43,7 +39,7 @@ pub(super) struct Engine {
     /// Dropped with the log; those who wait for it hear of that.
     alive: watch::Sender<()>,
     /// `None`: only in memory.
-    disk: Option<Disk>,
+    pub(super) disk: Option<Disk>,
     health: watch::Sender<Health>,
     runtime: Runtime,
 }
@@ -59,52 +55,11 @@ pub(super) enum Ending {
     CutOff,
 }
 
-pub(super) struct TopicState {
-    pub(super) spec: TopicSpec,
-    pub(super) partitions: Vec<Arc<Partition>>,
-}
-
 /// The groups, and where their members sit. One lock, so that what members are told comes in the order in which it was decided.
 #[derive(Default)]
 struct Coordinator {
     groups: Groups,
     seats: BTreeMap<MemberId, Arc<Seat>>,
-}
-
-/// Where the log's tasks run.
-pub(super) enum Runtime {
-    /// On the runtime that the log was opened on.
-    Shared(tokio::runtime::Handle),
-    /// On its own: it was opened outside of any.
-    Own(tokio::runtime::Handle, Option<tokio::runtime::Runtime>),
-}
-
-impl Runtime {
-    pub(super) fn here() -> std::io::Result<Self> {
-        Ok(match tokio::runtime::Handle::try_current() {
-            Ok(handle) => Self::Shared(handle),
-            Err(_) => {
-                let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().thread_name("log").build()?;
-                Self::Own(runtime.handle().clone(), Some(runtime))
-            }
-        })
-    }
-
-    pub(super) fn handle(&self) -> &tokio::runtime::Handle {
-        match self {
-            Self::Shared(handle) | Self::Own(handle, _) => handle,
-        }
-    }
-}
-
-impl Drop for Runtime {
-    fn drop(&mut self) {
-        if let Self::Own(_, runtime) = self
-            && let Some(runtime) = runtime.take()
-        {
-            runtime.shutdown_background();
-        }
-    }
 }
 
 /// Records that were read, and where to go on.
@@ -227,78 +182,6 @@ impl Engine {
         // What was passed while it was read may have been read in part.
         let start = partition.bounds().start;
         if at < start { Fetched::Truncated { start } } else { Fetched::Entries { entries, next } }
-    }
-
-    /// Makes topics; `ack` is called once they can be used.
-    pub(super) fn create_topics(self: &Arc<Self>, specs: Vec<TopicSpec>, ack: Ack) {
-        if let Some(refused) = specs.iter().find_map(|spec| check_topic(spec).err()) {
-            return ack(Err(refused));
-        }
-        let engine = Arc::downgrade(self);
-        match &self.disk {
-            None => {
-                self.install(&specs.into_iter().map(|spec| (spec, 0)).collect::<Vec<_>>());
-                ack(Ok(()));
-            }
-            Some(disk) => {
-                let install = Box::new(move |new: &[(TopicSpec, u32)]| {
-                    if let Some(engine) = engine.upgrade() {
-                        engine.install(new);
-                    }
-                });
-                disk.write(Job::CreateTopics { specs, install, ack });
-            }
-        }
-    }
-
-    /// Takes in those of these topics that are not there yet; their partitions have these ids and the ones after them.
-    fn install(&self, new: &[(TopicSpec, u32)]) {
-        let mut created = Vec::new();
-        let mut topics = self.topics.write().unwrap_or_else(PoisonError::into_inner);
-        for (spec, first_id) in new {
-            if topics.contains_key(&spec.topic) {
-                continue;
-            }
-            let partitions: Vec<_> = (0..spec.partitions).map(|p| Arc::new(Partition::empty(first_id.saturating_add(p)))).collect();
-            if let Some(disk) = &self.disk {
-                disk.register(&partitions);
-            }
-            topics.insert(spec.topic.clone(), Arc::new(TopicState { spec: spec.clone(), partitions }));
-            created.push(spec);
-        }
-        drop(topics);
-        if !created.is_empty() {
-            self.new_topics.send_replace(());
-            for spec in created {
-                self.in_groups(|groups, now| groups.topic_created(now, &spec.topic, spec.partitions));
-            }
-        }
-    }
-
-    /// Removes what the topics' retention and compaction no longer keep, as of `now`. Blocks while it reads the disk.
-    pub(super) fn keep_house(&self, now: Timestamp) {
-        let topics: Vec<_> = self.topics.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
-        let before = |age: Duration| Timestamp::from_millis(now.as_millis().saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX)));
-        let housekeeper = self.disk.as_ref().map(Disk::housekeeper);
-        for topic in topics {
-            for partition in &topic.partitions {
-                if let Some(oldest) = topic.spec.retention.map(before) {
-                    match &housekeeper {
-                        Some(housekeeper) => housekeeper.trim(partition, oldest),
-                        None => partition.truncate(partition.first_since(oldest)),
-                    }
-                }
-                if topic.spec.compacted {
-                    match &housekeeper {
-                        Some(housekeeper) => housekeeper.compact(partition, before(TOMBSTONE_RETENTION)),
-                        None => partition.remove(&partition.superseded(before(TOMBSTONE_RETENTION))),
-                    }
-                }
-            }
-        }
-        if let Some(housekeeper) = housekeeper {
-            housekeeper.reclaim();
-        }
     }
 
     /// Tokio's clock as the groups count it.
@@ -466,28 +349,4 @@ async fn watch_the_time(engine: Weak<Engine>) {
             overslept = Duration::ZERO;
         }
     }
-}
-
-/// Retention and compaction are looked after this often.
-const HOUSE: Duration = Duration::from_secs(60);
-
-async fn keep_house_now_and_then(engine: Weak<Engine>) {
-    loop {
-        tokio::time::sleep(HOUSE).await;
-        let Some(strong) = engine.upgrade() else { return };
-        let keep = move || strong.keep_house(crate::clock::wall_clock());
-        let _ = tokio::task::spawn_blocking(keep).await;
-    }
-}
-
-fn check_topic(spec: &TopicSpec) -> Result<(), LogError> {
-    let name = spec.topic.as_str();
-    let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-    if name.is_empty() || name.len() > 249 || name == "." || name == ".." || !name.bytes().all(legal) {
-        return Err(LogError::Refused(format!("topic {name:?}: 1 to 249 of the characters a-z A-Z 0-9 . _ -")));
-    }
-    if spec.partitions == 0 || spec.partitions > MAX_PARTITIONS {
-        return Err(LogError::Refused(format!("topic {name}: {} partitions: 1 to {MAX_PARTITIONS} are possible", spec.partitions)));
-    }
-    Ok(())
 }

@@ -1,4 +1,22 @@
-//! The log in the process of `bluebox up`.
+//! The log in the process of `bluebox up`: durable on local disk, served to the proxies over a Unix socket. The default for a laptop; no broker for a cluster.
+//!
+//! In the order in which things happen:
+//!
+//! - `socket`: another process connects, with [`connect`]; each connection is a [`Client`].
+//! - `client`: what a process asks, and the faults that a test can give it.
+//! - `engine`: what all clients share. `topics` makes and looks after topics, `partition` is what is known of a partition in memory.
+//! - `disk`: one thread writes what has come together into one fjall database, and acknowledges it. Old records are read from there, new ones from memory.
+//! - [`group`]: who owns which partition, as a pure state machine; `seat` is a member's place in it, and feeds it.
+//!
+//! What holds beyond the contract of [`Log`](crate::log::Log):
+//!
+//! - An acknowledged record survives the death of this process at any moment. What a power failure can take is said by [`Fsync`].
+//! - With less than [`Options::keep_free_bytes`] left, or a store that fails, appends are refused as not persisted and [`Health::Away`] is said, until it is mended.
+//!   A write that failed is looked for when the store was opened again, so that only what can't be known is [`AppendError::Unknown`](crate::log::AppendError).
+//! - [`Assignment::former_is_gone`](crate::log::Assignment) is true if every former owner released the partition, left, or ended its connection. It is false
+//!   for who was expelled, was cut off by this side, or may be left from before the log was opened, until someone after them released it in order.
+//! - Bounded: 16,384 waiting appends of 64 MiB; 32 MiB of new records, and those of one partition 512 KiB, in memory; per connection 4 MiB of unwritten
+//!   records for each membership and two batches (of 1 MiB) for each reader. In memory only ([`Embedded::in_memory`]) there is no bound but retention.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,8 +31,10 @@ mod disk;
 mod engine;
 pub mod group;
 mod partition;
+mod runtime;
 mod seat;
 mod socket;
+mod topics;
 
 pub use client::{AppendFault, Client};
 pub use socket::{ServeError, Server, connect, serve};
@@ -117,7 +137,7 @@ impl Embedded {
     /// Removes now what retention and compaction no longer keep, as of `now` on the log's clock. It is done in the background too, every minute. Blocks while
     /// it reads the disk.
     pub fn keep_house(&self, now: Timestamp) {
-        self.own.engine().keep_house(now);
+        self.own.engine().keep_house(now, true);
     }
 
     /// The number of members of a group, as the log sees it now.

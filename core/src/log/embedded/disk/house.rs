@@ -2,20 +2,24 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, mpsc};
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::store::{Store, StoreError};
 use super::{Job, Shared};
 use crate::log::embedded::partition::Partition;
-use crate::log::{Entry, Offset, Timestamp};
+use crate::log::{Entry, LogError, Offset, Timestamp};
 
 /// Keys that one pass of a compaction remembers.
 const MAX_KEYS: usize = 200_000;
 
 /// Removals that are written together.
 const MAX_REMOVALS: usize = 4_096;
+
+/// A compaction reads everything that is there. It is worth that for so many new records, or a quarter of what there was.
+const MIN_NEW: u64 = 500;
 
 /// Read at once, in bytes.
 const READ_BYTES: usize = 1 << 20;
@@ -26,21 +30,34 @@ const MIN_RECLAIM_BYTES: u64 = 64 << 20;
 /// Does in the background what nobody waits for.
 pub(in crate::log::embedded) struct Housekeeper {
     shared: Arc<Shared>,
+    trimmed: Vec<Trimmed>,
 }
+
+/// A partition whose start was moved, to be told when that is written.
+struct Trimmed {
+    partition: Arc<Partition>,
+    start: Offset,
+    written: mpsc::Receiver<Result<(), LogError>>,
+}
+
+/// A start that is not written for so long is left to the next time.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Housekeeper {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+        Self { shared, trimmed: Vec::new() }
     }
 
     /// Moves the start of a partition to its first record that is not older than `oldest`.
-    pub(in crate::log::embedded) fn trim(&self, partition: &Arc<Partition>, oldest: Timestamp) {
+    pub(in crate::log::embedded) fn trim(&mut self, partition: &Arc<Partition>, oldest: Timestamp) {
         let Some(store) = self.shared.store() else { return };
         match first_since(&store, partition, oldest) {
             Ok(start) if start > partition.bounds().start => {
                 self.shared.passed.fetch_add(start.distance_from(partition.bounds().start), Ordering::Relaxed);
                 partition.truncate(start);
-                self.shared.write(Job::Trim { partition: Arc::clone(partition) });
+                let (ack, written) = mpsc::channel();
+                self.trimmed.push(Trimmed { partition: Arc::clone(partition), start, written });
+                self.shared.write(Job::Trim { partition: Arc::clone(partition), ack: Box::new(move |done| drop(ack.send(done))) });
             }
             Ok(_) => {}
             Err(e) => tracing::error!(partition = partition.id, error = %e, "could not look for old records"),
@@ -48,10 +65,18 @@ impl Housekeeper {
     }
 
     /// Removes from a compacted partition what was superseded before this call, and tombstones from before `tombstones_before`.
-    pub(in crate::log::embedded) fn compact(&self, partition: &Arc<Partition>, tombstones_before: Timestamp) {
+    pub(in crate::log::embedded) fn compact(&self, partition: &Arc<Partition>, tombstones_before: Timestamp, thorough: bool) {
         let Some(store) = self.shared.store() else { return };
-        let end = partition.bounds().end;
-        let mut from = partition.compacted_to();
+        let bounds = partition.bounds();
+        let (end, mut from) = (bounds.end, partition.compacted_to().max(bounds.start));
+        let (new, old) = (end.distance_from(from), from.distance_from(bounds.start));
+        if !thorough && new < MIN_NEW.max(old / 4) {
+            return;
+        }
+        if thorough && from == end {
+            // Tombstones may have become old.
+            from = bounds.start;
+        }
         while from < end {
             match self.compact_part(&store, partition, from, end, tombstones_before) {
                 Ok(reached) => from = reached,
@@ -97,9 +122,19 @@ impl Housekeeper {
         self.shared.write(Job::Remove { partition: Arc::clone(partition), offsets });
     }
 
-    /// Gives room back to the disk, if enough of what is there was passed by the starts.
-    pub(in crate::log::embedded) fn reclaim(&self) {
+    /// Lets go of what the starts have passed, and gives room back to the disk, if that is much.
+    pub(in crate::log::embedded) fn reclaim(&mut self) {
         let Some(store) = self.shared.store() else { return };
+        self.trimmed.retain(|trimmed| matches!(trimmed.written.recv_timeout(PATIENCE), Ok(Ok(()))));
+        // The new starts must be there for good before the records are not: else nobody would be told that they are missing.
+        if !self.trimmed.is_empty()
+            && let Err(e) = store.sync()
+        {
+            return tracing::error!(error = %e, "could not write the new starts of partitions");
+        }
+        for trimmed in self.trimmed.drain(..) {
+            self.shared.starts.set(trimmed.partition.id, trimmed.start.get());
+        }
         let passed = self.shared.passed.load(Ordering::Relaxed);
         let partitions = self.shared.partitions.read().unwrap_or_else(PoisonError::into_inner);
         let live: u64 = partitions.iter().map(|p| p.bounds()).map(|b| b.end.distance_from(b.start)).sum();

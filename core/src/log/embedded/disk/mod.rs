@@ -16,6 +16,7 @@ mod store;
 mod writer;
 
 use store::{Starts, Store, StoreError};
+use writer::refuse;
 
 /// Appends and commits that may wait to be written, in number and in bytes; beyond, they are refused.
 const MAX_WAITING: usize = 16_384;
@@ -50,6 +51,7 @@ pub(super) enum Job {
     /// The start of a partition has moved, in memory already.
     Trim {
         partition: Arc<Partition>,
+        ack: Ack,
     },
     /// Compaction has found these to be superseded.
     Remove {
@@ -140,7 +142,7 @@ impl Disk {
         let mut queue = self.shared.queue();
         if queue.is_full() {
             drop(queue);
-            return ack(Err(AppendError::NotPersisted(format!("more than {MAX_WAITING} appends wait for the disk"))));
+            return ack(Err(AppendError::NotPersisted("too many appends wait for the disk, or the log was closed".to_owned())));
         }
         queue.bytes += record.key.len() + record.value.as_ref().map_or(0, bytes::Bytes::len);
         queue.jobs.push(Job::Append { partition, record, ack });
@@ -199,7 +201,13 @@ impl Shared {
     }
 
     fn write(&self, job: Job) {
-        self.queue().jobs.push(job);
+        let mut queue = self.queue();
+        if queue.closed {
+            drop(queue);
+            return refuse(vec![job], "the log was closed");
+        }
+        queue.jobs.push(job);
+        drop(queue);
         self.bell.notify_one();
     }
 

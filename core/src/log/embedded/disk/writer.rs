@@ -54,8 +54,21 @@ impl Writer {
         Self { shared, topics, next_id, tails: HashMap::new(), tails_bytes: 0, unsynced_since: None, opened_at: Instant::now() }
     }
 
-    /// Writes until the log is closed and nothing waits any more.
-    pub(super) fn run(mut self) {
+    /// Writes until the log is closed and nothing waits any more. Should the store panic, everything is refused from then on.
+    pub(super) fn run(self) {
+        let shared = Arc::clone(&self.shared);
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || self.write_all())).is_err() {
+            tracing::error!(dir = %shared.dir.display(), "the log's store has panicked: nothing more is accepted; start again");
+            shared.health.send_replace(Health::Away(Moment::now()));
+            let mut queue = shared.queue();
+            queue.closed = true;
+            let jobs = std::mem::take(&mut queue.jobs);
+            drop(queue);
+            refuse(jobs, "the log's store has failed for good; start again");
+        }
+    }
+
+    fn write_all(mut self) {
         while let Some(jobs) = self.take() {
             self.write(jobs);
             self.sync_if_due();
@@ -175,10 +188,10 @@ impl Writer {
                 written.installs.push((install, new));
                 written.acks.push(ack);
             }
-            Job::Trim { partition } => {
+            Job::Trim { partition, ack } => {
                 let (bounds, last) = partition.bounds_and_time();
-                self.shared.starts.set(partition.id, bounds.start.get());
                 batch.start(partition.id, bounds, last);
+                written.acks.push(ack);
             }
             Job::Remove { partition, offsets } => {
                 for offset in offsets {
@@ -325,13 +338,14 @@ impl Job {
     }
 }
 
-fn refuse(jobs: Vec<Job>, why: &str) {
+/// Answers these in the negative: nothing of them was written.
+pub(super) fn refuse(jobs: Vec<Job>, why: &str) {
     for job in jobs {
         match job {
             Job::Append { ack, .. } => ack(Err(AppendError::NotPersisted(why.to_owned()))),
-            Job::Commit { ack, .. } | Job::CreateTopics { ack, .. } => ack(Err(LogError::Unavailable(why.to_owned()))),
+            Job::Commit { ack, .. } | Job::CreateTopics { ack, .. } | Job::Trim { ack, .. } => ack(Err(LogError::Unavailable(why.to_owned()))),
             // Done again the next time.
-            Job::Trim { .. } | Job::Remove { .. } => {}
+            Job::Remove { .. } => {}
         }
     }
 }

@@ -1,23 +1,22 @@
 //! A proxy's end of the socket: [`Log`] over one connection, which is made again when it ends.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use bytes::BytesMut;
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
-use super::frame::{AppendAsk, Ask, Broken, CommittedAsk, FrameReader, FromLog, Nothing, Place, ReadAsk, Say, ToLog, TopicSpecs, VERSION, put_frame};
+use super::frame::{Ask, Broken, FromLog, Say, ToLog};
+use super::link::keep_connected;
 use super::member::{Members, RemoteControl};
+use super::message::{AppendAsk, CommittedAsk, Nothing, Place, ReadAsk, TopicSpecs};
+use super::waiter::Waiter;
 use crate::clock::Moment;
-use crate::log::embedded::engine::{MAX_RECORD_BYTES, Runtime};
+use crate::log::embedded::engine::MAX_RECORD_BYTES;
+use crate::log::embedded::runtime::Runtime;
 use crate::log::{
-    Append, AppendError, Appended, Bounds, Committed, GroupSpec, Health, Log, LogError, Membership, Offset, Pending, Read, Reader, Record, Timestamp, Topic,
-    TopicPartition, TopicSpec,
+    Append, AppendError, Bounds, Committed, GroupSpec, Health, Log, Membership, Offset, Pending, Read, Reader, Record, Topic, TopicPartition, TopicSpec,
 };
 
 /// Appends under way, in number and in bytes; beyond, they are refused.
@@ -28,28 +27,15 @@ const MAX_WAITING_BYTES: usize = 64 << 20;
 const READ_AHEAD: usize = 4;
 const CREDITS: usize = 2;
 
-/// What is written in one go, in bytes, as long as more waits.
-const WRITE_BYTES: usize = 256 << 10;
-
-/// The pause before the connection is tried again; doubles up to the second.
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_millis(500);
-
 /// A request that is made while there is no connection waits this long for one.
 const PATIENCE: Duration = Duration::from_secs(1);
-
-/// A connection that was made and does not answer for this long is given up.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Signs of life are given at least this often, while there are memberships.
-const BEAT: Duration = Duration::from_millis(500);
 
 pub(super) struct SocketLog(Arc<Shared>);
 
 pub(super) struct Shared {
     state: Mutex<State>,
-    health: watch::Sender<Health>,
-    connected: watch::Sender<bool>,
+    pub(super) health: watch::Sender<Health>,
+    pub(super) connected: watch::Sender<bool>,
     /// Dropped with the client; those who wait for it hear of that.
     alive: watch::Sender<()>,
     pub(super) runtime: Runtime,
@@ -63,16 +49,6 @@ pub(super) struct State {
     waiting_bytes: usize,
     readers: HashMap<u64, RemoteReader>,
     pub(super) members: Members,
-}
-
-/// Who waits for an answer.
-pub(super) enum Waiter {
-    Append { answer: oneshot::Sender<Result<Appended, AppendError>>, bytes: usize },
-    Bounds(oneshot::Sender<Result<Bounds, LogError>>),
-    Committed(oneshot::Sender<Result<Vec<Option<Committed>>, LogError>>),
-    Partitions(oneshot::Sender<Result<Option<u32>, LogError>>),
-    Done(oneshot::Sender<Result<(), LogError>>),
-    Commit { answer: oneshot::Sender<Result<Moment, LogError>>, at: Moment },
 }
 
 struct RemoteReader {
@@ -157,7 +133,7 @@ impl State {
     }
 
     /// A new connection: asks again for what goes on over its end.
-    fn begin_again(&mut self) -> mpsc::UnboundedReceiver<ToLog> {
+    pub(super) fn begin_again(&mut self) -> mpsc::UnboundedReceiver<ToLog> {
         let (link, queue) = mpsc::unbounded_channel();
         self.link = Some(link);
         let readers: Vec<_> = self.readers.keys().copied().collect();
@@ -176,6 +152,22 @@ impl State {
         let id = self.wait(waiter);
         self.send(id, ask);
         Ok(())
+    }
+
+    /// The connection has ended; what is still in its queue was never written.
+    pub(super) fn end_link(&mut self, mut queue: mpsc::UnboundedReceiver<ToLog>, why: &str) {
+        self.link = None;
+        queue.close();
+        while let Ok(frame) = queue.try_recv() {
+            if let (Some(Ask::Append(_)), Some(waiter)) = (frame.ask, self.take_waiter(frame.id)) {
+                waiter.fail(false, why);
+            }
+        }
+        for (_, waiter) in std::mem::take(&mut self.waiting) {
+            waiter.fail(true, why);
+        }
+        self.waiting_bytes = 0;
+        self.members.lose_all();
     }
 
     fn take_waiter(&mut self, id: u64) -> Option<Waiter> {
@@ -221,7 +213,8 @@ impl State {
         self.give_credit(id);
     }
 
-    fn take_in(&mut self, frame: FromLog, health: &watch::Sender<Health>) -> Result<(), Broken> {
+    /// Takes in what the log says.
+    pub(super) fn take_in(&mut self, frame: FromLog, health: &watch::Sender<Health>) -> Result<(), Broken> {
         let id = frame.id;
         match frame.say.ok_or(Broken::Protocol("a frame that says nothing"))? {
             Say::Welcome(_) => return Err(Broken::Protocol("a second welcome")),
@@ -257,47 +250,6 @@ impl State {
             }
         }
         Ok(())
-    }
-}
-
-impl Waiter {
-    fn answer(self, say: Say) -> Result<(), Broken> {
-        // Who does not wait any more does not want to know.
-        match (self, say) {
-            (Self::Append { answer, .. }, Say::Appended(say)) => {
-                let appended = Appended { offset: Offset::new(say.offset), timestamp: Timestamp::from_millis(say.timestamp) };
-                drop(answer.send(Ok(appended)));
-            }
-            (Self::Append { answer, .. }, Say::NotAppended(failure)) => drop(answer.send(Err(failure.append_error()))),
-            (Self::Bounds(answer), Say::Bounds(bounds)) => drop(answer.send(Ok(bounds.read()))),
-            (Self::Committed(answer), Say::Committed(say)) => {
-                drop(answer.send(Ok(say.commits.into_iter().map(|c| c.read().and_then(|(_, committed)| committed)).collect())));
-            }
-            (Self::Partitions(answer), Say::Partitions(partitions)) => drop(answer.send(Ok((partitions > 0).then_some(partitions)))),
-            (Self::Done(answer), Say::Done(_)) => drop(answer.send(Ok(()))),
-            (Self::Commit { answer, at }, Say::Done(_)) => drop(answer.send(Ok(at))),
-            (Self::Bounds(answer), Say::Failed(failure)) => drop(answer.send(Err(failure.log_error()))),
-            (Self::Done(answer), Say::Failed(failure)) => drop(answer.send(Err(failure.log_error()))),
-            (Self::Commit { answer, .. }, Say::Failed(failure)) => drop(answer.send(Err(failure.log_error()))),
-            _ => return Err(Broken::Protocol("an answer to another question")),
-        }
-        Ok(())
-    }
-
-    /// There will be no answer. `maybe_sent`: the question may have arrived.
-    pub(super) fn fail(self, maybe_sent: bool, why: &str) {
-        let unavailable = || LogError::Unavailable(why.to_owned());
-        match self {
-            Self::Append { answer, .. } => {
-                let error = if maybe_sent { AppendError::Unknown(why.to_owned()) } else { AppendError::NotPersisted(why.to_owned()) };
-                drop(answer.send(Err(error)));
-            }
-            Self::Bounds(answer) => drop(answer.send(Err(unavailable()))),
-            Self::Committed(answer) => drop(answer.send(Err(unavailable()))),
-            Self::Partitions(answer) => drop(answer.send(Err(unavailable()))),
-            Self::Done(answer) => drop(answer.send(Err(unavailable()))),
-            Self::Commit { answer, .. } => drop(answer.send(Err(unavailable()))),
-        }
     }
 }
 
@@ -394,151 +346,5 @@ async fn tend_reader(id: u64, shared: Weak<Shared>, mut closing: watch::Receiver
         }
         let Some(shared) = shared.upgrade() else { return };
         shared.state().give_credit(id);
-    }
-}
-
-/// Connects, again and again, for as long as the client is there.
-async fn keep_connected(path: PathBuf, shared: Weak<Shared>, first: mpsc::UnboundedReceiver<ToLog>) {
-    let mut pause = FIRST_PAUSE;
-    let mut first = Some(first);
-    loop {
-        let Some(mut closing) = shared.upgrade().map(|s| s.closing()) else { return };
-        let why = tokio::select! {
-            broken = one_connection(&path, &shared, first.take(), &mut pause) => broken,
-            _ = closing.changed() => return,
-        };
-        let Some(strong) = shared.upgrade() else { return };
-        strong.health.send_if_modified(|health| {
-            let was_up = *health == Health::Up;
-            if was_up {
-                tracing::warn!(socket = %path.display(), reason = %why, "the log is away");
-                *health = Health::Away(Moment::now());
-            }
-            was_up
-        });
-        drop(strong);
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            _ = closing.changed() => return,
-        }
-        pause = (pause * 2).min(LONGEST_PAUSE);
-    }
-}
-
-/// One connection from its beginning to its end. `waiting`: what was asked before the first.
-async fn one_connection(path: &Path, shared: &Weak<Shared>, waiting: Option<mpsc::UnboundedReceiver<ToLog>>, pause: &mut Duration) -> Broken {
-    let (mut frames, mut to, health) = match tokio::time::timeout(HELLO_TIMEOUT, open(path)).await {
-        Ok(Ok(opened)) => opened,
-        failed => {
-            let broken = failed.map_or(Broken::Protocol("the log does not answer"), |failed| failed.err().unwrap_or(Broken::Closed));
-            if let (Some(shared), Some(queue)) = (shared.upgrade(), waiting) {
-                disconnected(&shared, queue, &broken);
-            }
-            return broken;
-        }
-    };
-    *pause = FIRST_PAUSE;
-    let mut queue = {
-        let Some(shared) = shared.upgrade() else { return Broken::Closed };
-        let queue = waiting.unwrap_or_else(|| shared.state().begin_again());
-        shared.health.send_if_modified(|known| std::mem::replace(known, health) != health);
-        shared.connected.send_replace(true);
-        queue
-    };
-    let broken = tokio::select! {
-        broken = listen(&mut frames, shared) => broken,
-        broken = write_all(&mut to, &mut queue) => broken,
-        () = beat(shared) => Broken::Closed,
-    };
-    if let Some(shared) = shared.upgrade() {
-        disconnected(&shared, queue, &broken);
-    }
-    broken
-}
-
-/// Connects, and sees that the other side is a log.
-async fn open(path: &Path) -> Result<(FrameReader<OwnedReadHalf>, OwnedWriteHalf, Health), Broken> {
-    let (from, mut to) = UnixStream::connect(path).await?.into_split();
-    let mut frames = FrameReader::new(from);
-    let mut buffer = BytesMut::new();
-    put_frame(&mut buffer, &ToLog { id: 0, ask: Some(Ask::Hello(VERSION)) });
-    to.write_all(&buffer).await?;
-    // Its health may be said before.
-    let mut health = Health::Up;
-    loop {
-        match frames.next::<FromLog>().await?.say {
-            Some(Say::Welcome(VERSION)) => return Ok((frames, to, health)),
-            Some(Say::Healthy(healthy)) => health = if healthy { Health::Up } else { Health::Away(Moment::now()) },
-            _ => return Err(Broken::Protocol("the log is of another version of Bluebox")),
-        }
-    }
-}
-
-/// Settles what was under way.
-fn disconnected(shared: &Shared, mut queue: mpsc::UnboundedReceiver<ToLog>, broken: &Broken) {
-    let why = format!("the connection to the log ended: {broken}");
-    shared.connected.send_replace(false);
-    let mut state = shared.state();
-    state.link = None;
-    queue.close();
-    while let Ok(frame) = queue.try_recv() {
-        // Appends that are still here were never written.
-        if let (Some(Ask::Append(_)), Some(waiter)) = (frame.ask, state.take_waiter(frame.id)) {
-            waiter.fail(false, &why);
-        }
-    }
-    for (_, waiter) in std::mem::take(&mut state.waiting) {
-        waiter.fail(true, &why);
-    }
-    state.waiting_bytes = 0;
-    state.members.lose_all();
-}
-
-async fn listen<R: tokio::io::AsyncRead + Unpin>(frames: &mut FrameReader<R>, shared: &Weak<Shared>) -> Broken {
-    loop {
-        let frame = match frames.next::<FromLog>().await {
-            Ok(frame) => frame,
-            Err(broken) => return broken,
-        };
-        let Some(shared) = shared.upgrade() else { return Broken::Closed };
-        let taken = shared.state().take_in(frame, &shared.health);
-        if let Err(broken) = taken {
-            return broken;
-        }
-    }
-}
-
-async fn write_all(to: &mut OwnedWriteHalf, queue: &mut mpsc::UnboundedReceiver<ToLog>) -> Broken {
-    let mut buffer = BytesMut::new();
-    while let Some(frame) = queue.recv().await {
-        put_frame(&mut buffer, &frame);
-        while buffer.len() < WRITE_BYTES
-            && let Ok(frame) = queue.try_recv()
-        {
-            put_frame(&mut buffer, &frame);
-        }
-        if let Err(e) = to.write_all(&buffer).await {
-            return e.into();
-        }
-        buffer.clear();
-        if buffer.capacity() > 4 * WRITE_BYTES {
-            buffer = BytesMut::new();
-        }
-    }
-    Broken::Closed
-}
-
-/// Gives signs of life.
-async fn beat(shared: &Weak<Shared>) {
-    loop {
-        let next = {
-            let Some(shared) = shared.upgrade() else { return };
-            let state = shared.state();
-            if !state.members.is_empty() {
-                state.send(0, Ask::Heartbeat(Nothing {}));
-            }
-            state.members.shortest_session().map_or(BEAT, |session| (session / 4).clamp(Duration::from_millis(5), BEAT))
-        };
-        tokio::time::sleep(next).await;
     }
 }

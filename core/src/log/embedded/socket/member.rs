@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 
-use super::client::{Shared, State, Waiter};
-use super::frame::{Ask, Broken, CommitAsk, CommitSay, JoinAsk, Nothing, Places, ReadAsk, Say};
+use super::client::{Shared, State};
+use super::frame::{Ask, Broken, Say};
+use super::message::{CommitAsk, CommitSay, JoinAsk, Nothing, Places, ReadAsk};
+use super::waiter::Waiter;
 use crate::clock::Moment;
 use crate::log::{Committed, Entry, GroupControl, GroupEvent, GroupSpec, LogError, Membership, Offset, Pending, TopicPartition};
 

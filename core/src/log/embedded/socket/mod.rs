@@ -2,8 +2,11 @@
 
 mod client;
 mod frame;
+mod link;
 mod member;
+mod message;
 mod server;
+mod waiter;
 
 use std::path::Path;
 use std::sync::Arc;

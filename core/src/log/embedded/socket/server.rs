@@ -12,10 +12,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::frame::{
-    AppendedSay, Ask, Assignments, Broken, CommitSay, CommittedSay, Entries, FrameReader, FromLog, Nothing, Places, RecordsSay, Say, ToLog, TruncatedSay,
-    VERSION, put_frame,
-};
+use super::frame::{Ask, Broken, FrameReader, FromLog, Say, ToLog, VERSION, put_frame};
+use super::message::{AppendedSay, Assignments, CommitSay, CommittedSay, Entries, Nothing, Place, Places, RecordsSay, TruncatedSay};
 use crate::log::embedded::client::Client;
 use crate::log::embedded::engine::Ending;
 use crate::log::embedded::seat::{ROOM_BYTES, Seat, Taken, weigh};
@@ -136,7 +134,7 @@ async fn serve(stream: UnixStream, log: Arc<Client>) {
     let (out, queue) = mpsc::unbounded_channel();
     // Should this end without the client having ended, the client may live on.
     let mut session = Session { log, out, readers: HashMap::new(), members: HashMap::new(), tasks: JoinSet::new(), ending: Ending::CutOff };
-    session.tasks.spawn(pass_on_health(session.log.health(), session.out.clone()));
+    session.tasks.spawn(pass_on_health(session.log.engine().health(), session.out.clone()));
     let mut frames = FrameReader::new(from);
     let broken = tokio::select! {
         broken = session.listen(&mut frames) => broken,
@@ -236,7 +234,7 @@ impl Session {
                 say(&out, id, bounds.map_or_else(|| Say::Failed(LogError::NotFound(of.to_string()).into()), |b| Say::Bounds(b.into())));
             }
             Ask::Committed(ask) => {
-                let of: Vec<_> = ask.of.iter().map(super::frame::Place::read).collect();
+                let of: Vec<_> = ask.of.iter().map(Place::read).collect();
                 let commits = self.log.engine().committed(&ask.group, &of);
                 let commits = of.iter().zip(commits).map(|(of, committed)| CommitSay::new(of, committed)).collect();
                 say(&out, id, Say::Committed(CommittedSay { commits }));
