@@ -162,7 +162,10 @@ pub(crate) async fn run(options: ProxyOptions) -> anyhow::Result<()> {
     }
     let config = options.config().map_err(anyhow::Error::msg)?;
     let log = options.log.connect()?;
-    tokio::spawn(tell_about_the_log(log.clone(), options.log.clone()));
+    // The `up` that started this says it once for all.
+    if !options.with_parent {
+        tokio::spawn(tell_about_the_log(log.clone(), options.log.clone()));
+    }
     let log_described = options.log.describe();
     let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let proxy = Proxy::bind(config).await?;

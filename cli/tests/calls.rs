@@ -185,6 +185,20 @@ fn dead_letters_are_listed_shown_replayed_and_dropped(on: On) {
 }
 
 #[test]
+fn what_is_under_way_is_finished_before_everything_ends() {
+    let Some(up) = up(On::Embedded, SHOP) else { return };
+    let gateway = up.gateway();
+    // Through two boxes: neither may end before the call has come back through both.
+    let caller = std::thread::spawn(move || request(gateway, "POST", "http://web/call?http://cart/slow", &[], ""));
+    wait_until("the call is under way", || up.place.path().join("begun").exists().then_some(()));
+    up.signal(Signal::SIGINT);
+    let (head, body) = caller.join().unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 ") && body == "cart /slow", "{head} {body}");
+    let (code, said) = up.ended();
+    assert_eq!(code, Some(0), "{said}");
+}
+
+#[test]
 fn ps_shows_what_runs() {
     let Some(up) = shop(On::Embedded) else { return };
     let (code, said) = operate(&up, &["ps"]);

@@ -285,7 +285,7 @@ fn a_kafka_that_is_not_there_is_told_within_seconds_and_tried_again() {
     let line = up.expect(&format!("Kafka at {nobody} can't be reached"));
     assert!(began.elapsed() < Duration::from_secs(10), "it took {:?}", began.elapsed());
     assert!(line.contains("Still trying") && line.contains("Is the broker running there"), "{line}");
-    up.wait_until_up();
+    up.expect("everything is up but the log");
     assert_eq!(up.get("http://cart/").0, 503);
     up.signal(Signal::SIGINT);
     assert_eq!(up.ended().0, Some(0));

@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use bluebox_core::log::Health;
 use bluebox_core::topics::Retention;
 use bluebox_proxy::registry::Registration;
 use clap::Args;
@@ -107,7 +108,7 @@ pub(crate) async fn run(options: UpOptions) -> anyhow::Result<()> {
     let mut arguments = log.proxy_arguments().to_vec();
     arguments.extend(["--log-level".to_owned(), options.proxy_log_level.clone()]);
     let units = plan::units(&system, &arguments)?;
-    check_ports(&units)?;
+    check_ports(&units).await?;
     greet(&output, &options.file, &system, &log, &units);
     let registration = Registration {
         prefix: system.log.prefix.clone(),
@@ -138,7 +139,7 @@ pub(crate) async fn run(options: UpOptions) -> anyhow::Result<()> {
         set.spawn(Supervisor { unit, index, output: output.clone(), source, state: state.clone(), phase: phases.clone() }.run());
     }
     drop(state);
-    tokio::spawn(tell_when_up(watched.clone(), output.clone()));
+    tokio::spawn(tell_when_up(watched.clone(), log.client().health(), output.clone()));
     let idle = tokio::spawn(idle::watch(watched.clone(), output.clone(), options.look_for_idle));
 
     ended.next().await;
@@ -230,8 +231,23 @@ fn apply(options: &UpOptions, system: &mut System) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether the ports that the file names are free.
-fn check_ports(units: &[Unit]) -> anyhow::Result<()> {
+/// Whether the ports that the file names are free. What an `up` that was killed has left behind is given a moment to end.
+async fn check_ports(units: &[Unit]) -> anyhow::Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let began = tokio::time::Instant::now();
+    loop {
+        let taken = taken_ports(units);
+        if taken.is_empty() {
+            return Ok(());
+        }
+        if began.elapsed() > PATIENCE {
+            bail!(taken.join("\n"));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn taken_ports(units: &[Unit]) -> Vec<String> {
     let mut taken = Vec::new();
     for unit in units {
         let app = unit.app.as_ref().filter(|app| app.serves).map(|app| std::net::SocketAddr::from(([127, 0, 0, 1], app.port)));
@@ -242,7 +258,7 @@ fn check_ports(units: &[Unit]) -> anyhow::Result<()> {
             }
         }
     }
-    if taken.is_empty() { Ok(()) } else { bail!(taken.join("\n")) }
+    taken
 }
 
 fn greet(output: &Output, file: &Path, system: &System, log: &OpenLog, units: &[Unit]) {
@@ -294,8 +310,12 @@ fn first_state(file: &Path, system: &System, log: &OpenLog, units: &[Unit]) -> S
 }
 
 /// Says once that everything is up.
-async fn tell_when_up(mut state: watch::Receiver<State>, output: Output) {
-    if state.wait_for(|state| state.units.iter().all(|unit| unit.status == Status::Up)).await.is_ok() {
-        output.say(Tone::Good, "everything is up (Ctrl-C ends it)");
+async fn tell_when_up(mut state: watch::Receiver<State>, log: watch::Receiver<Health>, output: Output) {
+    if state.wait_for(|state| state.units.iter().all(|unit| unit.status == Status::Up)).await.is_err() {
+        return;
+    }
+    match *log.borrow() {
+        Health::Up => output.say(Tone::Good, "everything is up (Ctrl-C ends it)"),
+        Health::Away(_) => output.say(Tone::Trouble, "everything is up but the log: calls get 503 until it can be reached (Ctrl-C ends it)"),
     }
 }

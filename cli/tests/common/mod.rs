@@ -19,7 +19,7 @@ use tempfile::TempDir;
 /// Longer than anything takes, on a machine that has much else to do.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
-/// An HTTP app in Python's standard library. `/call?URL` calls on; `/hang-once` answers only the second time that it is asked; `/broken` breaks the connection off
+/// An HTTP app in Python's standard library. `/call?URL` calls on; `/hang-once` answers only the second time that it is asked; `/slow` takes a second; `/broken` breaks the connection off
 /// until there is a file `mended`; everything else says who it is. Each delivery is a line in the file `ledger`.
 pub const APP: &str = r#"
 import os, time, urllib.request
@@ -35,6 +35,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/hang-once" and not os.path.exists("hung"):
             open("hung", "w").close()
             time.sleep(1000)
+        if self.path == "/slow":
+            open("begun", "w").close()
+            time.sleep(1)
         if self.path == "/broken" and not os.path.exists("mended"):
             self.close_connection = True
             return
