@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use bluebox_proxy::config::{Inbound, Outbound};
+use bluebox_proxy::config::{Inbound, Outbound, RouteLimits};
 use clap::{ArgAction, Args, Command};
 use http::StatusCode;
 
@@ -70,6 +70,9 @@ pub(crate) struct InboundLimits {
     /// Answers of the app with one of these statuses count as failed attempts too: 502,503. Default: none.
     #[arg(long, env = "BLUEBOX_RETRY_ON", value_name = "STATUSES", value_delimiter = ',', value_parser = units::status)]
     retry_on: Vec<StatusCode>,
+    /// Other limits for a path and those below it: '/reports attempt-timeout=30m retry-on=502+503'. Can be repeated; the longest path counts.
+    #[arg(long, env = "BLUEBOX_ROUTE", value_name = "ROUTE", value_delimiter = ',', value_parser = units::route)]
+    route: Vec<RouteLimits>,
     /// Deliveries under way at once in this box.
     #[arg(long, env = "BLUEBOX_CONCURRENCY", value_name = "COUNT", default_value = "64", value_parser = units::count)]
     concurrency: usize,
@@ -120,6 +123,7 @@ impl From<InboundLimits> for Inbound {
             first_backoff: limits.first_backoff,
             max_backoff: limits.max_backoff,
             retry_on: limits.retry_on,
+            routes: limits.route,
             concurrency: limits.concurrency,
             body_memory_bytes: limits.delivery_memory,
             answer_limit_bytes: limits.answer_limit,
@@ -198,6 +202,7 @@ mod tests {
         assert_eq!(known.flag("attempt-timeout", "5m"), Ok("--attempt-timeout=5m".to_owned()));
         assert_eq!(known.flag("retry-on", "502,503"), Ok("--retry-on=502,503".to_owned()));
         assert_eq!(known.flag("cancel-on-disconnect", "true"), Ok("--cancel-on-disconnect=true".to_owned()));
+        assert!(known.flag("route", "/a attempt-timeout=1m,/b retry-on=502").is_ok());
         assert!(known.flag("attempt-timeout", "300").unwrap_err().contains("300s"));
         assert!(known.flag("concurrency", "0").unwrap_err().contains("at least 1"));
         assert!(known.flag("cancel-on-disconnect", "maybe").is_err());

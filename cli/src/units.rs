@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bluebox_proxy::config::RouteLimits;
 use http::StatusCode;
 
 /// Reads a duration: `30s`, `5m`, `1h30m`, `250ms`.
@@ -65,6 +66,25 @@ pub(crate) fn so_many(count: usize, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
 }
 
+/// Reads the limits of a path.
+pub(crate) fn route(text: &str) -> Result<RouteLimits, String> {
+    const FORM: &str = "a route is written as `/reports attempt-timeout=30m retry-on=502+503`";
+    let mut words = text.split_whitespace();
+    let path = words.next().filter(|path| path.starts_with('/')).ok_or(FORM)?.to_owned();
+    let mut route = RouteLimits { path, attempt_timeout: None, retry_on: None };
+    for word in words {
+        match word.split_once('=') {
+            Some(("attempt-timeout", value)) => route.attempt_timeout = Some(positive_duration(value)?),
+            Some(("retry-on", value)) => route.retry_on = Some(value.split('+').map(status).collect::<Result<_, _>>()?),
+            _ => return Err(format!("`{word}`: {FORM}")),
+        }
+    }
+    if route.attempt_timeout.is_none() && route.retry_on.is_none() {
+        return Err(format!("`{}` says nothing; {FORM}", route.path));
+    }
+    Ok(route)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,6 +97,16 @@ mod tests {
         assert!(duration("300").unwrap_err().contains("`300s`"));
         assert!(duration("soon").unwrap_err().contains("30s"));
         assert!(positive_duration("0s").is_err());
+    }
+
+    #[test]
+    fn routes() {
+        let read = route("/reports attempt-timeout=30m retry-on=502+503").unwrap();
+        assert_eq!((read.path.as_str(), read.attempt_timeout), ("/reports", Some(Duration::from_secs(1800))));
+        assert_eq!(read.retry_on, Some(vec![StatusCode::BAD_GATEWAY, StatusCode::SERVICE_UNAVAILABLE]));
+        for bad in ["", "reports attempt-timeout=1m", "/a", "/a colour=red", "/a attempt-timeout=3", "/a retry-on=x"] {
+            assert!(route(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

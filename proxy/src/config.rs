@@ -99,6 +99,25 @@ impl Default for Outbound {
     }
 }
 
+/// Limits of the calls to one path and those below it, where they are other than the box's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouteLimits {
+    /// The path: `/reports` is also `/reports/2026` and `/reports?year=2026`, but not `/reportsx`. The longest one that fits a call counts.
+    pub path: String,
+    /// As [`Inbound::attempt_timeout`].
+    pub attempt_timeout: Option<Duration>,
+    /// As [`Inbound::retry_on`].
+    pub retry_on: Option<Vec<StatusCode>>,
+}
+
+impl RouteLimits {
+    /// Whether it is for this request target.
+    pub fn fits(&self, target: &str) -> bool {
+        let Some(rest) = target.strip_prefix(self.path.trim_end_matches('/')) else { return false };
+        rest.is_empty() || rest.starts_with(['/', '?'])
+    }
+}
+
 /// Limits of calls into the box.
 #[derive(Debug, Clone)]
 pub struct Inbound {
@@ -114,6 +133,8 @@ pub struct Inbound {
     pub max_backoff: Duration,
     /// Answers of the app with one of these statuses count as failed attempts too. Default none.
     pub retry_on: Vec<StatusCode>,
+    /// Paths with limits of their own. Default none.
+    pub routes: Vec<RouteLimits>,
     /// Deliveries under way at once in this box. Default 64.
     pub concurrency: usize,
     /// Memory for the bodies of calls that wait for delivery, in bytes; beyond, partitions are paused. Default 64 MiB.
@@ -139,6 +160,7 @@ impl Default for Inbound {
             first_backoff: Duration::from_millis(100),
             max_backoff: Duration::from_secs(30),
             retry_on: Vec::new(),
+            routes: Vec::new(),
             concurrency: 64,
             body_memory_bytes: 64 << 20,
             answer_limit_bytes: 64 << 20,
@@ -146,6 +168,22 @@ impl Default for Inbound {
             session_timeout: Duration::from_secs(6),
             lease: Duration::from_secs(2),
             max_recorded: 200_000,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_fits_its_path_and_what_is_below() {
+        let route = |path: &str| RouteLimits { path: path.to_owned(), attempt_timeout: None, retry_on: None };
+        for (path, fits, not) in
+            [("/a", &["/a", "/a/b", "/a?b", "/a/"][..], &["/ab", "/", "/b/a"][..]), ("/a/", &["/a", "/a/b"], &["/ab"]), ("/", &["/", "/a", "/?"], &["*"])]
+        {
+            assert!(fits.iter().all(|t| route(path).fits(t)), "{path}");
+            assert!(!not.iter().any(|t| route(path).fits(t)), "{path}");
         }
     }
 }

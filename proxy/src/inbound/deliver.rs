@@ -13,7 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use super::partition::DeliveryEnd;
 use crate::bulk::{Bulk, OutBody, TakeIn, TakeInError};
-use crate::config::{AppProtocol, Inbound, Served};
+use crate::config::{AppProtocol, Inbound, RouteLimits, Served};
 use crate::fields;
 use crate::problem::Problem;
 
@@ -37,6 +37,8 @@ pub struct App {
     attempt_timeout: Duration,
     answer_limit_bytes: u64,
     retry_on: Vec<StatusCode>,
+    /// The longest path first.
+    routes: Vec<RouteLimits>,
 }
 
 /// One try to hand a call to the app.
@@ -62,6 +64,8 @@ impl App {
             .http1_max_headers(crate::intercept::MOST_FIELDS)
             .http2_only(served.protocol == AppProtocol::H2c)
             .build(connector);
+        let mut routes = limits.routes.clone();
+        routes.sort_by_key(|route| std::cmp::Reverse(route.path.len()));
         Self {
             client,
             address: served.app,
@@ -70,7 +74,17 @@ impl App {
             attempt_timeout: limits.attempt_timeout,
             answer_limit_bytes: limits.answer_limit_bytes,
             retry_on: limits.retry_on.clone(),
+            routes,
         }
+    }
+
+    /// How long this call's attempts may take, and which answers to it are failed attempts.
+    fn limits_of(&self, call: &Call) -> (Duration, &[StatusCode]) {
+        let route = self.routes.iter().find(|route| route.fits(&call.request.target));
+        let time = route.and_then(|route| route.attempt_timeout).unwrap_or(self.attempt_timeout);
+        let retry_on = route.and_then(|route| route.retry_on.as_ref()).unwrap_or(&self.retry_on);
+        // Never below the wait: as long as somebody waits for this answer, it is worth waiting for.
+        (time.max(call.wait.unwrap_or_default()), retry_on)
     }
 
     /// Whether the app accepts connections.
@@ -87,8 +101,7 @@ impl App {
             // A call that can't be written as a request can't ever be delivered; it was taken in as one, so this is for the operator.
             Err(e) => return DeliveryEnd::Failed(format!("the call makes no request: {e}")),
         };
-        // Never below the wait: as long as somebody waits for this answer, it is worth waiting for.
-        let time = self.attempt_timeout.max(call.wait.unwrap_or_default());
+        let (time, retry_on) = self.limits_of(call);
         let ends = tokio::time::Instant::now() + time;
         let response = match tokio::time::timeout_at(ends, self.client.request(request)).await {
             Err(_) => return DeliveryEnd::Failed(format!("no answer within {}", humantime::format_duration(time))),
@@ -119,7 +132,7 @@ impl App {
             body: taken.body,
             trailers: taken.trailers,
         };
-        if self.retry_on.contains(&response.status) {
+        if retry_on.contains(&response.status) {
             return DeliveryEnd::Failed(format!("the app answered {}", response.status));
         }
         let outcome = Box::new(Outcome { id: call.id, replay: call.replay, attempts: attempt.number, digest: call.recorded, source: Source::App, response });

@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use bluebox_core::Log;
 use bluebox_core::call::{Reason, Source};
+use bluebox_proxy::config::RouteLimits;
 use bytes::Bytes;
 
 use crate::world::{Answer, App, Replica, World, limits, ok};
@@ -271,4 +272,39 @@ async fn an_app_that_is_not_there_makes_no_attempt_and_gets_its_calls_when_it_is
     assert_eq!((seen.target.as_str(), seen.header("bluebox-may-have-started")), ("/items", None));
     seen.answer(ok()).await;
     assert_eq!(world.outcome_of(&call).await.attempts, 1);
+}
+
+#[tokio::test]
+async fn a_status_of_retry_on_is_a_failed_attempt_on_its_route_only() {
+    let world = World::new().await;
+    let app = App::start().await;
+    let route = RouteLimits { path: "/flaky".to_owned(), attempt_timeout: None, retry_on: Some(vec![http::StatusCode::BAD_GATEWAY]) };
+    let _replica = Replica::start(&world, &app, bluebox_proxy::config::Inbound { routes: vec![route], ..limits() });
+    let (flaky, other) = (world.call_to("/flaky/1"), world.call_to("/other"));
+    world.append(&flaky).await;
+    app.next().await.answer(Answer::With(502, Vec::new(), Bytes::new())).await;
+    let again = app.next().await;
+    assert_eq!(again.header("bluebox-attempt"), Some("2"));
+    again.answer(ok()).await;
+    assert_eq!(world.outcome_of(&flaky).await.response.status, 200);
+    world.append(&other).await;
+    app.next().await.answer(Answer::With(502, Vec::new(), Bytes::new())).await;
+    assert_eq!(world.outcome_of(&other).await.response.status, 502);
+}
+
+/// The log deleted calls that nobody had answered: an alarm, not silence.
+#[tokio::test]
+async fn records_that_the_log_deleted_without_an_outcome_are_counted() {
+    let world = World::new().await;
+    let mut lost = 0;
+    for _ in 0..8 {
+        world.append(&world.call()).await;
+        lost += 1;
+    }
+    // All of it is older than the topic keeps.
+    let later = bluebox_core::clock::wall_clock().as_millis() + 1000 * 3600 * 24 * 3;
+    world.log.keep_house(bluebox_core::log::Timestamp::from_millis(later));
+    let app = App::start().await;
+    let replica = Replica::start(&world, &app, limits());
+    replica.until("bluebox_inbound_records_lost_total", f64::from(lost)).await;
 }
