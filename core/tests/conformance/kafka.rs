@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bluebox_core::Log;
-use bluebox_core::log::kafka::{KafkaConfig, connect};
+use bluebox_core::log::kafka::{GroupProtocol, KafkaConfig, connect};
 use bluebox_core::log::{Appended, TopicPartition};
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
@@ -39,5 +39,23 @@ impl Fixture for Kafka {
         below.add_partition_offset(of.topic.as_str(), partition, rdkafka::Offset::Offset(offset)).unwrap();
         admin.delete_records(&below, &AdminOptions::new()).await.expect("they are deleted");
         true
+    }
+}
+
+/// The same, with the group protocol of Kafka 4 (KIP-848).
+pub struct ConsumerProtocol(KafkaConfig);
+
+impl Fixture for ConsumerProtocol {
+    async fn start() -> Option<Self> {
+        let Kafka(config) = Kafka::start().await?;
+        Some(Self(KafkaConfig { group_protocol: GroupProtocol::Consumer, ..config }))
+    }
+
+    fn client(&self) -> Arc<dyn Log> {
+        connect(self.0.clone()).expect("Kafka's client")
+    }
+
+    fn knows_the_dead(&self) -> bool {
+        false
     }
 }

@@ -82,3 +82,4 @@ conformance!(in_memory, fixture::InMemory);
 conformance!(on_disk, fixture::OnDisk);
 conformance!(over_a_socket, fixture::OverASocket);
 conformance!(on_kafka, kafka::Kafka);
+conformance!(on_kafka_with_consumer_protocol, kafka::ConsumerProtocol);

@@ -13,14 +13,14 @@ use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 
 use super::commit::{CommitQueue, Request, Verdict, Work};
-use super::config::KafkaConfig;
+use super::config::{GroupProtocol, KafkaConfig};
 use super::control::{Control, committed_of};
 use super::fetch::{Fetcher, StreamHandle};
 use super::link::Link;
 use super::member::{self, Client, Happened};
 use super::wake::{self, Watched};
 use crate::clock::Moment;
-use crate::log::{Assignment, Committed, GroupControl, GroupEvent, GroupSpec, LogError, Membership, Offset, Pending, TopicPartition};
+use crate::log::{Assignment, Committed, GroupControl, GroupEvent, GroupSpec, LogError, Membership, Offset, Pending, Topic, TopicPartition};
 
 /// Pause before a commit goes again that met a rebalance.
 const COMMIT_AGAIN: Duration = Duration::from_millis(20);
@@ -41,6 +41,8 @@ enum Command {
     Work(Work),
     /// What the group has committed for partitions that were assigned, by the number of the question.
     Found(u64, Result<Vec<Option<Committed>>, LogError>),
+    /// A topic of the group that is not there.
+    Missing(Topic),
 }
 
 /// The partitions that the user was told of and has not lost or released; with a stream each once it reads.
@@ -117,6 +119,8 @@ pub(super) fn join(config: &KafkaConfig, link: &Arc<Link>, control: &Arc<Control
         next_question: 0,
         revoking: None,
         trouble: None,
+        // With the classic protocol the library complains of a topic that is not there; with KIP-848 nobody does.
+        topics_due: (config.group_protocol == GroupProtocol::Consumer).then(Instant::now),
         again: None,
     };
     let handle = std::thread::Builder::new().name("kafka-member".to_owned()).spawn(move || member.run(received));
@@ -152,6 +156,8 @@ struct Member {
     /// Partitions that were asked for and are not released yet. The answer to the group is due when it is empty.
     revoking: Option<Revoking>,
     trouble: Option<(String, Instant)>,
+    /// When to ask whether the group's topics are there.
+    topics_due: Option<Instant>,
     /// When to make a new consumer, if there is none.
     again: Option<Instant>,
 }
@@ -197,6 +203,10 @@ impl Member {
                 match command {
                     Command::Work(work) => self.commits.push(work),
                     Command::Found(id, found) => self.found(id, found),
+                    Command::Missing(topic) => {
+                        self.tell_trouble(format!("group {:?}: there is no topic {topic}", self.spec.name));
+                        self.topics_due = Some(Instant::now() + TROUBLE_AGAIN);
+                    }
                 }
             }
             if let Some(joined) = &client {
@@ -209,6 +219,7 @@ impl Member {
                     break End::Left(leaving);
                 }
                 self.ask(joined);
+                self.ask_for_topics();
                 renew |= self.is_late();
                 if renew && let Some(joined) = client.take() {
                     self.lose_all("the member had to start anew");
@@ -304,6 +315,23 @@ impl Member {
                 question.due = Some(now + ASK_AGAIN);
             }
         }
+    }
+
+    /// Asks whether the group's topics are there.
+    fn ask_for_topics(&mut self) {
+        if self.topics_due.is_none_or(|due| due > Instant::now()) {
+            return;
+        }
+        self.topics_due = None;
+        let (topics, answers, thread) = (self.spec.topics.clone(), self.answers.clone(), std::thread::current());
+        // Without an answer there is no news either.
+        drop(self.control.ask(move |control| {
+            if let Some(topic) = topics.into_iter().find(|topic| matches!(control.partitions(topic), Ok(None))) {
+                let _ = answers.send(Command::Missing(topic));
+                thread.unpark();
+            }
+            Ok(())
+        }));
     }
 
     fn found(&mut self, id: u64, found: Result<Vec<Option<Committed>>, LogError>) {
