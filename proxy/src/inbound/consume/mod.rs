@@ -277,10 +277,11 @@ impl<'s> Consumer<'s> {
                 }
             }
             GroupEvent::Lost(partitions) => {
-                for partition in partitions {
-                    tracing::warn!(partition = %partition, "a partition was taken away: this box was taken for dead");
-                    self.owner.lost(partition.partition, acts);
-                    self.end_tenure(partition.partition);
+                let numbers: Vec<_> = partitions.iter().map(|partition| partition.partition).collect();
+                tracing::warn!(component = %self.service.served.name, partitions = ?numbers, "partitions were taken away: this box was taken for dead");
+                for number in numbers {
+                    self.owner.lost(number, acts);
+                    self.end_tenure(number);
                     self.service.observe.lost();
                 }
             }
