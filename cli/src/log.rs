@@ -217,6 +217,8 @@ pub(crate) fn connect_kafka(brokers: &str, options: &KafkaOptions) -> anyhow::Re
         replication_factor: options.replication_factor,
         append_timeout: options.append_timeout,
         group_protocol: options.group_protocol.into(),
+        // Names on the broker begin with the prefix, so that one rule gives rights on all of them.
+        client_id: options.topic_prefix.as_str().to_owned(),
         ..KafkaConfig::new(brokers)
     };
     Ok(kafka::connect(config)?)
