@@ -31,13 +31,17 @@ struct Broker {
 impl Broker {
     /// `None` where tests on Kafka are not wanted.
     fn start(name: &str) -> Option<Self> {
+        Self::start_with(name, &[])
+    }
+
+    fn start_with(name: &str, options: &[&str]) -> Option<Self> {
         if std::env::var_os("BLUEBOX_TEST_BROKERS").is_none() {
             eprintln!("NOT TESTED ON KAFKA: BLUEBOX_TEST_BROKERS is not set; `scripts/kafka run -- cargo test` sets it");
             return None;
         }
         let dir = root().join(format!("target/kafka/faults-{}-{name}", std::process::id()));
         let mut broker = Self { dir, address: String::new() };
-        broker.script("start", &[]);
+        broker.script("start", options);
         broker.address = std::fs::read_to_string(broker.dir.join("brokers")).unwrap().trim().to_owned();
         Some(broker)
     }
@@ -49,7 +53,11 @@ impl Broker {
     }
 
     fn pid(&self) -> Pid {
-        Pid::from_raw(std::fs::read_to_string(self.dir.join("node-1/pid")).unwrap().trim().parse().unwrap())
+        self.pid_of(1)
+    }
+
+    fn pid_of(&self, node: usize) -> Pid {
+        Pid::from_raw(std::fs::read_to_string(self.dir.join(format!("node-{node}/pid"))).unwrap().trim().parse().unwrap())
     }
 
     fn signal(&self, signal: Signal) {
@@ -184,6 +192,41 @@ async fn what_was_acknowledged_survives_the_death_of_the_broker_and_everything_g
     let read = texts(&mut reader, usize::try_from(end.get()).unwrap()).await;
     let sure: Vec<_> = read.iter().filter(|text| !unknown.contains(*text)).cloned().collect();
     assert_eq!(sure, acknowledged, "each once and in order, and nothing of what was refused");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_death_of_one_broker_of_three_loses_nothing_and_stops_nobody() {
+    let Some(brokers) = Broker::start_with("three", &["--brokers", "3"]) else { return };
+    let log = brokers.client();
+    let topic = Topic::new("t");
+    // Each broker leads some of them.
+    log.create_topics(vec![spec(&topic, 6, None)]).await.unwrap();
+    let (mut acknowledged, mut unknown) = (vec![Vec::new(); 6], BTreeSet::new());
+    let mut killed = false;
+    let start = Instant::now();
+    for n in 0.. {
+        if n == 60 {
+            kill(brokers.pid_of(2), Signal::SIGKILL).unwrap();
+            killed = true;
+        }
+        let partition = n % 6;
+        match in_time("append", log.append(&topic.partition(partition), record(&n.to_string()))).await {
+            Ok(_) => acknowledged[partition as usize].push(n.to_string()),
+            Err(AppendError::Unknown(_)) => drop(unknown.insert(n.to_string())),
+            Err(error) => assert!(killed, "{error}"),
+        }
+        if killed && acknowledged.iter().all(|texts| texts.len() >= 40) {
+            break;
+        }
+        assert!(start.elapsed() < PATIENCE * 2, "{acknowledged:?}");
+    }
+    for (partition, acknowledged) in (0..).zip(acknowledged) {
+        let of = topic.partition(partition);
+        let end = log.bounds(&of).await.unwrap().end.get();
+        let mut read = texts(&mut log.read(&of, Offset::default()), usize::try_from(end).unwrap()).await;
+        read.retain(|text| !unknown.contains(text));
+        assert_eq!(read, acknowledged, "partition {partition}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -201,7 +201,8 @@ fn report_loop(appender: &Weak<Appender>) {
     let mut reported = 0;
     let mut silent_since = Instant::now();
     loop {
-        producer.poll(Duration::from_millis(100));
+        // Reports are handed over as they come. (The last millisecond of each turn is spent spinning, in rdkafka: so the turns are long.)
+        producer.poll(Duration::from_millis(500));
         let Some(appender) = appender.upgrade() else { break };
         if appender.link.is_closed() {
             break;

@@ -9,6 +9,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
+use tracing::warn;
 
 use super::config::{KafkaConfig, TOPIC_MESSAGE_BYTES};
 use super::error::{by_code, log_error};
@@ -289,7 +290,12 @@ pub(super) fn committed_of<C: rdkafka::consumer::ConsumerContext>(
             element.error().map_err(|error| log_error(&format!("group {group:?}, {partition}"), &error))?;
             let KafkaOffset::Offset(raw) = element.offset() else { return Ok(None) };
             let offset = Offset::new(u64::try_from(raw).unwrap_or(0));
-            Ok(Some(Committed { offset, metadata: element.metadata().to_owned() }))
+            // rdkafka panics at what is no text. We never wrote such; whoever did has taken the note from its owner, who goes without.
+            let metadata = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| element.metadata().to_owned())).unwrap_or_else(|_| {
+                warn!(group, %partition, "the note beside a commit is no text and was ignored");
+                String::new()
+            });
+            Ok(Some(Committed { offset, metadata }))
         })
         .collect()
 }
@@ -298,7 +304,7 @@ fn work(queue: &Mutex<Receiver<Job>>) {
     loop {
         let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(job) = job else { return };
-        // A panic (metadata of a foreign committer that is no text) ends one question, not the thread; its asker learns that nobody answers.
+        // A panic ends one question, not the thread; its asker learns that nobody answers.
         let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(job));
     }
 }
