@@ -89,8 +89,8 @@ pub struct Mark {
     pub done: Frontier,
     /// The offset of the committer's fence.
     pub epoch: Offset,
-    /// For a parked partition: the offset of the committer's fence there.
-    pub parked_fence: Option<Offset>,
+    /// For a parked partition: what lies from here on does not count.
+    pub parked_end: Option<Offset>,
     /// Which of the calls that are not done may have been started.
     pub suspects: Suspects,
     /// How many owners in a row had died with suspects when this was committed.
@@ -130,7 +130,7 @@ struct Metadata {
     #[prost(uint32, tag = "9")]
     version: u32,
     #[prost(uint64, optional, tag = "10")]
-    parked_fence: Option<u64>,
+    parked_end: Option<u64>,
     /// Gap and length, alternating: offsets not done, offsets done, …
     #[prost(uint64, repeated, tag = "2")]
     runs: Vec<u64>,
@@ -162,7 +162,7 @@ impl Mark {
         let mut metadata = Metadata {
             version: 1,
             epoch: self.epoch.get(),
-            parked_fence: self.parked_fence.map(Offset::get),
+            parked_end: self.parked_end.map(Offset::get),
             unclean_owners: self.unclean_owners,
             // At most one solo delivery is under way in a box; more are remembered only from former owners.
             crashes: pairs(&self.crashes, 16),
@@ -248,7 +248,7 @@ impl Mark {
         let suspects = if metadata.any_suspect { Suspects::Any } else { Suspects::Only(metadata.suspects.iter().map(|n| near(*n)).collect::<Result<_, _>>()?) };
         Ok(Self {
             epoch: Offset::new(metadata.epoch),
-            parked_fence: metadata.parked_fence.map(Offset::new),
+            parked_end: metadata.parked_end.map(Offset::new),
             suspects,
             unclean_owners: metadata.unclean_owners,
             crashes: pairs(&metadata.crashes)?,
@@ -292,7 +292,7 @@ mod tests {
         let crashes: BTreeMap<_, _> = (0..16).map(|n| (at((1 << 40) + 16_000 + n * 2), 3)).collect();
         let attempts = (0..1024).map(|n| (at((1 << 40) + n * 2), 9)).collect();
         let many: Vec<_> = (0..64).map(|n| at((1 << 40) + 15_000 + n * 2)).collect();
-        let mark = Mark { done, epoch: at(u64::MAX), parked_fence: None, suspects: Suspects::Only(many), unclean_owners: 2, crashes, attempts };
+        let mark = Mark { done, epoch: at(u64::MAX), parked_end: None, suspects: Suspects::Only(many), unclean_owners: 2, crashes, attempts };
         let commit = mark.encode();
         assert!(commit.metadata.len() <= MAX_METADATA_BYTES, "{}", commit.metadata.len());
         let back = Mark::decode(&commit).unwrap();

@@ -24,6 +24,9 @@ pub const LEASE_KEPT: Duration = Duration::from_secs(10);
 /// Records that are asked for at once, of one partition.
 const MAX_WANT: u32 = 256;
 
+/// After this long without asking for more, what was on its way has come.
+const SETTLED_AFTER: Duration = Duration::from_millis(50);
+
 /// What the owner wants to be done. Effects of one partition are named with its number.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Act {
@@ -60,6 +63,8 @@ struct Owned {
     partition: Partition,
     /// Records that were asked for and haven't come.
     wanted: u32,
+    /// Since when fewer are wanted than were asked for: some may still be on their way.
+    less_since: Option<Moment>,
 }
 
 /// All partitions of one component that this box owns.
@@ -70,6 +75,8 @@ pub struct Owner {
     index: Recorded,
     /// When the last commit that succeeded was sent.
     lease_from: Option<Moment>,
+    /// What was sent before then proves nothing.
+    doubted: Option<Moment>,
     committing: Option<Commit>,
     last_commit: Moment,
     commit_failed: bool,
@@ -84,8 +91,8 @@ pub struct Owner {
 
 #[derive(Debug, Clone, PartialEq)]
 enum Solo {
-    /// It waits until it is alone.
-    Waiting,
+    /// One of this partition waits until it is alone.
+    Waiting(u32),
     /// Its crash count is on its way into a commit.
     Announced(u32, Delivery),
     UnderWay(u32, Offset),
@@ -99,6 +106,7 @@ impl Owner {
             partitions: BTreeMap::new(),
             index,
             lease_from: None,
+            doubted: None,
             committing: None,
             last_commit: now,
             commit_failed: false,
@@ -121,8 +129,12 @@ impl Owner {
         acts: &mut Vec<Act>,
     ) {
         let mut effects = Vec::new();
+        if self.partitions.contains_key(&number) {
+            // Taken away and given back without a word: nothing of what was under way goes on.
+            self.lost(number, acts);
+        }
         let partition = Partition::new(now, self.shared.rules.clone(), committed, parked_committed, former_is_gone, &mut effects);
-        self.partitions.insert(number, Owned { partition, wanted: 0 });
+        self.partitions.insert(number, Owned { partition, wanted: 0, less_since: None });
         self.take(number, effects, acts);
     }
 
@@ -202,7 +214,7 @@ impl Owner {
         self.commit_failed = result.is_err();
         match result {
             Ok(sent) => {
-                self.lease_from = self.lease_from.max(Some(sent));
+                self.lease_from = self.lease_from.max(Some(sent).filter(|sent| self.doubted.is_none_or(|doubted| *sent >= doubted)));
                 for (number, base, handing) in commit.marks {
                     self.tell(number, acts, |partition, effects| partition.mark_committed(base, handing, effects));
                 }
@@ -227,9 +239,12 @@ impl Owner {
 
     fn begin_solo(&mut self, now: Moment, number: u32, delivery: Delivery, acts: &mut Vec<Act>) {
         let Some(until) = self.lease_until().filter(|until| now < *until) else { return };
+        if self.tell(number, acts, |partition, _| partition.announced(delivery.origin)) != Some(true) {
+            self.solo = None;
+            return;
+        }
         self.solo = Some(Solo::UnderWay(number, delivery.origin));
         self.under_way.insert((number, delivery.origin), true);
-        self.tell(number, acts, |partition, _| partition.announced(delivery.origin));
         acts.push(Act::Deliver(number, delivery, until));
     }
 
@@ -244,7 +259,7 @@ impl Owner {
         }
         self.dispatch(now, acts);
         self.commit(now, acts);
-        self.want(acts);
+        self.want(now, acts);
     }
 
     fn numbers(&self) -> Vec<u32> {
@@ -257,7 +272,11 @@ impl Owner {
             return;
         }
         match &self.solo {
-            Some(Solo::Waiting) if self.under_way.is_empty() => self.solo = None,
+            Some(Solo::Waiting(number)) if self.under_way.is_empty() => {
+                // Its turn, before another partition has one under way again.
+                self.next_turn = *number;
+                self.solo = None;
+            }
             Some(_) => return,
             None => {}
         }
@@ -286,7 +305,7 @@ impl Owner {
                     self.solo = Some(Solo::Announced(number, delivery));
                 } else {
                     self.tell(number, acts, |partition, _| partition.put_back(delivery.origin));
-                    self.solo = Some(Solo::Waiting);
+                    self.solo = Some(Solo::Waiting(number));
                 }
                 return;
             }
@@ -339,17 +358,28 @@ impl Owner {
         acts.push(Act::Commit(commits));
     }
 
-    fn want(&mut self, acts: &mut Vec<Act>) {
+    fn want(&mut self, now: Moment, acts: &mut Vec<Act>) {
         let held: usize = self.partitions.values().map(|o| o.partition.held_bytes()).sum();
         let full = held >= self.shared.body_memory_bytes;
         for (number, owned) in &mut self.partitions {
             let room = if full { 0 } else { owned.partition.room().min(MAX_WANT) };
-            // Asked again only when half of it has come, or when there must be less.
-            if room < owned.wanted || owned.wanted <= room / 2 && room > owned.wanted {
+            if room < owned.wanted {
                 owned.wanted = room;
+                owned.less_since = Some(now);
+                acts.push(Act::Want(*number, room));
+            } else if owned.wanted == 0 && room > 0 && owned.less_since.is_none_or(|since| now.since(since) >= SETTLED_AFTER) {
+                // Only when all that was asked for has come: so there is never more on its way than there is room for.
+                owned.wanted = room;
+                owned.less_since = None;
                 acts.push(Act::Want(*number, room));
             }
         }
+    }
+
+    /// A sign that another may have taken a partition over: no delivery begins before a commit, sent from now on, has proven that this box is still a member.
+    pub fn doubt(&mut self, now: Moment) {
+        self.doubted = Some(now);
+        self.lease_from = None;
     }
 
     /// Everything shall go to others: the box stops, or its app is away for too long.
@@ -371,9 +401,11 @@ impl Owner {
         let timers = owned().filter_map(|p| p.next_timer(now)).min();
         let can_commit = self.committing.is_none() && owned().any(Partition::can_commit);
         let next_commit = self.last_commit + COMMIT_AFTER;
+        let settled =
+            self.partitions.values().filter(|o| o.wanted == 0).filter_map(|o| o.less_since).map(|since| since + SETTLED_AFTER).filter(|at| *at > now).min();
         let commit = (can_commit && owned().any(|p| p.can_commit() && p.dirty() > 0)).then_some(next_commit);
         let renew = (can_commit && self.works(now)).then(|| self.lease_from.map_or(next_commit, |from| next_commit.max(from + self.shared.rules.lease / 3)));
-        [timers, commit, renew].into_iter().flatten().min()
+        [timers, commit, renew, settled].into_iter().flatten().min()
     }
 
     /// The partition of that number.

@@ -6,13 +6,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bluebox_core::call::{Reason, ReplyAddress, Source};
 use bluebox_core::clock::wall_clock;
-use bluebox_core::log::{AppendError, Appended, Bounds, Committed, Entry, Log, LogError, Offset, Read, Record, TopicPartition};
+use bluebox_core::log::{AppendError, Appended, Bounds, Committed, Entry, Log, LogError, Offset, Read, Record, Timestamp, TopicPartition};
 use bluebox_core::wire::{ParkedEntry, RecordedEntry, Reply};
 use bluebox_core::{CallId, InstanceId};
-use bytes::Bytes;
 
-use super::partition::{Arrival, ParkedArrival, Suspect};
+use super::partition::{Arrival, Found, ParkedArrival, Suspect};
 
 /// The pause before the log is asked again.
 const AGAIN: Duration = Duration::from_millis(200);
@@ -91,76 +91,117 @@ pub async fn range(log: &Arc<dyn Log>, of: &TopicPartition, from: Offset, end: O
 }
 
 /// Looks for the outcomes of suspects: where each of those lies that has one.
-pub async fn outcomes(log: &Arc<dyn Log>, suspects: &[Suspect]) -> HashMap<Offset, (TopicPartition, Offset)> {
-    let mut by_partition: BTreeMap<&TopicPartition, Vec<&Suspect>> = BTreeMap::new();
-    for suspect in suspects {
-        by_partition.entry(&suspect.reply_to.partition).or_default().push(suspect);
-    }
+pub async fn outcomes(log: &Arc<dyn Log>, suspects: &[Suspect]) -> HashMap<Offset, Found> {
     let mut found = HashMap::new();
-    for (partition, suspects) in by_partition {
+    for (partition, mut wanted) in Wanted::by_partition(suspects) {
         let Some(bounds) = bounds(log, partition).await else { continue };
-        let least = suspects.iter().map(|s| s.reply_to.position).min().unwrap_or(bounds.end);
-        // Several calls can have one id: retries of a recorded call.
-        let mut wanted: HashMap<(CallId, u32), Vec<&Suspect>> = HashMap::new();
-        for suspect in suspects {
-            wanted.entry((suspect.id, suspect.replay)).or_default().push(suspect);
-        }
-        range(log, partition, least.max(bounds.start), bounds.end, |entry| {
-            let (key, digest, place) = match entry.record.value.map(Reply::decode) {
-                Some(Ok(Reply::Outcome(o))) => ((o.id, o.replay), o.digest, (partition.clone(), entry.offset)),
-                Some(Ok(Reply::At { id, replay, digest, partition, offset })) => ((id, replay), Some(digest), (partition, offset)),
-                _ => return,
-            };
-            // Below the position that a call names lies no outcome of its own; and another digest is another call with the same key.
-            let its_own = |s: &&&Suspect| entry.offset >= s.reply_to.position && s.digest == digest;
-            for suspect in wanted.get(&key).into_iter().flatten().filter(its_own) {
-                // The first outcome wins, here as at the caller.
-                found.entry(suspect.origin).or_insert_with(|| place.clone());
+        range(log, partition, wanted.least.max(bounds.start), bounds.end, |entry| {
+            if let Some(Ok(reply)) = entry.record.value.map(Reply::decode) {
+                wanted.see(entry.offset, reply);
             }
         })
         .await;
+        found.extend(wanted.found);
     }
     found
 }
 
-/// Appends our fence to the parked partition and reads its calls up to there: the calls, and the fence.
-pub async fn parked(log: &Arc<dyn Log>, of: &TopicPartition, from: Offset, void_below: Offset, epoch: Offset) -> (Vec<ParkedArrival>, Offset) {
-    let fence = append_fence(log, of, Record::new(ParkedEntry::Fence { epoch }.encode())).await;
-    let mut void_below = void_below;
+/// The outcomes that are looked for in one reply partition. Pure.
+#[derive(Debug)]
+pub struct Wanted<'s> {
+    partition: &'s TopicPartition,
+    /// The least of the read positions: from here on it must be read.
+    pub least: Offset,
+    /// Several calls can have one id: retries of a recorded call.
+    by_id: HashMap<(CallId, u32), Vec<&'s Suspect>>,
+    /// What was found, by the call's offset.
+    pub found: HashMap<Offset, Found>,
+}
+
+impl<'s> Wanted<'s> {
+    /// What to look for, and where.
+    pub fn by_partition(suspects: &'s [Suspect]) -> BTreeMap<&'s TopicPartition, Self> {
+        let mut all: BTreeMap<_, Self> = BTreeMap::new();
+        for suspect in suspects {
+            let ReplyAddress { partition, position } = &suspect.reply_to;
+            let wanted = all.entry(partition).or_insert_with(|| Self { partition, least: *position, by_id: HashMap::new(), found: HashMap::new() });
+            wanted.least = wanted.least.min(*position);
+            wanted.by_id.entry((suspect.id, suspect.replay)).or_default().push(suspect);
+        }
+        all
+    }
+
+    /// A reply was read.
+    pub fn see(&mut self, at: Offset, reply: Reply) {
+        let (key, digest, refused, place) = match reply {
+            Reply::Outcome(o) => {
+                let refused = matches!(o.source, Source::Proxy(Reason::KeyReused | Reason::RecordedFull));
+                ((o.id, o.replay), o.digest, refused, (self.partition.clone(), at))
+            }
+            Reply::At { id, replay, digest, partition, offset } => ((id, replay), Some(digest), false, (partition, offset)),
+            Reply::Status { .. } => return,
+        };
+        // Below the position that a call names lies no outcome of its own; and another digest is another call with the same key.
+        for suspect in self.by_id.get(&key).into_iter().flatten().filter(|s| at >= s.reply_to.position && s.digest == digest) {
+            // The first outcome wins, here as at the caller.
+            self.found.entry(suspect.origin).or_insert_with(|| Found { partition: place.0.clone(), offset: place.1, refused });
+        }
+    }
+}
+
+/// Reads the calls of the parked partition in `[from, end)`, or to its present end: the calls, and that end. `now` is what the log's clock has shown last.
+pub async fn parked(log: &Arc<dyn Log>, of: &TopicPartition, from: Offset, end: Option<Offset>, now: Timestamp) -> (Vec<ParkedArrival>, Offset) {
+    let end = match end {
+        Some(end) => end,
+        None => bounds(log, of).await.map_or(from, |b| b.end),
+    };
     let mut calls = Vec::new();
-    range(log, of, from, fence.offset, |entry| match entry.record.value.map(ParkedEntry::decode) {
-        Some(Ok(ParkedEntry::Fence { epoch })) => void_below = void_below.max(epoch),
-        Some(Ok(ParkedEntry::Call(parked))) if parked.epoch >= void_below => {
+    range(log, of, from, end, |entry| match entry.record.value.map(ParkedEntry::decode) {
+        Some(Ok(ParkedEntry::Call(parked))) => {
             let accepted = parked.accepted;
             // Never older than either clock says.
-            let age = fence.timestamp.since(accepted).min(wall_clock().since(accepted));
+            let age = now.since(accepted).min(wall_clock().since(accepted));
             let arrival = Arrival { origin: parked.origin, accepted, age, call: parked.call.into() };
             calls.push(ParkedArrival { at: entry.offset, attempts: parked.attempts, may_have_started: parked.may_have_started, arrival });
         }
-        Some(Ok(ParkedEntry::Call(_))) => tracing::debug!(topic = %of, offset = %entry.offset, "a parked call of a former owner's was void"),
+        Some(Ok(ParkedEntry::Fence { .. })) => {}
         Some(Err(_)) | None => tracing::error!(topic = %of, offset = %entry.offset, "a parked record could not be read; it was skipped"),
     })
     .await;
-    (calls, fence.offset)
+    (calls, end)
 }
 
-/// Appends our fence to the index of recorded calls and reads it up to there.
-pub async fn recorded(log: &Arc<dyn Log>, of: &TopicPartition, epoch: Offset) -> Vec<(bluebox_core::log::Timestamp, RecordedEntry)> {
-    // A key of its own, so that compaction leaves every fence where it is.
-    let key = Bytes::from(format!("fence-{epoch}"));
-    let fence = append_fence(log, of, Record::keyed(key, RecordedEntry::Fence { epoch }.encode())).await;
-    let start = bounds(log, of).await.map_or(fence.offset, |b| b.start);
-    let mut void_below = Offset::default();
-    let mut entries = Vec::new();
-    range(log, of, start, fence.offset, |entry| match entry.record.value.map(RecordedEntry::decode) {
-        Some(Ok(RecordedEntry::Fence { epoch })) => void_below = void_below.max(epoch),
-        Some(Ok(RecordedEntry::Ended { epoch, .. })) if epoch < void_below => {}
-        Some(Ok(ended)) => entries.push((entry.timestamp, ended)),
+/// Reads the index of recorded calls up to its present end.
+pub async fn recorded(log: &Arc<dyn Log>, of: &TopicPartition) -> Vec<(Timestamp, RecordedEntry)> {
+    let Some(bounds) = bounds(log, of).await else { return Vec::new() };
+    let mut index = Entries::default();
+    range(log, of, bounds.start, bounds.end, |entry| match entry.record.value.map(RecordedEntry::decode) {
+        Some(Ok(read)) => index.see(entry.timestamp, read),
         Some(Err(_)) => tracing::error!(topic = %of, offset = %entry.offset, "a record of the index could not be read; it was skipped"),
         None => {}
     })
     .await;
-    entries
+    index.entries
+}
+
+/// The entries of the index that count: of several for one call, that of the newest epoch, because a former owner may have written its own late. Pure.
+#[derive(Debug, Default)]
+pub struct Entries {
+    newest: HashMap<CallId, Offset>,
+    /// In the order of the log; a later one of the same call takes the place of an earlier one.
+    pub entries: Vec<(Timestamp, RecordedEntry)>,
+}
+
+impl Entries {
+    /// An entry was read.
+    pub fn see(&mut self, at: Timestamp, entry: RecordedEntry) {
+        let RecordedEntry::Ended { id, epoch, .. } = &entry else { return };
+        let newest = self.newest.entry(*id).or_insert(*epoch);
+        if *newest <= *epoch {
+            *newest = *epoch;
+            self.entries.push((at, entry));
+        }
+    }
 }
 
 async fn append_fence(log: &Arc<dyn Log>, to: &TopicPartition, record: Record) -> Appended {

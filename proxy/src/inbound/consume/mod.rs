@@ -21,7 +21,7 @@ use crate::config::{Inbound, Served};
 use crate::inbound::deliver::App;
 use crate::inbound::ending::{Endings, Indexed, Places};
 use crate::inbound::owner::{Act, Owner, Shared};
-use crate::inbound::partition::{Arrival, DeliveryEnd, ParkedArrival, Rules, Suspect};
+use crate::inbound::partition::{Arrival, DeliveryEnd, Found, ParkedArrival, Rules, Suspect};
 use crate::inbound::recorded::Recorded;
 use crate::inbound::search;
 
@@ -112,7 +112,7 @@ enum What {
     Fenced(Appended),
     ParkedLoaded(Vec<ParkedArrival>, Offset),
     IndexLoaded(Vec<(Timestamp, RecordedEntry)>),
-    Searched(Vec<Suspect>, HashMap<Offset, (TopicPartition, Offset)>),
+    Searched(Vec<Suspect>, HashMap<Offset, Found>),
     Delivered(Offset, DeliveryEnd),
     Recorded(Offset, Option<(CallId, Digest, Indexed)>),
     Parked(Offset, Option<Offset>),
@@ -304,6 +304,7 @@ impl<'s> Consumer<'s> {
             self.last_tenure += 1;
             ids.push(self.last_tenure);
             let tenure = Tenure { id: self.last_tenure, stop: CancellationToken::new(), deliveries: HashMap::new(), newest: Timestamp::default(), places };
+            self.end_tenure(number);
             self.tenures.insert(number, tenure);
             self.service.observe.assigned();
         }
@@ -345,9 +346,8 @@ impl<'s> Consumer<'s> {
                 }
                 Ok(CallsEntry::Fence(_)) => {
                     if self.owner.tell(number, acts, |p, effects| p.fence_read(now, offset, effects)) == Some(true) {
-                        tracing::warn!(%partition, %offset, "another box has taken this partition over; dropped it");
-                        self.owner.lost(number, acts);
-                        self.end_tenure(number);
+                        tracing::warn!(%partition, %offset, "another box has fenced this partition; nothing is delivered before the log says that it is still this one's");
+                        self.owner.doubt(now);
                         self.service.observe.fenced();
                     }
                 }
@@ -384,11 +384,11 @@ impl<'s> Consumer<'s> {
             What::Fenced(at) => {
                 current.newest = current.newest.max(at.timestamp);
                 self.owner.tell(number, acts, |p, effects| p.fenced(at.offset, effects));
-                self.load_index(number, at.offset);
+                self.load_index(number);
                 self.watch_control(number);
             }
-            What::ParkedLoaded(calls, fence) => {
-                self.owner.tell(number, acts, |p, effects| p.parked_loaded(now, calls, fence, effects));
+            What::ParkedLoaded(calls, end) => {
+                self.owner.tell(number, acts, |p, effects| p.parked_loaded(now, calls, end, effects));
             }
             What::IndexLoaded(entries) => {
                 let index = self.owner.index();
@@ -415,7 +415,7 @@ impl<'s> Consumer<'s> {
             }
             What::Parked(origin, at) => {
                 self.owner.tell(number, acts, |p, _| match at {
-                    Some(at) => p.parked(origin, at),
+                    Some(at) => p.parked(now, origin, at),
                     None => p.not_parked(now, origin),
                 });
             }

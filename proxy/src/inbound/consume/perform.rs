@@ -67,11 +67,11 @@ impl Consumer<'_> {
                 let instance = self.service.instance;
                 self.run_for(number, false, async move { What::Fenced(search::fence(&log, &places.calls, instance).await) });
             }
-            Effect::LoadParked { from, void_below } => {
-                let epoch = self.epoch(number);
+            Effect::LoadParked { from, end } => {
+                let newest = tenure.newest;
                 self.run_for(number, false, async move {
-                    let (calls, fence) = search::parked(&log, &places.parked, from, void_below, epoch).await;
-                    What::ParkedLoaded(calls, fence)
+                    let (calls, end) = search::parked(&log, &places.parked, from, end, newest).await;
+                    What::ParkedLoaded(calls, end)
                 });
             }
             Effect::Start(from) => self.membership.control().start(&places.calls, from),
@@ -111,10 +111,10 @@ impl Consumer<'_> {
         self.owner.partition(number).map(Partition::epoch).unwrap_or_default()
     }
 
-    pub(super) fn load_index(&self, number: u32, epoch: Offset) {
+    pub(super) fn load_index(&self, number: u32) {
         let Some(tenure) = self.tenures.get(&number) else { return };
         let (log, places) = (Arc::clone(&self.service.log), tenure.places.clone());
-        self.run_for(number, false, async move { What::IndexLoaded(search::recorded(&log, &places.recorded, epoch).await) });
+        self.run_for(number, false, async move { What::IndexLoaded(search::recorded(&log, &places.recorded).await) });
     }
 
     /// Follows the control partition from its present end on.

@@ -12,12 +12,12 @@ use bluebox_core::log::{Offset, Timestamp, TopicPartition};
 pub enum Effect {
     /// Append a fence record; then [`super::Partition::fenced`].
     Fence,
-    /// Append a fence to the parked partition, and read that to the fence; then [`super::Partition::parked_loaded`].
+    /// Read the parked partition; then [`super::Partition::parked_loaded`].
     LoadParked {
-        /// Read from here.
+        /// Read from here …
         from: Offset,
-        /// Entries of an older epoch are void, unless they come before a fence that is read.
-        void_below: Offset,
+        /// … up to there, or to its present end where no commit says.
+        end: Option<Offset>,
     },
     /// Begin to read at this offset.
     Start(Offset),
@@ -53,6 +53,17 @@ pub struct Suspect {
     pub digest: Option<Digest>,
     /// Where its outcome would be.
     pub reply_to: ReplyAddress,
+}
+
+/// The end of a suspect that a search has found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// The reply partition with the outcome.
+    pub partition: TopicPartition,
+    /// Its offset there.
+    pub offset: Offset,
+    /// Whether it is a refusal (key reused, no room): the index must not take it for the end of a call that was delivered.
+    pub refused: bool,
 }
 
 /// A delivery to be begun.

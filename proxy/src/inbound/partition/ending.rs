@@ -56,6 +56,9 @@ impl Partition {
     }
 
     pub(super) fn record(&mut self, origin: Offset, verdict: Verdict, effects: &mut Vec<Effect>) {
+        // A retry that ends before the call that it repeats (its deadline was nearer, it was cancelled) says nothing about that.
+        let lane = self.held.get(&origin).and_then(|h| self.in_lane.get(h.lane.as_ref()?));
+        let ahead: Vec<_> = lane.into_iter().flatten().take_while(|o| **o < origin).filter_map(|o| self.held.get(o)).map(|h| h.id).collect();
         let Some(held) = self.held.get_mut(&origin) else { return };
         held.state = State::Recording;
         let known = matches!(verdict, Verdict::Known { .. } | Verdict::Refused(Reason::KeyReused | Reason::RecordedFull));
@@ -65,7 +68,7 @@ impl Partition {
             replay: held.replay,
             reply_to: held.reply_to.clone(),
             digest: held.recorded,
-            indexed: held.recorded.is_some() && !known,
+            indexed: held.recorded.is_some() && !known && !ahead.contains(&held.id),
             attempts: held.attempts,
             accepted: held.accepted,
             verdict,
@@ -87,7 +90,6 @@ impl Partition {
             self.parked -= 1;
             self.parked_full = false;
         }
-        // One that is being parked is marked as parked when it is, so that it isn't found again there.
         if origin >= self.done.base() {
             self.done.mark(origin);
         }
@@ -107,7 +109,7 @@ impl Partition {
 
     /// Ends a call that has not been answered; one that is under way is cut off. `false`: there is none, or it is ending already.
     pub fn cancel(&mut self, origin: Offset, id: &CallId, effects: &mut Vec<Effect>) -> bool {
-        let Some(held) = self.held.get(&origin).filter(|h| h.id == *id) else { return false };
+        let Some(held) = self.held.get(&origin).filter(|h| h.id == *id && self.may_end()) else { return false };
         match held.state {
             State::Recording | State::Suspect | State::Announced => return false,
             State::Delivering => effects.push(Effect::Cut(origin)),

@@ -8,32 +8,38 @@ impl Partition {
         match self.phase {
             Phase::Fencing | Phase::Loading => {
                 // Nothing was begun: what the former owner left stays as it is, without a commit of ours.
-                self.phase = Phase::Gone;
-                effects.push(Effect::Release);
+                self.phase = Phase::Leaving;
+                self.leave(now, effects);
             }
             Phase::Serving => {
+                // What was only announced is not begun any more.
+                let announced: Vec<_> = self.held.iter().filter(|(_, h)| h.state == State::Announced).map(|(o, _)| *o).collect();
+                for origin in announced {
+                    self.put_back(origin);
+                }
                 self.phase = Phase::Draining { until: now + self.rules.drain };
                 self.drain(now, false, effects);
             }
-            Phase::Draining { .. } | Phase::Handing { .. } | Phase::Gone => {}
+            Phase::Leaving | Phase::Draining { .. } | Phase::Handing { .. } | Phase::Gone => {}
+        }
+    }
+
+    /// The next owner does not wait for zombies of this one's predecessor: not before they can't begin anything any more is it released.
+    pub(super) fn leave(&mut self, now: Moment, effects: &mut Vec<Effect>) {
+        if now >= self.takeover.not_before {
+            self.phase = Phase::Gone;
+            effects.push(Effect::Release);
         }
     }
 
     pub(super) fn drain(&mut self, now: Moment, over: bool, effects: &mut Vec<Effect>) {
-        let busy: Vec<_> = self
-            .held
-            .iter()
-            .filter(|(_, h)| h.parking || matches!(h.state, State::Delivering | State::Recording | State::Announced))
-            .map(|(o, h)| (*o, h.state))
-            .collect();
-        if !busy.is_empty() && !over {
+        let busy: Vec<_> = self.held.iter().filter(|(_, h)| matches!(h.state, State::Delivering | State::Recording)).map(|(o, h)| (*o, h.state)).collect();
+        if (!busy.is_empty() && !over) || now < self.takeover.not_before {
             return;
         }
         for (origin, state) in busy {
             if state == State::Delivering {
                 effects.push(Effect::Cut(origin));
-            }
-            if matches!(state, State::Delivering | State::Announced) {
                 // Cut off by us: no crash.
                 uncount(&mut self.crashes, origin);
             }
@@ -81,13 +87,13 @@ impl Partition {
         let calls = Mark {
             done: self.done.clone(),
             epoch: self.epoch,
-            parked_fence: None,
+            parked_end: None,
             suspects,
             unclean_owners: self.unclean_owners,
             crashes: self.crashes.iter().filter(|(_, n)| **n > 0).map(|(o, n)| (*o, *n)).collect(),
             attempts,
         };
-        let parked = Mark { done: self.parked_done.clone(), epoch: self.epoch, parked_fence: self.parked_fence, suspects: Suspects::Any, ..Mark::default() };
+        let parked = Mark { done: self.parked_mark(), epoch: self.epoch, parked_end: self.parked_end, suspects: Suspects::Any, ..Mark::default() };
         (calls.encode(), parked.encode())
     }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 use bluebox_core::CallId;
 use bluebox_core::call::Reason;
 use bluebox_core::clock::Moment;
-use bluebox_core::log::{Committed, Offset, Timestamp, TopicPartition};
+use bluebox_core::log::{Committed, Offset, Timestamp};
 
 use super::frontier::{Frontier, MAX_SPAN, Mark, Suspects};
 use super::recorded::{Known, Recorded};
@@ -40,6 +40,9 @@ pub const MAX_PARKED: usize = 4_096;
 
 /// A call whose lane stands still for longer than this is parked.
 pub const PARK_AFTER: Duration = Duration::from_secs(10);
+
+/// After this long without a record, those that are there are searched for.
+const QUIET_AFTER: Duration = Duration::from_millis(100);
 
 /// How long the last commit of a handover is tried.
 const HANDING_LIMIT: Duration = Duration::from_secs(5);
@@ -69,6 +72,8 @@ enum Phase {
     Fencing,
     Loading,
     Serving,
+    /// Asked for before anything was begun: released when no zombie of the former owner can begin anything any more, as the next owner counts on.
+    Leaving,
     Draining {
         until: Moment,
     },
@@ -89,6 +94,8 @@ struct Takeover {
     virgin: bool,
     /// A zombie of the former owner may start deliveries until then.
     not_before: Moment,
+    /// Nothing was read since then: what is there now is searched for, though there may be more to read (a box whose memory is full reads nothing).
+    quiet_at: Moment,
     searching: bool,
     /// Calls that wait for the verdict of a search.
     waiting: usize,
@@ -102,10 +109,12 @@ pub struct Partition {
     epoch: Offset,
     done: Frontier,
     parked_done: Frontier,
-    /// Our fence in the parked partition, or the former owner's until that is there.
-    parked_fence: Option<Offset>,
-    /// Parked entries of an older epoch are void.
-    void_below: Offset,
+    /// From here on nothing in the parked partition counts; below, what lives there is in `held`. `None`: no commit says, all of it may count.
+    parked_end: Option<Offset>,
+    /// What the last commit said of that: copies that come to lie below it don't count either.
+    parked_floor: Offset,
+    /// Parked calls whose lanes wait for what lies before them to be read.
+    ahead: BTreeSet<Offset>,
     /// By offset in the calls partition.
     held: BTreeMap<Offset, Held>,
     in_lane: HashMap<Lane, VecDeque<Offset>>,
@@ -149,8 +158,6 @@ impl Partition {
         let mark = mark.unwrap_or_else(|| Mark { suspects: Suspects::Any, ..Mark::default() });
         let parked =
             parked_committed.map(|c| Mark::decode(c).unwrap_or_else(|_| Mark { done: Frontier::new(c.offset), ..Mark::default() })).unwrap_or_default();
-        // The committer's fence won't be read again if it lies below: then only its own entries, which come after it, count.
-        let void_below = if parked.parked_fence.is_some_and(|fence| fence < parked.done.base()) { parked.epoch } else { Offset::default() };
         let unclean = mark.suspects == Suspects::Any && !virgin;
         effects.push(Effect::Fence);
         Self {
@@ -164,16 +171,19 @@ impl Partition {
                 virgin,
                 // Who never committed never had a lease. Who has released it, or has died for certain, has none any more.
                 not_before: if virgin || former_is_gone || !unclean { now } else { now + rules.lease },
+                quiet_at: now,
                 searching: false,
                 waiting: 0,
             },
-            unclean_owners: if unclean { mark.unclean_owners.saturating_add(1) } else { 0 },
+            // Who handed over what it had not cleared up itself is no new death, and no end of the row either.
+            unclean_owners: if unclean { mark.unclean_owners.saturating_add(1) } else { mark.unclean_owners },
             crashes: mark.crashes,
             former_attempts: mark.attempts,
             done: mark.done,
             parked_done: parked.done,
-            parked_fence: parked.parked_fence,
-            void_below,
+            parked_end: parked.parked_end,
+            parked_floor: Offset::default(),
+            ahead: BTreeSet::new(),
             rules,
             held: BTreeMap::new(),
             in_lane: HashMap::new(),
@@ -195,19 +205,27 @@ impl Partition {
     pub fn arrived(&mut self, now: Moment, arrival: Arrival, effects: &mut Vec<Effect>) {
         let origin = arrival.origin;
         self.advance_to(origin, effects);
-        self.position = origin.next();
         if !self.done.is_done(origin) && !self.held.contains_key(&origin) {
             self.hold(now, arrival, None, 0, false);
         }
-        self.search(now, effects);
+        self.read_to(now, origin.next(), effects);
     }
 
     /// A record without a call was read (a fence, or nothing that can be read).
     pub fn skipped(&mut self, now: Moment, at: Offset, effects: &mut Vec<Effect>) {
         self.advance_to(at, effects);
-        self.position = at.next();
         self.done.mark(at);
         self.dirty += 1;
+        self.read_to(now, at.next(), effects);
+    }
+
+    fn read_to(&mut self, now: Moment, position: Offset, effects: &mut Vec<Effect>) {
+        self.position = self.position.max(position);
+        self.takeover.quiet_at = now + QUIET_AFTER;
+        while let Some(origin) = self.ahead.first().copied().filter(|o| *o < position) {
+            self.ahead.remove(&origin);
+            self.unblock(origin);
+        }
         self.search(now, effects);
     }
 
@@ -303,6 +321,11 @@ impl Partition {
         if first.is_some_and(|first| *first != origin) {
             return;
         }
+        if held.lane.is_some() && held.parked_at.is_some() && origin >= self.position {
+            // Not all that comes before it in its lane need be parked.
+            self.ahead.insert(origin);
+            return;
+        }
         if held.recorded.is_some() && !self.index_ready {
             self.for_index.push(origin);
             return;
@@ -381,24 +404,35 @@ impl Partition {
         self.ready.push_front(origin);
     }
 
-    /// The commit with the crash count of this solo delivery is made: it begins.
-    pub fn announced(&mut self, origin: Offset) {
-        if let Some(held) = self.held.get_mut(&origin).filter(|h| h.state == State::Announced) {
-            held.state = State::Delivering;
-        }
+    /// The commit with the crash count of this solo delivery is made: it begins. `false`: it does not, because the partition is being handed over.
+    #[must_use]
+    pub fn announced(&mut self, origin: Offset) -> bool {
+        let Some(held) = self.held.get_mut(&origin).filter(|h| h.state == State::Announced) else { return false };
+        held.state = State::Delivering;
+        true
     }
 
     /// Time has passed.
     pub fn tick(&mut self, now: Moment, effects: &mut Vec<Effect>) {
-        while let Some(&(at, origin)) = self.timers.first().filter(|(at, _)| *at <= now) {
+        // Once the last commit is on its way nothing may end any more: the next owner would not know.
+        while self.may_end()
+            && let Some(&(at, origin)) = self.timers.first().filter(|(at, _)| *at <= now)
+        {
             self.timers.remove(&(at, origin));
             self.timer(now, origin, effects);
         }
         self.search(now, effects);
         self.park_what_pins(effects);
-        if let Phase::Draining { until } = self.phase {
-            self.drain(now, now >= until, effects);
+        match self.phase {
+            Phase::Draining { until } => self.drain(now, now >= until, effects),
+            Phase::Leaving => self.leave(now, effects),
+            _ => {}
         }
+    }
+
+    /// Whether calls may end for another reason than that a delivery did.
+    fn may_end(&self) -> bool {
+        matches!(self.phase, Phase::Serving | Phase::Draining { .. })
     }
 
     fn timer(&mut self, now: Moment, origin: Offset, effects: &mut Vec<Effect>) {
@@ -435,7 +469,10 @@ impl Partition {
             Phase::Draining { until } => Some(until),
             _ => None,
         };
-        let search = Some(self.takeover.not_before).filter(|at| *at > now && self.phase == Phase::Serving);
-        [self.timers.first().map(|(at, _)| *at), drain, search].into_iter().flatten().min()
+        let waits = matches!(self.phase, Phase::Serving | Phase::Leaving | Phase::Draining { .. });
+        let zombies = Some(self.takeover.not_before).filter(|at| *at > now && waits);
+        let quiet = Some(self.takeover.quiet_at).filter(|at| *at > now && self.takeover.waiting > 0 && self.phase == Phase::Serving);
+        let timers = self.timers.first().map(|(at, _)| *at).filter(|_| self.may_end());
+        [timers, drain, zombies, quiet].into_iter().flatten().min()
     }
 }

@@ -4,25 +4,41 @@ use super::*;
 
 impl Partition {
     /// The parked copy is durable at `at`.
-    pub fn parked(&mut self, origin: Offset, at: Offset) {
+    pub fn parked(&mut self, now: Moment, origin: Offset, at: Offset) {
+        if at < self.parked_floor {
+            // A commit has said already that nothing lives there.
+            return self.not_parked(now, origin);
+        }
         self.parking -= 1;
-        let Some(held) = self.held.get_mut(&origin) else {
-            // It ended meanwhile.
-            self.parked_done.mark(at);
-            self.dirty += 1;
-            return;
-        };
+        self.parked_end = self.parked_end.max(Some(at.next()));
+        self.dirty += 1;
+        // If it ended meanwhile the copy counts for nothing.
+        let Some(held) = self.held.get_mut(&origin) else { return };
         held.parking = false;
+        self.held_bytes -= held.bytes();
+        held.call = None;
         match held.parked_at.replace(at) {
             Some(earlier) => self.parked_done.mark(earlier),
             None => self.parked += 1,
         }
-        self.held_bytes -= held.bytes();
-        held.call = None;
         if origin >= self.done.base() {
             self.done.mark(origin);
         }
-        self.dirty += 1;
+    }
+
+    /// What a commit says of the parked partition: exactly what lives there. Everything else is done or void: copies of calls that ended, copies whose
+    /// acknowledgement was lost, what a zombie wrote. So the next owner needs no other means to tell them apart, and no copy can outlive its call.
+    pub(super) fn parked_mark(&mut self) -> Frontier {
+        let end = self.parked_end.unwrap_or_default();
+        let living: BTreeSet<_> = if self.parked == 0 { BTreeSet::new() } else { self.held.values().filter_map(|h| h.parked_at).collect() };
+        let mut at = self.parked_done.base();
+        for next in living {
+            self.parked_done.mark_run(at, next);
+            at = next.next();
+        }
+        self.parked_done.mark_run(at, end);
+        self.parked_floor = end;
+        self.parked_done.clone()
     }
 
     /// The parked copy could not be made; it is tried again later.
@@ -74,13 +90,6 @@ impl Partition {
             }
         }
         if self.parked_done.span() >= MAX_SPAN / 4 * 3 && self.parking == 0 {
-            // Entries between ours that no held call lives in are a zombie's: void.
-            let ours: BTreeSet<_> = self.held.values().filter_map(|h| h.parked_at).collect();
-            let mut at = self.parked_done.base();
-            for next in ours {
-                self.parked_done.mark_run(at, next);
-                at = next.next();
-            }
             let pin = self.held.iter().filter(|(_, h)| !h.parking).min_by_key(|(_, h)| h.parked_at.unwrap_or(Offset::new(u64::MAX))).map(|(o, _)| *o);
             if let Some(origin) = pin {
                 self.park(origin, effects);

@@ -11,32 +11,37 @@ impl Partition {
         self.epoch = epoch;
         self.takeover.suspect_below = self.takeover.suspect_below.min(epoch);
         self.phase = Phase::Loading;
-        effects.push(Effect::LoadParked { from: self.parked_done.base(), void_below: self.void_below });
+        effects.push(Effect::LoadParked { from: self.parked_done.base(), end: self.parked_end });
     }
 
-    /// The parked partition was read up to our own fence there: these are its calls, in its order, those that are done included and those that are void left out.
-    pub fn parked_loaded(&mut self, now: Moment, entries: Vec<ParkedArrival>, fence: Offset, effects: &mut Vec<Effect>) {
+    /// The parked partition was read up to `end`: these are its calls, in its order, those that are done included.
+    pub fn parked_loaded(&mut self, now: Moment, mut entries: Vec<ParkedArrival>, end: Offset, effects: &mut Vec<Effect>) {
         if self.phase != Phase::Loading {
             return;
         }
-        // What is no call (fences, void entries) needs no end.
-        let mut at = self.parked_done.base();
-        for entry in &entries {
-            self.parked_done.mark_run(at, entry.at);
-            at = at.max(entry.at.next());
+        // What is there without being a call needs no end. But the commit said exactly what is parked: what is missing of that is lost.
+        let (mut at, mut lost) = (self.parked_done.base(), 0);
+        for next in entries.iter().map(|entry| entry.at).chain([end]) {
+            lost += (at.get()..next.get()).filter(|n| !self.parked_done.is_done(Offset::new(*n))).count() as u64;
+            self.parked_done.mark_run(at, next);
+            at = at.max(next.next());
         }
-        self.parked_done.mark_run(at, fence.next());
-        self.parked_fence = Some(fence);
+        if lost > 0 && self.parked_end.is_some() {
+            effects.push(Effect::Lost(lost));
+        }
+        self.parked_end = Some(end);
+        self.parked_floor = end;
+        // In the order of the calls: those of one lane may have been parked in another.
+        entries.sort_by_key(|entry| (entry.arrival.origin, entry.at));
         for entry in entries {
             if self.parked_done.is_done(entry.at) {
                 continue;
             }
-            // Parked twice (parked again, or by a zombie too): the later one counts.
-            if let Some(earlier) = self.held.get(&entry.arrival.origin).and_then(|h| h.parked_at) {
-                self.parked_done.mark(earlier);
-                if let Some(held) = self.held.get_mut(&entry.arrival.origin) {
-                    held.parked_at = Some(entry.at);
-                    held.attempts = held.attempts.max(entry.attempts);
+            // Parked twice: the later one counts.
+            if let Some(held) = self.held.get_mut(&entry.arrival.origin) {
+                held.attempts = held.attempts.max(entry.attempts);
+                if let Some(earlier) = held.parked_at.replace(entry.at) {
+                    self.parked_done.mark(earlier);
                 }
                 continue;
             }
@@ -49,6 +54,7 @@ impl Partition {
             }
         }
         self.phase = Phase::Serving;
+        self.takeover.quiet_at = now + QUIET_AFTER;
         effects.push(Effect::Start(self.position));
         self.search(now, effects);
     }
@@ -61,7 +67,8 @@ impl Partition {
         }
     }
 
-    /// A fence was read: ours, or another's. `true`: a newer owner has taken over, and this one must drop the partition.
+    /// A fence of another was read. `true`: it is newer than ours. Either that one has taken over and this box has not been told yet, or it is a former owner's that
+    /// came late; only the log can tell, see [`super::owner::Owner::doubt`].
     #[must_use]
     pub fn fence_read(&mut self, now: Moment, at: Offset, effects: &mut Vec<Effect>) -> bool {
         self.skipped(now, at, effects);
@@ -83,7 +90,7 @@ impl Partition {
             Suspects::Any => self.position < self.takeover.suspect_below,
             Suspects::Only(these) => these.iter().any(|o| *o >= self.position),
         };
-        if (unread && self.room() > 0) || now < self.takeover.not_before {
+        if (unread && self.room() > 0 && now < self.takeover.quiet_at) || now < self.takeover.not_before {
             return;
         }
         if self.takeover.waiting > 0 {
@@ -99,14 +106,14 @@ impl Partition {
     }
 
     /// The search has ended: of `looked_for`, these have an outcome, there.
-    pub fn searched(&mut self, now: Moment, looked_for: &[Suspect], found: &HashMap<Offset, (TopicPartition, Offset)>, effects: &mut Vec<Effect>) {
+    pub fn searched(&mut self, now: Moment, looked_for: &[Suspect], found: &HashMap<Offset, Found>, effects: &mut Vec<Effect>) {
         self.takeover.searching = false;
         for origin in looked_for.iter().map(|s| s.origin) {
             let Some(held) = self.held.get_mut(&origin).filter(|h| h.state == State::Suspect) else { continue };
             self.takeover.waiting -= 1;
-            if let Some((partition, offset)) = found.get(&origin) {
+            if let Some(Found { partition, offset, refused }) = found.get(&origin) {
                 effects.push(Effect::Suppressed(held.id));
-                if held.recorded.is_some() {
+                if held.recorded.is_some() && !refused {
                     let verdict = Verdict::Found { partition: partition.clone(), offset: *offset };
                     self.record(origin, verdict, effects);
                 } else {
