@@ -57,7 +57,6 @@ pub(super) enum Job {
     Remove {
         partition: Arc<Partition>,
         offsets: Vec<Offset>,
-        ack: Ack,
     },
 }
 
