@@ -15,6 +15,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
 
 use anyhow::Context as _;
 use nix::errno::Errno;
@@ -28,6 +29,19 @@ use serde::{Deserialize, Serialize};
 pub(crate) const SHIM: &str = "box-app";
 /// The hidden subcommand that becomes the app.
 pub(crate) const EXEC: &str = "box-exec";
+
+/// This program, to be started again: by the path that it was started from, or, if that has been replaced or deleted since, from where the kernel still has it.
+pub(crate) fn this_program() -> Command {
+    const STILL: &str = "/proc/self/exe";
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    let path = PATH.get_or_init(|| std::env::current_exe().unwrap_or_else(|_| STILL.into()));
+    if path.exists() {
+        return Command::new(path);
+    }
+    let mut command = Command::new(STILL);
+    command.arg0(path);
+    command
+}
 
 /// What `up` tells the shim: a line of JSON each. The end of the stream means [`Order::Kill`].
 #[derive(Debug, Serialize, Deserialize)]
@@ -154,7 +168,7 @@ pub(crate) fn run_shim() -> anyhow::Result<()> {
 
 fn start_app(order: &str) -> anyhow::Result<Pid> {
     let (mut ours, theirs) = UnixStream::pair()?;
-    let child = Command::new(std::env::current_exe()?).arg(EXEC).stdin(Stdio::from(OwnedFd::from(theirs))).process_group(0).spawn()?;
+    let child = this_program().arg(EXEC).stdin(Stdio::from(OwnedFd::from(theirs))).process_group(0).spawn()?;
     ours.write_all(order.as_bytes())?;
     ours.shutdown(std::net::Shutdown::Write)?;
     // Its end of the socket is closed by a successful exec, or carries the error of a failed one.

@@ -290,3 +290,17 @@ fn a_kafka_that_is_not_there_is_told_within_seconds_and_tried_again() {
     up.signal(Signal::SIGINT);
     assert_eq!(up.ended().0, Some(0));
 }
+
+#[test]
+fn a_program_that_was_replaced_goes_on() {
+    let place = Place::with(ONE_BOX);
+    let copy = place.path().join("bluebox");
+    std::fs::copy(env!("CARGO_BIN_EXE_bluebox"), &copy).unwrap();
+    let mut command = std::process::Command::new(&copy);
+    command.args(["up", "--gateway", "127.0.0.1:0"]).current_dir(place.path());
+    let mut up = place.run(command);
+    up.wait_until_up();
+    std::fs::remove_file(copy).unwrap();
+    send(up.unit("cart-0").unwrap().app, Signal::SIGKILL);
+    up.wait_for_restart("cart-0", 1);
+}

@@ -16,7 +16,7 @@ use tokio::process::{Child, Command};
 use tokio::time::Instant;
 
 use super::output::{Output, Source};
-use crate::family::{Ending, Order, Report, SHIM};
+use crate::family::{Ending, Order, Report, SHIM, this_program};
 
 /// How long the shim may take to end everything that is killed.
 const KILL_TIME: Duration = Duration::from_secs(5);
@@ -49,7 +49,7 @@ impl App {
     pub(crate) async fn start(start: Start<'_>, output: &Output, source: &Source) -> anyhow::Result<Self> {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
-        let mut shim = Command::new(std::env::current_exe()?)
+        let mut shim = Command::from(this_program())
             .arg(SHIM)
             .envs(start.env)
             .stdin(Stdio::from(OwnedFd::from(theirs)))

@@ -93,6 +93,8 @@ pub(crate) struct UpOptions {
 
 /// Runs until Ctrl-C.
 pub(crate) async fn run(options: UpOptions) -> anyhow::Result<()> {
+    // Asked for now, while it is surely there.
+    let _ = crate::family::this_program();
     let mut system = file::load(&options.file)?;
     apply(&options, &mut system)?;
     plan::check_limits(&system)?;

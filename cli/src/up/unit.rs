@@ -18,7 +18,7 @@ use super::output::{Output, Source, Tone};
 use super::plan::{AppPlan, Unit};
 use super::ports;
 use super::state::{State, Status, UnitState};
-use crate::family::Ending;
+use crate::family::{Ending, this_program};
 use crate::proxy::Listening;
 use crate::units::spell;
 
@@ -188,7 +188,7 @@ impl Supervisor {
         }
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let listen = self.unit.listen.unwrap_or(any);
-        let mut command = Command::new(std::env::current_exe()?);
+        let mut command = Command::from(this_program());
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(|name| name.starts_with("BLUEBOX_"))) {
             command.env_remove(name);
         }

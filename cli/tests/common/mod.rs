@@ -147,7 +147,14 @@ impl Place {
     }
 
     pub fn up_with(self, arguments: &[String]) -> Up {
-        let mut child = self.command().args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut command = self.command();
+        command.args(arguments);
+        self.run(command)
+    }
+
+    /// Runs a command that is an `up` in here.
+    pub fn run(self, mut command: Command) -> Up {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (tell, lines) = channel();
         for from in [Box::new(child.stdout.take().unwrap()) as Box<dyn std::io::Read + Send>, Box::new(child.stderr.take().unwrap())] {
             let tell = tell.clone();
