@@ -11,6 +11,9 @@ use crate::log::{Assignment, Committed, GroupSpec, LogError, Topic, TopicPartiti
 /// The longest metadata of a commit, in bytes.
 pub const MAX_METADATA_BYTES: usize = 4_000;
 
+/// Shorter timeouts than this are taken for this: a member could never be in time.
+const SHORTEST_TIMEOUT: Duration = Duration::from_millis(10);
+
 /// One stay in a group: a member that was expelled and comes again has another id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MemberId(u64);
@@ -118,8 +121,8 @@ impl Groups {
         let member = Member {
             holder,
             topics: spec.topics.iter().cloned().collect(),
-            session_timeout: spec.session_timeout,
-            release_timeout: spec.release_timeout,
+            session_timeout: spec.session_timeout.max(SHORTEST_TIMEOUT),
+            release_timeout: spec.release_timeout.max(SHORTEST_TIMEOUT),
             seen: now,
         };
         let missing: Vec<_> = member.topics.iter().filter(|t| !self.topics.contains_key(*t)).cloned().collect();

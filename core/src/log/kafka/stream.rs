@@ -41,14 +41,14 @@ pub(super) struct ReaderSink {
     sender: mpsc::Sender<Read>,
     /// Done when the reader has room again.
     room: Option<Watched<()>>,
-    /// Done when the reader is gone.
-    gone: Watched<()>,
+    /// Done when the reader is gone; `None`: it is.
+    gone: Option<Watched<()>>,
 }
 
 impl ReaderSink {
     pub(super) fn new(sender: mpsc::Sender<Read>) -> Self {
         let watched = sender.clone();
-        Self { sender, room: None, gone: Box::pin(async move { watched.closed().await }) }
+        Self { sender, room: None, gone: Some(Box::pin(async move { watched.closed().await })) }
     }
 }
 
@@ -132,7 +132,10 @@ impl Stream {
                 member.gate.if_open(|| member.events.send(event).is_ok())
             }
             Sink::Reader(reader) => {
-                if wake::poll(&mut reader.gone, waker).is_some() {
+                // A future that is done must not be polled again, and a stream is flushed until somebody removes it.
+                let Some(gone) = &mut reader.gone else { return false };
+                if wake::poll(gone, waker).is_some() {
+                    reader.gone = None;
                     return false;
                 }
                 while !self.pending.is_empty() {
@@ -221,6 +224,7 @@ mod tests {
         assert_eq!(offsets(reader.next().await), [6, 9]);
         drop(reader);
         assert!(!stream.flush(&waker), "its user is gone");
+        assert!(!stream.flush(&waker), "and stays gone");
     }
 
     #[test]

@@ -3,11 +3,10 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, mpsc};
-use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::store::{Store, StoreError};
+use super::store::{PATIENCE, Store, StoreError};
 use super::{Job, Shared};
 use crate::log::embedded::partition::Partition;
 use crate::log::{Entry, LogError, Offset, Timestamp};
@@ -39,9 +38,6 @@ struct Trimmed {
     start: Offset,
     written: mpsc::Receiver<Result<(), LogError>>,
 }
-
-/// A start that is not written for so long is left to the next time.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Housekeeper {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
@@ -99,27 +95,35 @@ impl Housekeeper {
             last.insert(Bytes::copy_from_slice(&entry.record.key), entry.offset);
             true
         })?;
-        let mut removals = Vec::new();
+        let (mut removals, mut removed) = (Vec::new(), Ok(()));
         each(store, partition.id, partition.bounds().start, reached, |entry| {
             let key = &entry.record.key;
             let superseded = !key.is_empty() && last.get(key).is_some_and(|last| *last > entry.offset);
             if superseded || entry.record.value.is_none() && entry.timestamp < tombstones_before {
                 removals.push(entry.offset);
             }
-            if removals.len() >= MAX_REMOVALS {
-                self.remove(partition, std::mem::take(&mut removals));
-            }
-            true
+            removed = match removals.len() {
+                MAX_REMOVALS.. => self.remove(partition, std::mem::take(&mut removals)),
+                _ => Ok(()),
+            };
+            removed.is_ok()
         })?;
+        removed?;
         if !removals.is_empty() {
-            self.remove(partition, removals);
+            self.remove(partition, removals)?;
         }
         Ok(reached)
     }
 
-    fn remove(&self, partition: &Arc<Partition>, offsets: Vec<Offset>) {
+    /// Removes these, and waits until that is written, so that no more than a batch of removals waits.
+    fn remove(&self, partition: &Arc<Partition>, offsets: Vec<Offset>) -> Result<(), StoreError> {
         partition.remove(&offsets);
-        self.shared.write(Job::Remove { partition: Arc::clone(partition), offsets });
+        let (ack, written) = mpsc::channel();
+        self.shared.write(Job::Remove { partition: Arc::clone(partition), offsets, ack: Box::new(move |done| drop(ack.send(done))) });
+        match written.recv_timeout(PATIENCE) {
+            Ok(Ok(())) => Ok(()),
+            _ => Err(StoreError::Stuck),
+        }
     }
 
     /// Lets go of what the starts have passed, and gives room back to the disk, if that is much.
@@ -139,7 +143,7 @@ impl Housekeeper {
         let partitions = self.shared.partitions.read().unwrap_or_else(PoisonError::into_inner);
         let live: u64 = partitions.iter().map(|p| p.bounds()).map(|b| b.end.distance_from(b.start)).sum();
         drop(partitions);
-        let size = store.table_bytes();
+        let size = store.size_bytes().unwrap_or(0);
         let passed_bytes = u64::try_from(u128::from(size) * u128::from(passed) / u128::from((passed + live).max(1))).unwrap_or(size);
         if passed_bytes < MIN_RECLAIM_BYTES.max(size / 4) || !self.shared.reclaim_begins() {
             return;
@@ -147,7 +151,7 @@ impl Housekeeper {
         match store.reclaim() {
             Ok(()) => {
                 self.shared.passed.fetch_sub(passed, Ordering::Relaxed);
-                tracing::info!(before_bytes = size, after_bytes = store.table_bytes(), "gave room back to the disk");
+                tracing::info!(before_bytes = size, after_bytes = store.size_bytes().unwrap_or(0), "gave room back to the disk");
             }
             Err(e) => tracing::error!(error = %e, "could not give room back to the disk"),
         }

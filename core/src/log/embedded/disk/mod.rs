@@ -57,6 +57,7 @@ pub(super) enum Job {
     Remove {
         partition: Arc<Partition>,
         offsets: Vec<Offset>,
+        ack: Ack,
     },
 }
 

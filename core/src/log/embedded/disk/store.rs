@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::panic::RefUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use fjall::compaction::filter::{CompactionFilter, Context, Factory, ItemAccessor, Verdict};
@@ -26,6 +26,9 @@ const CACHE_BYTES: u64 = 8 << 20;
 /// Journals are replayed when the log is opened; this bounds how long that takes.
 const JOURNAL_BYTES: u64 = 128 << 20;
 
+/// A store that is behind in sorting is waited for this long before it is taken for stuck.
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+
 /// The layout that is written down here.
 const FORMAT: u64 = 1;
 
@@ -41,6 +44,9 @@ pub(super) enum StoreError {
     /// An entry that makes no sense.
     #[error("an entry of the store can't be read: {0}")]
     Unreadable(&'static str),
+    /// What is in memory does not get into tables.
+    #[error("the store could not sort what it has within {PATIENCE:?}")]
+    Stuck,
     /// The store crate's own.
     #[error("{0}")]
     Store(#[from] fjall::Error),
@@ -262,15 +268,34 @@ impl Store {
         self.records.sealed_memtable_count() >= 3 || self.meta.sealed_memtable_count() >= 3 || self.records.l0_table_count() >= 18
     }
 
-    /// The size of the sorted tables, in bytes.
-    pub(super) fn table_bytes(&self) -> u64 {
-        self.records.disk_space()
+    /// Its size on disk, in bytes.
+    pub(super) fn size_bytes(&self) -> Result<u64, StoreError> {
+        Ok(self.database.disk_space()?)
     }
 
     /// Gives back the room of records that the starts have passed. Writes what is left again; may take long.
     pub(super) fn reclaim(&self) -> Result<(), StoreError> {
-        self.records.rotate_memtable_and_wait()?;
-        Ok(self.records.major_compact()?)
+        self.sort_all()?;
+        self.records.major_compact()?;
+        // The tables from before are removed when something is sorted next.
+        self.meta.insert(FORMAT_KEY, FORMAT.to_be_bytes().to_vec())?;
+        self.sort_all()
+    }
+
+    /// Gets what is in memory into tables.
+    fn sort_all(&self) -> Result<(), StoreError> {
+        // In both, because a journal is kept as long as any of its entries is not in a table.
+        for keyspace in [&self.records, &self.meta] {
+            keyspace.rotate_memtable()?;
+            let begun = Instant::now();
+            while keyspace.sealed_memtable_count() > 0 {
+                if self.is_broken() || begun.elapsed() > PATIENCE {
+                    return Err(StoreError::Stuck);
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        Ok(())
     }
 }
 

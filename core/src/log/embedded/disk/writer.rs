@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::store::{Batch, Store, StoreError, StoredTopic};
+use super::store::{Batch, PATIENCE, Store, StoreError, StoredTopic};
 use super::{Ack, AppendAck, Install, Job, Shared, each_write_to_disk};
 use crate::clock::{Moment, wall_clock};
 use crate::log::embedded::Fsync;
@@ -22,9 +22,6 @@ const SHORT_TAIL_BYTES: usize = 16 << 10;
 
 /// A broken store, or a full disk, is looked at again after this time.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// A store that is behind in sorting is waited for this long before it is taken for stuck.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(super) struct Writer {
     shared: Arc<Shared>,
@@ -193,7 +190,8 @@ impl Writer {
                 batch.start(partition.id, bounds, last);
                 written.acks.push(ack);
             }
-            Job::Remove { partition, offsets } => {
+            Job::Remove { partition, offsets, ack } => {
+                written.acks.push(ack);
                 for offset in offsets {
                     batch.remove(partition.id, offset);
                 }
@@ -343,9 +341,9 @@ pub(super) fn refuse(jobs: Vec<Job>, why: &str) {
     for job in jobs {
         match job {
             Job::Append { ack, .. } => ack(Err(AppendError::NotPersisted(why.to_owned()))),
-            Job::Commit { ack, .. } | Job::CreateTopics { ack, .. } | Job::Trim { ack, .. } => ack(Err(LogError::Unavailable(why.to_owned()))),
-            // Done again the next time.
-            Job::Remove { .. } => {}
+            Job::Commit { ack, .. } | Job::CreateTopics { ack, .. } | Job::Trim { ack, .. } | Job::Remove { ack, .. } => {
+                ack(Err(LogError::Unavailable(why.to_owned())));
+            }
         }
     }
 }
@@ -358,7 +356,7 @@ fn wait_until_it_keeps_up(store: &Store) -> Result<(), String> {
             return Err("the store has failed in the background".to_owned());
         }
         if begun.elapsed() > PATIENCE {
-            return Err(format!("the store could not sort what it has within {PATIENCE:?}"));
+            return Err(StoreError::Stuck.to_string());
         }
         std::thread::sleep(Duration::from_millis(2));
     }

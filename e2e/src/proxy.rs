@@ -1,0 +1,157 @@
+//! `bluebox proxy`, to be killed, stopped and started again.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use http::StatusCode;
+use nix::sys::signal::Signal;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::app::App;
+use crate::client::{Answer, Call, Running};
+use crate::deadline::eventually;
+use crate::process::{self, Process};
+
+/// What a proxy will be told.
+#[derive(Debug, Clone)]
+pub struct ProxySpec {
+    pub(crate) label: String,
+    pub(crate) listen: SocketAddr,
+    pub(crate) arguments: Vec<String>,
+    pub(crate) directory: PathBuf,
+}
+
+impl ProxySpec {
+    /// It serves a component of this app, with this number of partitions.
+    #[must_use]
+    pub fn serves(self, component: &str, app: &App, partitions: u32) -> Self {
+        self.flag("--serve", &format!("{component}={},partitions={partitions}", app.address()))
+    }
+
+    /// With one more flag; `--serve` can be repeated, of every other one the last counts.
+    #[must_use]
+    pub fn flag(mut self, name: &str, value: &str) -> Self {
+        self.arguments.retain(|there| name == "--serve" || !there.starts_with(&format!("{name}=")));
+        self.arguments.push(format!("{name}={value}"));
+        self
+    }
+
+    /// Starts it. It listens when this returns; what it knows of other components comes later: [`Proxy::knows`].
+    pub async fn start(self) -> Proxy {
+        let mut proxy = Proxy { spec: self, process: None };
+        proxy.start_again().await;
+        proxy
+    }
+}
+
+/// A proxy.
+#[derive(Debug)]
+pub struct Proxy {
+    spec: ProxySpec,
+    process: Option<Process>,
+}
+
+impl Proxy {
+    /// Starts its process again, as it was.
+    pub async fn start_again(&mut self) {
+        assert!(self.process.is_none(), "{} runs", self.spec.label);
+        let mut command = process::bluebox();
+        command.arg("proxy").arg(format!("--listen={}", self.spec.listen)).args(&self.spec.arguments).arg("--with-parent");
+        command.arg(format!("--log-level={}", std::env::var("BLUEBOX_TEST_LOG_LEVEL").unwrap_or_else(|_| "info".to_owned())));
+        let mut process = Process::start(&self.spec.label, command, &self.spec.directory);
+        let address = self.spec.listen;
+        eventually("a proxy listens", || {
+            assert_eq!(process.ended(), None, "{}", process.said());
+            async move { TcpStream::connect(address).await.ok() }
+        })
+        .await;
+        self.process = Some(process);
+    }
+
+    /// Where it takes calls.
+    pub fn address(&self) -> SocketAddr {
+        self.spec.listen
+    }
+
+    /// Waits until it knows a component and can call it. Nothing is delivered for that: what is far too large is refused for a component, and for a component only.
+    pub async fn knows(&self, component: &str) {
+        let head = format!("POST / HTTP/1.1\r\nhost: {component}\r\ncontent-length: {}\r\n\r\n", u64::MAX / 4);
+        eventually(&format!("{} knows {component}", self.spec.label), || async {
+            let mut stream = TcpStream::connect(self.address()).await.ok()?;
+            stream.write_all(head.as_bytes()).await.ok()?;
+            let mut status = [0; 12];
+            stream.read_exact(&mut status).await.ok()?;
+            (status == *b"HTTP/1.1 413").then_some(())
+        })
+        .await;
+    }
+
+    /// Sends a call through it.
+    pub fn begin(&self, call: Call) -> Running {
+        Running::start(call, self.address())
+    }
+
+    /// Sends a call through it, and waits for the answer.
+    pub async fn call(&self, call: Call) -> Answer {
+        self.begin(call).answer().await
+    }
+
+    /// What its status resource says of a call now; asked again while a proxy that has just started can't say.
+    pub async fn status(&self, location: &str) -> Answer {
+        eventually(&format!("{location} can be asked"), || async {
+            let answer = self.call(Call::get(location)).await;
+            (answer.header("bluebox-error") != "not-ready").then_some(answer)
+        })
+        .await
+    }
+
+    /// What has become of a call: asks its status resource until it has ended.
+    pub async fn outcome(&self, location: &str) -> Answer {
+        eventually(&format!("{location} ends"), || async {
+            let answer = self.call(Call::get(location)).await;
+            match answer.header("bluebox-call-state") {
+                "pending" => {
+                    assert_eq!(answer.status.as_u16(), 200, "{answer:?}");
+                    assert_ne!(answer.header("retry-after"), "", "{answer:?}");
+                    None
+                }
+                "ended" => Some(answer),
+                _ if answer.status == StatusCode::SERVICE_UNAVAILABLE => None,
+                _ => panic!("{answer:?}"),
+            }
+        })
+        .await
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.process.take().unwrap().kill();
+    }
+
+    /// SIGTERM, and how it ends.
+    pub async fn terminate(&mut self) -> ExitStatus {
+        self.process.take().unwrap().terminate().await
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        self.process.as_ref().unwrap().signal(signal);
+    }
+
+    /// SIGKILL, and started again as it was.
+    pub async fn crash(&mut self) {
+        self.kill();
+        self.start_again().await;
+    }
+
+    /// What it said so far.
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(self.spec.directory.join(format!("{}.log", self.spec.label))).unwrap_or_default()
+    }
+}
+
+/// How long another box waits before it takes a partition over from one that died.
+pub const SESSION: Duration = Duration::from_secs(3);
