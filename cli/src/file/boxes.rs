@@ -94,8 +94,8 @@ impl Reader {
     }
 
     fn one_box(&mut self, key: &Key, node: &Node, directory: &Path) -> Option<BoxSpec> {
-        const KEYS: [&str; 12] =
-            ["command", "port", "replicas", "env", "cwd", "components", "grace", "protocol", "partitions", "ports", "body-limit", "streams"];
+        const KEYS: [&str; 13] =
+            ["command", "port", "replicas", "env", "cwd", "components", "grace", "routes", "protocol", "partitions", "ports", "body-limit", "streams"];
         let path = format!("boxes.{}", tree::shorten(&key.text));
         let before = self.problems.len();
         let name = self.name(key.at, &key.text);
@@ -131,6 +131,7 @@ impl Reader {
                 }
                 "components" => components = Some(self.components(&at, value)),
                 "grace" => grace = self.parsed(&at, value, "a duration", units::duration).unwrap_or(grace),
+                "routes" => limits.extend(self.routes(&at, &known, value)),
                 _ if self.setting(&path, key, value, &mut settings) => {}
                 _ => limits.extend(self.limit(&path, &known, &KEYS, key, value)),
             }
@@ -232,6 +233,32 @@ impl Reader {
                 None
             }
         }
+    }
+
+    /// Paths with limits of their own, as flags.
+    fn routes(&mut self, path: &str, known: &Known, node: &Node) -> Vec<String> {
+        let mut flags = Vec::new();
+        for (key, value) in self.map(path, node, "`{/reports: {attempt-timeout: 30m}}`") {
+            let at = format!("{path}.{}", tree::shorten(&key.text));
+            if !key.text.starts_with('/') || key.text.contains([' ', ',']) {
+                self.wrong(key.at, format!("{at}: a route is a path such as `/reports`, without spaces and commas"));
+                continue;
+            }
+            let mut route = key.text.clone();
+            for (key, value) in self.map(&at, value, "`{attempt-timeout: 30m}`") {
+                if !["attempt-timeout", "retry-on"].contains(&key.text.as_str()) {
+                    self.unknown(&at, key, ["attempt-timeout", "retry-on"].into_iter());
+                } else if let Some(flag) = self.limit(&at, known, &[], key, value) {
+                    route.push(' ');
+                    route.push_str(&flag.trim_start_matches("--").replace(',', "+"));
+                }
+            }
+            match known.flag("route", &route) {
+                Ok(flag) => flags.push(flag),
+                Err(why) => self.wrong(value.at, format!("{at}: {why}")),
+            }
+        }
+        flags
     }
 
     /// `None` in the inner option: the file wants no gateway.

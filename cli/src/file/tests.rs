@@ -33,6 +33,7 @@ boxes:
     attempt-timeout: 30s
     retry-on: [502, 503]
     concurrency: 8
+    routes: {/reports: {attempt-timeout: 30m, retry-on: [502, 503]}}
     streams: pass
     partitions: 4
     components:
@@ -49,7 +50,7 @@ boxes:
     assert_eq!(cart.env["LEVEL"], "3");
     assert_eq!(cart.env["EMPTY"], "");
     assert_eq!(cart.env["FLAG"], "yes");
-    assert_eq!(cart.limits, ["--attempt-timeout=30s", "--retry-on=502,503", "--concurrency=8"]);
+    assert_eq!(cart.limits, ["--attempt-timeout=30s", "--retry-on=502,503", "--concurrency=8", "--route=/reports attempt-timeout=30m retry-on=502+503"]);
     let [one, two] = &cart.components[..] else { panic!("{cart:?}") };
     assert_eq!((one.settings.partitions, one.settings.streams), (Some(4), Some(Streams::Pass)));
     assert_eq!((two.port, two.settings.partitions, two.settings.streams), (Some(8081), Some(2), Some(Streams::Refuse)));
@@ -114,6 +115,10 @@ fn what_is_wrong_and_what_would_be_right() {
         (cart("log: {fsync: sometimes}\n"), 4, 14, "`always`, `never`"),
         (cart("log: {brokers: localhost}\n"), 4, 16, "HOST:PORT"),
         (cart("gateway: {listen: nowhere}\n"), 4, 19, "127.0.0.1:4140"),
+        (cart("    routes: {reports: {attempt-timeout: 5m}}\n"), 4, 14, "a path such as `/reports`"),
+        (cart("    routes: {/a: {attempt-timeout: 5}}\n"), 4, 36, "`5s`"),
+        (cart("    routes: {/a: {colour: red}}\n"), 4, 19, "known here: attempt-timeout, retry-on"),
+        (cart("    routes: {/a: {}}\n"), 4, 18, "says nothing"),
         // Names.
         ("boxes:\n  Cart_1: {command: [a]}\n".to_owned(), 2, 3, "`cart-1` would be right"),
         ("boxes:\n  bluebox: {command: [a]}\n".to_owned(), 2, 3, "reserved"),
