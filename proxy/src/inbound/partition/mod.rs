@@ -27,6 +27,8 @@ mod held;
 mod parking;
 mod status;
 mod takeover;
+#[cfg(test)]
+mod tests;
 
 pub use effects::*;
 use ending::uncount;

@@ -1,0 +1,261 @@
+//! What the simulation (`tests/simulation`) has found, each by itself.
+
+use std::sync::Arc;
+
+use bluebox_core::ComponentName;
+use bluebox_core::call::{Body, Call, Digest, ReplyAddress, Request};
+use bluebox_core::log::Topic;
+use bytes::Bytes;
+
+use super::*;
+
+const RULES: Rules = Rules {
+    max_attempts: 3,
+    max_crashes: 3,
+    first_backoff: Duration::from_millis(100),
+    max_backoff: Duration::from_secs(30),
+    drain: Duration::from_secs(30),
+    lease: Duration::from_secs(2),
+};
+
+fn at(n: u64) -> Offset {
+    Offset::new(n)
+}
+
+fn time(millis: u64) -> Moment {
+    Moment::from_start(Duration::from_millis(millis))
+}
+
+fn arrival(origin: u64, lane: Option<&str>, recorded: Option<Digest>) -> Arrival {
+    let name = |name| ComponentName::try_new(name).unwrap();
+    let id = if recorded.is_some() { CallId::from_bytes([9; 16]) } else { CallId::from_bytes((u128::from(origin) + 1_000).to_be_bytes()) };
+    let request = Request {
+        method: http::Method::POST,
+        target: "/".to_owned(),
+        authority: "app".to_owned(),
+        headers: http::HeaderMap::new(),
+        body: Body::empty(),
+        trailers: http::HeaderMap::new(),
+    };
+    let call = Call {
+        id,
+        replay: 0,
+        caller: name("caller"),
+        callee: name("app"),
+        ordering_key: lane.map(|lane| Bytes::from(lane.to_owned())),
+        reply_to: ReplyAddress { partition: Topic::new("replies").partition(0), position: at(0) },
+        ttl: Duration::from_secs(if recorded == Some([2; 32]) { 1 } else { 3_600 }),
+        wait: None,
+        recorded,
+        request,
+    };
+    Arrival { origin: at(origin), accepted: Timestamp::from_millis(0), age: Duration::ZERO, call: Arc::new(call) }
+}
+
+/// A partition that serves, after what its predecessor committed.
+fn serving(committed: &(Committed, Committed), epoch: u64, parked: Vec<ParkedArrival>) -> Partition {
+    let mut effects = Vec::new();
+    let mut partition = Partition::new(time(0), RULES, Some(&committed.0), Some(&committed.1), false, &mut effects);
+    partition.fenced(at(epoch), &mut effects);
+    let end = effects.iter().find_map(|e| if let Effect::LoadParked { end, .. } = e { *end } else { None }).unwrap_or_default();
+    partition.parked_loaded(time(0), parked, end, &mut effects);
+    assert!(!effects.iter().any(|e| matches!(e, Effect::Lost(_))), "{effects:?}");
+    partition.index_loaded();
+    partition
+}
+
+/// What a clean owner leaves that has had nothing to do.
+fn clean() -> (Committed, Committed) {
+    (Mark::default().encode(), Mark { parked_end: Some(at(0)), ..Mark::default() }.encode())
+}
+
+/// A clean owner's last commit.
+fn hand_over(partition: &mut Partition) -> (Committed, Committed) {
+    let mut effects = Vec::new();
+    partition.revoke(time(20_000), &mut effects);
+    partition.tick(time(20_000), &mut effects);
+    assert!(partition.is_handing());
+    partition.mark()
+}
+
+fn ready(partition: &mut Partition) -> Vec<u64> {
+    let (mut index, mut effects) = (Recorded::new(10, Duration::from_secs(3_600)), Vec::new());
+    std::iter::from_fn(|| partition.next_delivery(time(3_000), &mut index, &mut effects)).map(|d| d.origin.get()).collect()
+}
+
+fn parked_at(offset: u64, origin: u64, lane: Option<&str>) -> ParkedArrival {
+    ParkedArrival { at: at(offset), attempts: 0, may_have_started: false, arrival: arrival(origin, lane, None) }
+}
+
+#[test]
+fn parked_calls_of_a_lane_keep_their_order_whatever_order_they_were_parked_in() {
+    let committed = (clean().0, Mark { parked_end: Some(at(2)), ..Mark::default() }.encode());
+    let mut partition = serving(&committed, 9, vec![parked_at(0, 5, Some("lane")), parked_at(1, 3, Some("lane"))]);
+    let mut effects = Vec::new();
+    for origin in 0..6 {
+        partition.skipped(time(0), at(origin), &mut effects);
+    }
+    assert_eq!(ready(&mut partition), [3]);
+}
+
+#[test]
+fn a_parked_call_waits_for_those_of_its_lane_that_are_not_parked() {
+    let committed = (clean().0, Mark { parked_end: Some(at(1)), ..Mark::default() }.encode());
+    let mut partition = serving(&committed, 9, vec![parked_at(0, 5, Some("lane"))]);
+    assert_eq!(ready(&mut partition), [0; 0], "what lies before it has not been read");
+    let mut effects = Vec::new();
+    for origin in 0..6 {
+        match origin {
+            3 => partition.arrived(time(0), arrival(3, Some("lane"), None), &mut effects),
+            _ => partition.skipped(time(0), at(origin), &mut effects),
+        }
+    }
+    assert_eq!(ready(&mut partition), [3]);
+}
+
+#[test]
+fn a_copy_whose_acknowledgement_was_lost_is_no_second_call() {
+    let mut partition = serving(&clean(), 9, Vec::new());
+    let mut effects = Vec::new();
+    partition.arrived(time(0), arrival(0, None, None), &mut effects);
+    partition.park(at(0), &mut effects);
+    // Two copies came to lie in the log, at 0 and at 1; only the second was acknowledged.
+    partition.parked(time(0), at(0), at(1));
+    assert_eq!(ready(&mut partition), [0]);
+    let outcome = crate::inbound::deliver::refusal(CallId::from_bytes([1; 16]), 0, None, 1, Reason::Answer, "");
+    partition.delivery_ended(time(1), at(0), DeliveryEnd::Answered(Box::new(outcome)), 0.0, &mut effects);
+    partition.recorded(at(0));
+    let left = hand_over(&mut partition);
+    let mark = Mark::decode(&left.1).unwrap();
+    assert!(mark.done.is_done(at(0)) && mark.done.is_done(at(1)));
+}
+
+#[test]
+fn a_copy_that_comes_to_lie_where_a_commit_saw_nothing_is_made_again() {
+    let mut partition = serving(&clean(), 9, Vec::new());
+    let mut effects = Vec::new();
+    for origin in 0..2 {
+        partition.arrived(time(0), arrival(origin, None, None), &mut effects);
+        partition.park(at(origin), &mut effects);
+    }
+    partition.parked(time(0), at(1), at(1));
+    partition.mark();
+    // Its acknowledgement comes after a commit has said that only the other lives there.
+    partition.parked(time(0), at(0), at(0));
+    let mark = Mark::decode(&partition.mark().0).unwrap();
+    assert!(!mark.done.is_done(at(0)) && mark.done.is_done(at(1)), "only what the parked partition has counts as parked");
+}
+
+#[test]
+fn parked_records_that_are_gone_are_an_alarm() {
+    let mut effects = Vec::new();
+    let parked = Mark { parked_end: Some(at(2)), ..Mark::default() }.encode();
+    let mut partition = Partition::new(time(0), RULES, Some(&clean().0), Some(&parked), true, &mut effects);
+    partition.fenced(at(9), &mut effects);
+    partition.parked_loaded(time(0), vec![parked_at(1, 3, None)], at(2), &mut effects);
+    assert!(effects.contains(&Effect::Lost(1)), "{effects:?}");
+}
+
+#[test]
+fn who_hands_over_suspects_does_not_end_the_row_of_unclean_owners() {
+    let crashed = Mark { suspects: Suspects::Any, unclean_owners: 1, ..Mark::default() }.encode();
+    let mut second = serving(&(crashed, clean().1), 9, Vec::new());
+    let mut effects = Vec::new();
+    second.arrived(time(0), arrival(0, None, None), &mut effects);
+    for other in 1..10 {
+        second.skipped(time(0), at(other), &mut effects);
+    }
+    // Asked for before it has looked for the outcome.
+    let left = hand_over(&mut second);
+    let mut third = serving(&left, 20, Vec::new());
+    third.arrived(time(200), arrival(0, None, None), &mut effects);
+    let Some(Effect::Search(suspects)) = effects.pop() else { panic!("{effects:?}") };
+    third.searched(time(200), &suspects, &HashMap::new(), &mut effects);
+    let delivery = third.next_delivery(time(200), &mut Recorded::new(1, Duration::ZERO), &mut effects).unwrap();
+    assert!(delivery.solo);
+}
+
+#[test]
+fn nothing_is_released_before_zombies_of_the_former_owner_are_harmless() {
+    let crashed = (Mark { suspects: Suspects::Any, ..Mark::default() }.encode(), clean().1);
+    let mut effects = Vec::new();
+    let mut fencing = Partition::new(time(0), RULES, Some(&crashed.0), Some(&crashed.1), false, &mut effects);
+    let mut serving = serving(&crashed, 0, Vec::new());
+    for partition in [&mut fencing, &mut serving] {
+        effects.clear();
+        partition.revoke(time(10), &mut effects);
+        partition.tick(time(1_999), &mut effects);
+        assert!(!partition.is_handing() && effects.is_empty(), "{effects:?}");
+        assert_eq!(partition.next_timer(time(10)), Some(time(2_000)));
+        partition.tick(time(2_000), &mut effects);
+        assert!(partition.is_handing() || effects == [Effect::Release]);
+    }
+}
+
+#[test]
+fn suspects_are_searched_for_though_more_could_be_read() {
+    // A box whose memory is full asks for no more records until some calls have ended.
+    let crashed = (Mark { suspects: Suspects::Any, ..Mark::default() }.encode(), clean().1);
+    let mut partition = serving(&crashed, 1_000, Vec::new());
+    let mut effects = Vec::new();
+    partition.arrived(time(2_000), arrival(0, None, None), &mut effects);
+    partition.tick(time(2_050), &mut effects);
+    assert_eq!(effects, []);
+    assert_eq!(partition.next_timer(time(2_050)), Some(time(2_100)));
+    partition.tick(time(2_100), &mut effects);
+    assert!(matches!(effects.as_slice(), [Effect::Search(_)]), "{effects:?}");
+}
+
+#[test]
+fn a_retry_that_ends_first_says_nothing_about_the_call_it_repeats() {
+    let mut partition = serving(&clean(), 9, Vec::new());
+    let mut effects = Vec::new();
+    partition.arrived(time(0), arrival(0, None, Some([1; 32])), &mut effects);
+    partition.arrived(time(0), arrival(1, None, Some([2; 32])), &mut effects);
+    assert_eq!(ready(&mut partition), [0]);
+    effects.clear();
+    partition.tick(time(1_000), &mut effects);
+    let [Effect::Record(ending)] = effects.as_slice() else { panic!("{effects:?}") };
+    assert!(ending.origin == at(1) && !ending.indexed);
+}
+
+#[test]
+fn a_refusal_that_is_found_is_no_end_for_the_index() {
+    let crashed = (Mark { suspects: Suspects::Any, ..Mark::default() }.encode(), clean().1);
+    let mut partition = serving(&crashed, 1, Vec::new());
+    let mut effects = Vec::new();
+    partition.arrived(time(2_000), arrival(0, None, Some([1; 32])), &mut effects);
+    let Some(Effect::Search(suspects)) = effects.pop() else { panic!("{effects:?}") };
+    let found = Found { partition: Topic::new("replies").partition(0), offset: at(4), refused: true };
+    partition.searched(time(2_000), &suspects, &[(at(0), found)].into(), &mut effects);
+    assert!(matches!(effects.as_slice(), [Effect::Suppressed(_)]), "{effects:?}");
+    assert_eq!(partition.held_calls(), 0);
+}
+
+#[test]
+fn nothing_ends_and_nothing_begins_once_the_last_commit_is_on_its_way() {
+    let mut partition = serving(&clean(), 9, Vec::new());
+    let mut effects = Vec::new();
+    partition.arrived(time(0), arrival(0, None, None), &mut effects);
+    hand_over(&mut partition);
+    partition.tick(time(3_600_000), &mut effects);
+    let id = arrival(0, None, None).call.id;
+    assert!(!partition.cancel(at(0), &id, &mut effects));
+    assert_eq!(effects, []);
+}
+
+#[test]
+fn a_solo_delivery_that_was_only_announced_is_not_begun_by_a_commit_after_the_revocation() {
+    let crashed = (Mark { suspects: Suspects::Any, unclean_owners: 1, ..Mark::default() }.encode(), clean().1);
+    let mut partition = serving(&crashed, 1, Vec::new());
+    let mut effects = Vec::new();
+    partition.arrived(time(2_000), arrival(0, None, None), &mut effects);
+    let Some(Effect::Search(suspects)) = effects.pop() else { panic!("{effects:?}") };
+    partition.searched(time(2_000), &suspects, &HashMap::new(), &mut effects);
+    assert_eq!(ready(&mut partition), [0]);
+    let (calls, _) = hand_over(&mut partition);
+    assert!(!partition.announced(at(0)));
+    let mark = Mark::decode(&calls).unwrap();
+    assert!(mark.crashes.is_empty(), "nothing was begun");
+    assert_eq!(mark.suspects, Suspects::Only(vec![at(0)]));
+}
