@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 
 use crate::app::App;
 use crate::client::{Answer, Call, Running};
-use crate::deadline::eventually;
+use crate::deadline::{PATIENCE, eventually, within};
 use crate::process::{self, Process};
 
 /// What a proxy will be told.
@@ -78,15 +78,20 @@ impl Proxy {
 
     /// Waits until it knows a component and can call it. Nothing is delivered for that: what is far too large is refused for a component, and for a component only.
     pub async fn knows(&self, component: &str) {
-        let head = format!("POST / HTTP/1.1\r\nhost: {component}\r\ncontent-length: {}\r\n\r\n", u64::MAX / 4);
         eventually(&format!("{} knows {component}", self.spec.label), || async {
-            let mut stream = TcpStream::connect(self.address()).await.ok()?;
-            stream.write_all(head.as_bytes()).await.ok()?;
-            let mut status = [0; 12];
-            stream.read_exact(&mut status).await.ok()?;
-            (status == *b"HTTP/1.1 413").then_some(())
+            (self.status_for_length(component, u64::MAX / 4).await? == "413").then_some(())
         })
         .await;
+    }
+
+    /// The status that it answers the head of a request with, which says that a body of this length will follow; `None` if it gives none.
+    pub async fn status_for_length(&self, component: &str, length: u64) -> Option<String> {
+        let head = format!("POST / HTTP/1.1\r\nhost: {component}\r\ncontent-length: {length}\r\n\r\n");
+        let mut stream = TcpStream::connect(self.address()).await.ok()?;
+        stream.write_all(head.as_bytes()).await.ok()?;
+        let mut status = [0; 12];
+        within(PATIENCE, "an answer to a head", stream.read_exact(&mut status)).await.ok()?;
+        String::from_utf8_lossy(&status).strip_prefix("HTTP/1.1 ").map(str::to_owned)
     }
 
     /// Sends a call through it.

@@ -201,13 +201,24 @@ pub async fn large_bodies_arrive_bit_for_bit_both_ways(world: World) {
 pub async fn a_body_over_the_limit_is_413(world: World) {
     let (mut app, _cart, shop) = shop(&world, &[]).await;
     let limit = 64 << 20;
-    let over = shop.call(Call::post("http://cart/over", vec![0; limit + 1])).await;
-    over.is_problem(413, true);
+    assert_eq!(shop.status_for_length("cart", limit as u64 + 1).await.unwrap(), "413");
     let call = shop.begin(Call::post("http://cart/at", vec![7; limit]));
     let delivery = app.next().await;
     assert_eq!((delivery.asked.target.as_str(), delivery.asked.body.len()), ("/at", limit));
     delivery.answer(200, "taken");
     call.answer().await.is(200, "taken");
+}
+
+pub async fn the_limit_of_a_body_can_be_configured(world: World) {
+    let app = world.app("mail").await;
+    app.echo();
+    let _mail = world.proxy("mail").flag("--serve", &format!("mail={},partitions=2,body-limit=1000", app.address())).start().await;
+    let shop = world.proxy("shop").start().await;
+    shop.knows("mail").await;
+    let over = shop.call(Call::post("http://mail/over", vec![b'x'; 1001])).await;
+    over.is_problem(413, true);
+    shop.call(Call::post("http://mail/at", vec![b'x'; 1000])).await.is(200, &"x".repeat(1000));
+    assert_eq!(app.ledger().len(), 1);
 }
 
 pub async fn nobody_but_an_app_says_404(world: World) {

@@ -52,6 +52,7 @@ contract! {
         an_answer_that_never_ends_ends_the_call_with_a_recorded_502,
         large_bodies_arrive_bit_for_bit_both_ways,
         a_body_over_the_limit_is_413,
+        the_limit_of_a_body_can_be_configured,
         nobody_but_an_app_says_404,
     ];
     waits: [
