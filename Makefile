@@ -6,6 +6,8 @@ SHELL := bash
 # Kafka for `make demo`: HOST:PORT. Without it the demo runs on the embedded log.
 BROKERS ?=
 CARGO ?= cargo
+# The tests of the contract mostly wait: for sessions to run out, for lanes to be parked. So more of them than cores at once.
+CONTRACT = $(CARGO) test --locked --package bluebox-e2e -- --test-threads=6
 
 .PHONY: help build release demo demo-kafka test test-fast fmt fmt-check lint doc deny kafka kafka-stop clean
 
@@ -26,10 +28,11 @@ demo-kafka: ## The demo on a Kafka that is started for it
 	scripts/kafka run -- bash -c '$(MAKE) demo BROKERS="$$BLUEBOX_TEST_BROKERS"'
 
 test: fmt-check lint ## Formatting, lints and all tests, on the embedded log and on a real Kafka
-	scripts/kafka run -- $(CARGO) test --locked --workspace
+	scripts/kafka run -- bash -c '$(CARGO) test --locked --workspace --exclude bluebox-e2e && $(CONTRACT)'
 
 test-fast: ## The tests that need no Kafka
-	$(CARGO) test --locked --workspace
+	$(CARGO) test --locked --workspace --exclude bluebox-e2e
+	$(CONTRACT)
 
 fmt: ## Format the code
 	$(CARGO) fmt --all
