@@ -173,7 +173,8 @@ impl KafkaConfig {
                 config
                     .set("partition.assignment.strategy", "cooperative-sticky")
                     .set("session.timeout.ms", session.to_string())
-                    .set("heartbeat.interval.ms", (session / 3).clamp(1, 3000).to_string())
+                    // A member hears of a rebalance with its next heartbeat, and twice per move: so long a partition that moves has no owner.
+                    .set("heartbeat.interval.ms", (session / 3).clamp(1, 500).to_string())
                     // How long the group waits for this member while it holds on to what it was asked for.
                     .set("max.poll.interval.ms", (release_timeout + Duration::from_secs(10)).max(session_timeout * 2).as_millis().to_string());
             }
