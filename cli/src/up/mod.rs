@@ -130,8 +130,10 @@ pub(crate) async fn run(options: UpOptions) -> anyhow::Result<()> {
         }
     }
 
-    let (state, watched) = watch::channel(first_state(&options.file, &system, &log, &units));
-    let keeper = tokio::spawn(state::keep(watched.clone(), kept.directory().to_owned()));
+    let (state, changing) = watch::channel(first_state(&options.file, &system, &log, &units));
+    // What is said of the state is said when others can see it too.
+    let (written, watched) = watch::channel(changing.borrow().clone());
+    let keeper = tokio::spawn(state::keep(changing, written, kept.directory().to_owned()));
     let (phase, phases) = watch::channel(Phase::Run);
     let mut boxes = JoinSet::new();
     let mut gateway = JoinSet::new();

@@ -86,12 +86,13 @@ impl std::fmt::Display for Status {
     }
 }
 
-/// Writes the file whenever something changes. Done when nothing can change any more.
-pub(crate) async fn keep(mut state: watch::Receiver<State>, directory: PathBuf) {
+/// Writes the file whenever something changes, and then tells `written`. Done when nothing can change any more.
+pub(crate) async fn keep(mut state: watch::Receiver<State>, written: watch::Sender<State>, directory: PathBuf) {
     loop {
         let now = state.borrow_and_update().clone();
         // A state that can't be written is told by those who look for it; the system goes on.
         let _ = write(&now, &directory);
+        written.send_replace(now);
         if state.changed().await.is_err() {
             return;
         }
