@@ -30,8 +30,8 @@ pub(super) enum Happened {
     Assigned(Vec<TopicPartition>),
     /// The answer is due: [`release`].
     Revoked(Vec<TopicPartition>),
-    /// Answered already.
-    Lost(Vec<TopicPartition>),
+    /// All of them; answered already.
+    Lost,
     /// The answer to the one commit that is on its way.
     Committed(Option<Code>),
     /// The code, whether the consumer is of no use any more, and what librdkafka said.
@@ -167,7 +167,7 @@ impl ConsumerContext for MemberEvents {
             self.happenings.push(Happened::Assigned(list));
         } else if consumer.assignment_lost() {
             release(consumer);
-            self.happenings.push(Happened::Lost(list));
+            self.happenings.push(Happened::Lost);
         } else if self.happenings.closing.load(Ordering::Acquire) {
             release(consumer);
         } else {

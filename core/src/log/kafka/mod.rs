@@ -4,7 +4,7 @@
 //!
 //! - `append`: one idempotent producer for all appends, behind a gate that shuts when the broker is away.
 //! - `fetch`, `lane`, `stream`: consumers that are assigned partitions by hand, for all readers and for the members of groups.
-//! - `group`, `member`, `commit`: a consumer per membership, which fetches nothing.
+//! - `group`, `session`, `ownership`, `member`, `commit`: a consumer per membership, which fetches nothing.
 //! - `control`: questions about topics and offsets.
 //! - `link`: whether there is a broker.
 
@@ -24,6 +24,8 @@ mod group;
 mod lane;
 mod link;
 mod member;
+mod ownership;
+mod session;
 mod stream;
 mod wake;
 
