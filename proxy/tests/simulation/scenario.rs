@@ -93,7 +93,8 @@ impl Scenario {
             max_crashes: 3,
             drain: if kind == Kind::Clean { 30 } else { 1 + upto(29) } * SECOND,
             lease: 2 * SECOND,
-            session: (4 + upto(4)) * SECOND,
+            // Shorter than the lease, too: then only the wait of the new owner keeps zombies apart from it.
+            session: (1 + upto(7)) * SECOND,
             concurrency: 1 + upto(16) as usize,
             body_memory_bytes: if upto(3) == 0 { 2_000 } else { 64 << 20 },
             max_recorded: if upto(9) == 0 { 3 } else { 200_000 },
@@ -127,7 +128,7 @@ impl Scenario {
                 boxes: 2,
                 kills: 1,
                 max_recorded: 200_000,
-                body_memory_bytes: 64 << 20,
+                body_memory_bytes: if scenario.kafka { 40_000 } else { 64 << 20 },
                 noise: 300,
                 failing: 5,
                 slow_calls: 3,
