@@ -23,7 +23,9 @@ const PROBE_LIMIT: Duration = Duration::from_millis(700);
 /// What is known of the connection to Kafka, by all clients together.
 pub(super) struct Link {
     health: watch::Sender<Health>,
-    /// A client saw something; the prober is to look.
+    /// A client saw something: the prober is to look.
+    doubted: AtomicBool,
+    /// It looks as if there were no broker at all: appends wait until the prober has looked.
     suspected: AtomicBool,
     /// The last that a client complained of, for messages.
     complaint: Mutex<String>,
@@ -35,6 +37,7 @@ impl Link {
     pub(super) fn new() -> Arc<Self> {
         Arc::new(Self {
             health: watch::Sender::new(Health::Up),
+            doubted: AtomicBool::new(true),
             suspected: AtomicBool::new(true),
             complaint: Mutex::new(String::new()),
             prober: OnceLock::new(),
@@ -56,9 +59,15 @@ impl Link {
         if complaint.is_empty() { "no Kafka broker can be reached".to_owned() } else { format!("no Kafka broker can be reached: {complaint}") }
     }
 
-    /// Asks for a probe now.
+    /// Asks for a probe now, and lets appends wait for it.
     pub(super) fn suspect(&self) {
         self.suspected.store(true, Ordering::Release);
+        self.doubt();
+    }
+
+    /// Asks for a probe now. A single broker may be gone of several, and stay so for hours: that must hold up nobody.
+    fn doubt(&self) {
+        self.doubted.store(true, Ordering::Release);
         if let Some(prober) = self.prober.get() {
             prober.unpark();
         }
@@ -111,8 +120,10 @@ fn probe_loop(link: &Link, control: &Weak<Control>, appender: &Weak<Appender>) {
     while !link.is_closed() {
         let (Some(control), Some(appender)) = (control.upgrade(), appender.upgrade()) else { return };
         control.drain_events();
-        if link.suspected.swap(false, Ordering::AcqRel) || !known || link.is_away() {
-            appender.hold();
+        if link.doubted.swap(false, Ordering::AcqRel) || !known || link.is_away() {
+            if link.suspected.swap(false, Ordering::AcqRel) {
+                appender.hold();
+            }
             known = true;
             match control.probe(PROBE_LIMIT) {
                 Ok(()) => {
@@ -159,7 +170,7 @@ impl ClientContext for Observer {
                 Code::AllBrokersDown => self.link.suspect(),
                 Code::BrokerTransportFailure | Code::Resolve | Code::SSL | Code::Authentication | Code::SaslAuthenticationFailed => {
                     self.link.complain(reason);
-                    self.link.suspect();
+                    self.link.doubt();
                 }
                 _ => {}
             }
