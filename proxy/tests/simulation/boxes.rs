@@ -619,6 +619,9 @@ impl World {
             }
             Effect::Search(suspects) => {
                 note!(self, "box {index}: looks for the outcomes of {number}/{:?}", suspects.iter().map(|s| s.origin).collect::<Vec<_>>());
+                if let Some(tenure) = self.boxes[index].tenures.get(&number) {
+                    self.witness.looks_for(tenure.id, &suspects);
+                }
                 let work = Work::search(suspects);
                 self.begin(index, number, false, work);
             }

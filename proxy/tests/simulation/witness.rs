@@ -9,7 +9,7 @@ use bluebox_core::log::{Committed, Offset};
 use bluebox_core::wire::Reply;
 use bluebox_proxy::inbound::frontier::{MAX_METADATA_BYTES, MAX_SPAN, Mark};
 use bluebox_proxy::inbound::owner::Owner;
-use bluebox_proxy::inbound::partition::{Delivery, MAX_PARKED, MAX_UNFINISHED};
+use bluebox_proxy::inbound::partition::{Delivery, MAX_PARKED, MAX_UNFINISHED, Suspect};
 
 use bytes::Bytes;
 
@@ -25,6 +25,8 @@ pub(crate) struct Accepted {
     pub ends: Vec<End>,
     /// Deliveries that were begun.
     pub begun: u32,
+    /// The newest owner that has looked for its outcome, or begun to deliver it: from then on no older one may begin.
+    newest: Offset,
     failed: u32,
     not_now: u32,
 }
@@ -137,7 +139,7 @@ impl Witness {
         if let Some(key) = &call.ordering_key {
             self.lanes.entry((number, key.clone())).or_default().push(offset);
         }
-        self.calls.insert((number, offset), Accepted { at, call, manner, ends: Vec::new(), begun: 0, failed: 0, not_now: 0 });
+        self.calls.insert((number, offset), Accepted { at, call, manner, ends: Vec::new(), begun: 0, newest: Offset::default(), failed: 0, not_now: 0 });
     }
 
     // Tenures.
@@ -149,6 +151,16 @@ impl Witness {
     pub(crate) fn released(&mut self, tenure: u64) {
         if let Some(tenure) = self.tenures.get_mut(&tenure) {
             tenure.released = true;
+        }
+    }
+
+    /// An owner looks for the outcomes of these.
+    pub(crate) fn looks_for(&mut self, tenure: u64, suspects: &[Suspect]) {
+        let Some((number, (_, epoch))) = self.tenures.get(&tenure).and_then(|t| Some((t.number, t.fence?))) else { return };
+        for suspect in suspects {
+            if let Some(call) = self.calls.get_mut(&(number, suspect.origin)) {
+                call.newest = call.newest.max(epoch);
+            }
         }
     }
 
@@ -262,6 +274,7 @@ impl Witness {
             self.seen.redeliveries += 1;
         }
         if let Some(tenure) = self.tenures.get_mut(&tenure) {
+            call.newest = call.newest.max(tenure.fence.map_or(call.newest, |(_, epoch)| epoch));
             tenure.attempts.insert(origin, delivery.attempt);
         }
         let under_way =
@@ -282,6 +295,9 @@ impl Witness {
         let Some((fenced, epoch)) = by.fence else { return Some("its owner has no fence".to_owned()) };
         if !lease {
             return Some("the lease has run out".to_owned());
+        }
+        if call.newest > epoch {
+            return Some(format!("a newer owner, with its fence at {}, has begun with it", call.newest));
         }
         if self.all_over {
             return Some("everything had ended and been committed".to_owned());
