@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitStatus;
-use std::time::Duration;
 
 use http::StatusCode;
 use nix::sys::signal::Signal;
@@ -157,6 +156,3 @@ impl Proxy {
         std::fs::read_to_string(self.spec.directory.join(format!("{}.log", self.spec.label))).unwrap_or_default()
     }
 }
-
-/// How long another box waits before it takes a partition over from one that died.
-pub const SESSION: Duration = Duration::from_secs(3);
