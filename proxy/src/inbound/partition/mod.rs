@@ -47,7 +47,7 @@ pub const PARK_AFTER: Duration = Duration::from_secs(10);
 const QUIET_AFTER: Duration = Duration::from_millis(100);
 
 /// How long the last commit of a handover is tried.
-const HANDING_LIMIT: Duration = Duration::from_secs(5);
+const HANDING_LIMIT: Duration = Duration::from_secs(12);
 
 /// The longest `Retry-After` of an app that is honoured.
 pub const MAX_NOT_NOW: Duration = Duration::from_secs(60);
