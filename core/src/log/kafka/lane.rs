@@ -150,6 +150,12 @@ impl Lane {
                 self.by_partition.remove(topic);
             }
         }
+        // librdkafka remembers a pause beyond the assignment: whoever reads this partition next would get nothing.
+        if stream.paused
+            && let Err(error) = self.consumer.resume(&list([(stream.partition.clone(), None)]))
+        {
+            warn!(%error, "a partition could not be resumed");
+        }
         // Not assigned yet: there is nothing to take back.
         if let Some(at) = self.to_assign.iter().position(|waiting| *waiting == id) {
             self.to_assign.swap_remove(at);
