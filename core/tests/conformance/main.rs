@@ -31,6 +31,7 @@ macro_rules! conformance {
                 a_reader_waits_for_what_is_appended_later,
                 a_reader_above_the_end_gets_nothing_below_where_it_asked,
                 a_reader_that_is_not_read_holds_nobody_up,
+                a_reader_that_was_given_up_while_much_waited_holds_up_none_that_comes_later,
                 bounds_include_everything_that_was_acknowledged,
                 bounds_of_nothing_are_not_found,
                 a_reader_sees_partitions_apart,

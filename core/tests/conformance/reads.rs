@@ -40,6 +40,26 @@ pub async fn a_reader_that_is_not_read_holds_nobody_up(fixture: impl Fixture) {
     assert!(late.iter().enumerate().all(|(n, e)| e.offset == Offset::new(n as u64)));
 }
 
+pub async fn a_reader_that_was_given_up_while_much_waited_holds_up_none_that_comes_later(fixture: impl Fixture) {
+    let log = fixture.client();
+    let to = fixture.topic(&*log, 1).await.partition(0);
+    let large = "x".repeat(100_000);
+    for n in 0..60 {
+        log.append(&to, record(format!("{n} {large}"))).await.unwrap();
+    }
+    let reading = async {
+        for _ in 0..3 {
+            let mut hasty = log.read(&to, Offset::default());
+            assert_eq!(take(&mut hasty, 1).await[0].offset, Offset::default());
+            // It is full before it goes: another one is read to its end meanwhile.
+            assert_eq!(take(&mut log.read(&to, Offset::default()), 60).await.len(), 60);
+            drop(hasty);
+        }
+    };
+    // Sooner than any watchdog would help.
+    tokio::time::timeout(Duration::from_secs(10), reading).await.expect("whoever comes later is served at once");
+}
+
 pub async fn bounds_include_everything_that_was_acknowledged(fixture: impl Fixture) {
     let (one, two) = (fixture.client(), fixture.client());
     let to = fixture.topic(&*one, 1).await.partition(0);
