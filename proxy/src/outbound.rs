@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bluebox_core::call::Source;
-use bluebox_core::log::Log;
+use bluebox_core::log::{Health, Log};
 use bluebox_core::registry::Component;
 use bluebox_core::topics::Topics;
 use futures_util::FutureExt as _;
@@ -100,12 +100,23 @@ impl OutboundSide {
         match route::decide(head, &directory) {
             Err(problem) if problem.kind() == Kind::NotReady && append::check_health(&*self.log).is_ok() => {
                 let mut read = self.directory.clone();
-                let read = tokio::time::timeout(START_PATIENCE, read.wait_for(|d| d.complete)).await;
-                let Ok(Ok(directory)) = read.map(|r| r.map(|d| d.clone())) else { return Err(problem) };
+                let complete = self.while_the_log_is_there(read.wait_for(|d| d.complete)).await;
+                let Some(Ok(directory)) = complete.map(|r| r.map(|d| d.clone())) else { return Err(problem) };
                 route::decide(head, &directory)
             }
             Ok(Route::PassThrough(target)) if self.began.elapsed() < YOUTH && target.may_be_a_component() => self.decide_when_young(head, target).await,
             decided => decided,
+        }
+    }
+
+    /// What a proxy that has just started must read first, if it comes in time and the log does not go away meanwhile: then the answer is 503, within a second.
+    async fn while_the_log_is_there<T>(&self, wait: impl Future<Output = T>) -> Option<T> {
+        let mut health = self.log.health();
+        tokio::select! {
+            biased;
+            came = wait => Some(came),
+            _ = health.wait_for(|health| matches!(health, Health::Away(_))) => None,
+            () = tokio::time::sleep(START_PATIENCE) => None,
         }
     }
 
@@ -183,7 +194,7 @@ impl OutboundSide {
         let repeatable = can_be_repeated(&draft.method, keyed);
         // Before anything of the body is asked for: with the log away the answer is 503 at once.
         append::check_health(&*self.log).map_err(|p| p.about(id))?;
-        self.pending.ready_within(START_PATIENCE).await;
+        self.while_the_log_is_there(self.pending.until_ready()).await;
         let mut ticket = self.pending.expect(id).map_err(|p| p.about(id))?;
 
         let take_in = TakeIn { limit_bytes: component.body_limit_bytes, idle_timeout: limits.body_idle_timeout, least_bytes_per_second: LEAST_BODY_RATE };
@@ -251,8 +262,9 @@ impl OutboundSide {
 /// What must come of a body per second on average: who sends less would hold memory for hours.
 const LEAST_BODY_RATE: u64 = 1024;
 
-/// How long a request waits for a proxy that has just started, while the log can be reached: the registry and the end of the replies are read first.
-const START_PATIENCE: Duration = Duration::from_millis(900);
+/// How long a request waits for a proxy that has just started, while the log can be reached: the registry and the end of the replies are read first. A busy
+/// Kafka takes seconds for both.
+const START_PATIENCE: Duration = Duration::from_secs(15);
 
 /// How long after its start a proxy waits for components to register, and how long for one.
 const YOUTH: Duration = Duration::from_secs(30);

@@ -112,14 +112,11 @@ impl Pending {
         self.shared.position().is_some()
     }
 
-    /// Waits until [`Self::ready`], at most for `patience`. Cancel safe.
-    pub async fn ready_within(&self, patience: Duration) {
+    /// Waits until [`Self::ready`]. Cancel safe.
+    pub async fn until_ready(&self) {
         if !self.ready() {
-            let began = async {
-                // Permits are never given out of this one: it is closed when reading begins.
-                let _ = self.shared.reads.acquire().await;
-            };
-            let _ = tokio::time::timeout(patience, began).await;
+            // Permits are never given out of this one: it is closed when reading begins.
+            let _ = self.shared.reads.acquire().await;
         }
     }
 
