@@ -12,7 +12,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use super::partition::DeliveryEnd;
-use crate::bulk::{Bulk, OutBody, TakeIn, TakeInError};
+use crate::bulk::{Bulk, OutBody, TakeIn, TakeInError, chain};
 use crate::config::{AppProtocol, Inbound, RouteLimits, Served};
 use crate::fields;
 use crate::problem::Problem;
@@ -192,15 +192,4 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     }
     let date = httpdate::parse_http_date(value).ok()?;
     Some(date.duration_since(std::time::SystemTime::now()).unwrap_or_default())
-}
-
-/// An error with its causes in one line.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
