@@ -153,40 +153,31 @@ impl TryFrom<proto::CallsEntry> for CallsEntry {
     }
 }
 
-impl From<&ParkedEntry> for proto::ParkedEntry {
-    fn from(entry: &ParkedEntry) -> Self {
-        match entry {
-            ParkedEntry::Fence { epoch } => Self { epoch: epoch.get(), call: None },
-            ParkedEntry::Call(parked) => Self {
-                epoch: parked.epoch.get(),
-                call: Some(proto::ParkedCall {
-                    origin: parked.origin.get(),
-                    accepted_millis: parked.accepted.as_millis(),
-                    attempts: parked.attempts,
-                    may_have_started: parked.may_have_started,
-                    call: (&*parked.call).into(),
-                }),
-            },
+impl From<&ParkedCall> for proto::ParkedCall {
+    fn from(parked: &ParkedCall) -> Self {
+        Self {
+            epoch: parked.epoch.get(),
+            origin: parked.origin.get(),
+            accepted_millis: parked.accepted.as_millis(),
+            attempts: parked.attempts,
+            may_have_started: parked.may_have_started,
+            call: (&*parked.call).into(),
         }
     }
 }
 
-impl TryFrom<proto::ParkedEntry> for ParkedEntry {
+impl TryFrom<proto::ParkedCall> for ParkedCall {
     type Error = Unreadable;
 
-    fn try_from(entry: proto::ParkedEntry) -> Result<Self, Unreadable> {
-        let epoch = Offset::new(entry.epoch);
-        let Some(parked) = entry.call else {
-            return Ok(Self::Fence { epoch });
-        };
-        Ok(Self::Call(ParkedCall {
-            epoch,
+    fn try_from(parked: proto::ParkedCall) -> Result<Self, Unreadable> {
+        Ok(Self {
+            epoch: Offset::new(parked.epoch),
             origin: Offset::new(parked.origin),
             accepted: Timestamp::from_millis(parked.accepted_millis),
             attempts: parked.attempts,
             may_have_started: parked.may_have_started,
             call: Box::new(parked.call.try_into()?),
-        }))
+        })
     }
 }
 
@@ -335,13 +326,7 @@ impl TryFrom<proto::ControlEntry> for ControlEntry {
 
 impl From<&RecordedEntry> for proto::RecordedEntry {
     fn from(entry: &RecordedEntry) -> Self {
-        match entry {
-            RecordedEntry::Fence { epoch } => Self { epoch: epoch.get(), ended: None },
-            RecordedEntry::Ended { id, epoch, digest, partition, offset } => Self {
-                epoch: epoch.get(),
-                ended: Some(proto::Ended { id: id_bytes(id), digest: Bytes::copy_from_slice(digest), place: place(partition, *offset) }),
-            },
-        }
+        Self { epoch: entry.epoch.get(), id: id_bytes(&entry.id), digest: Bytes::copy_from_slice(&entry.digest), place: place(&entry.partition, entry.offset) }
     }
 }
 
@@ -349,13 +334,8 @@ impl TryFrom<proto::RecordedEntry> for RecordedEntry {
     type Error = Unreadable;
 
     fn try_from(entry: proto::RecordedEntry) -> Result<Self, Unreadable> {
-        let epoch = Offset::new(entry.epoch);
-        let Some(ended) = entry.ended else {
-            return Ok(Self::Fence { epoch });
-        };
-        let (partition, offset) = place_from(&ended.place);
-        let digest = digest_from(ended.digest)?;
-        Ok(Self::Ended { id: id_from(&ended.id)?, epoch, digest, partition, offset })
+        let (partition, offset) = place_from(&entry.place);
+        Ok(Self { id: id_from(&entry.id)?, epoch: Offset::new(entry.epoch), digest: digest_from(entry.digest)?, partition, offset })
     }
 }
 

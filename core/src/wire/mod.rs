@@ -26,19 +26,7 @@ pub enum CallsEntry {
     Fence(InstanceId),
 }
 
-/// An entry of a component's `parked` topic.
-#[derive(Debug, Clone, PartialEq)]
-pub enum ParkedEntry {
-    /// A call that was moved aside.
-    Call(ParkedCall),
-    /// A new owner has taken over: entries of an older epoch after this are void.
-    Fence {
-        /// Its epoch: the offset of its fence in the `calls` partition.
-        epoch: Offset,
-    },
-}
-
-/// A call that was moved aside, with what was known of it.
+/// An entry of a component's `parked` topic: a call that was moved aside, with what was known of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ParkedCall {
     /// The epoch of the owner that wrote this.
@@ -128,25 +116,17 @@ pub enum ControlEntry {
 
 /// An entry of a component's `recorded` topic, by call id: an index, not the body.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RecordedEntry {
-    /// A recorded call ended.
-    Ended {
-        /// Which call.
-        id: CallId,
-        /// The epoch of the owner that wrote this: its fence's offset in the `calls` partition.
-        epoch: Offset,
-        /// What must be the same when it comes again.
-        digest: Digest,
-        /// The reply partition with the outcome.
-        partition: TopicPartition,
-        /// Its offset there.
-        offset: Offset,
-    },
-    /// A new owner has taken over: entries of an older epoch after this are void.
-    Fence {
-        /// Its epoch.
-        epoch: Offset,
-    },
+pub struct RecordedEntry {
+    /// Which call has ended.
+    pub id: CallId,
+    /// The epoch of the owner that wrote this: its fence's offset in the `calls` partition.
+    pub epoch: Offset,
+    /// What must be the same when it comes again.
+    pub digest: Digest,
+    /// The reply partition with the outcome.
+    pub partition: TopicPartition,
+    /// Its offset there.
+    pub offset: Offset,
 }
 
 /// An entry of a component's `dead-letters` topic.
@@ -210,7 +190,7 @@ macro_rules! entry {
 }
 
 entry!(CallsEntry, proto::CallsEntry);
-entry!(ParkedEntry, proto::ParkedEntry);
+entry!(ParkedCall, proto::ParkedCall);
 entry!(Reply, proto::Reply);
 entry!(ControlEntry, proto::ControlEntry);
 entry!(RecordedEntry, proto::RecordedEntry);
@@ -300,9 +280,8 @@ mod tests {
         assert_eq!(ControlEntry::decode(query.encode()), Ok(query));
         let cancel = ControlEntry::Cancel { id, offset };
         assert_eq!(ControlEntry::decode(cancel.encode()), Ok(cancel));
-        for entry in [RecordedEntry::Fence { epoch: offset }, RecordedEntry::Ended { id, epoch: offset, digest: [1; 32], partition: at, offset }] {
-            assert_eq!(RecordedEntry::decode(entry.encode()), Ok(entry));
-        }
+        let entry = RecordedEntry { id, epoch: offset, digest: [1; 32], partition: at, offset };
+        assert_eq!(RecordedEntry::decode(entry.encode()), Ok(entry));
         let parked = ParkedCall {
             epoch: offset,
             origin: offset,
@@ -311,9 +290,7 @@ mod tests {
             may_have_started: true,
             call: Box::new(a_call(Body::empty())),
         };
-        for entry in [ParkedEntry::Call(parked), ParkedEntry::Fence { epoch: offset }] {
-            assert_eq!(ParkedEntry::decode(entry.encode()), Ok(entry));
-        }
+        assert_eq!(ParkedCall::decode(parked.encode()), Ok(parked));
         let call = Box::new(a_call(Body::empty()));
         let letter = DeadLetter { reason: Reason::Deadline, detail: "late".to_owned(), attempts: 1, origin: offset, accepted: Timestamp::from_millis(1), call };
         assert_eq!(DeadLetter::decode(letter.encode()), Ok(letter));

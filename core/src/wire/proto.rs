@@ -96,16 +96,9 @@ pub(super) enum CallsKind {
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct ParkedEntry {
-    #[prost(uint64, tag = "1")]
-    pub epoch: u64,
-    /// Absent: a fence.
-    #[prost(message, optional, tag = "2")]
-    pub call: Option<ParkedCall>,
-}
-
-#[derive(Clone, PartialEq, Message)]
 pub(super) struct ParkedCall {
+    #[prost(uint64, tag = "6")]
+    pub epoch: u64,
     #[prost(uint64, tag = "1")]
     pub origin: u64,
     #[prost(uint64, tag = "2")]
@@ -219,18 +212,11 @@ pub(super) enum ControlKind {
 pub(super) struct RecordedEntry {
     #[prost(uint64, tag = "1")]
     pub epoch: u64,
-    /// Absent: a fence.
-    #[prost(message, optional, tag = "2")]
-    pub ended: Option<Ended>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-pub(super) struct Ended {
-    #[prost(bytes = "bytes", tag = "1")]
-    pub id: Bytes,
     #[prost(bytes = "bytes", tag = "2")]
+    pub id: Bytes,
+    #[prost(bytes = "bytes", tag = "3")]
     pub digest: Bytes,
-    #[prost(message, required, tag = "3")]
+    #[prost(message, required, tag = "4")]
     pub place: Place,
 }
 

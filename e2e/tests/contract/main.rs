@@ -61,7 +61,6 @@ contract! {
         after_504_the_key_finds_the_outcome,
         a_caller_that_hangs_up_does_not_end_the_call,
         where_it_is_wanted_a_caller_that_hangs_up_cancels,
-        #[ignore = "a cancel is not remembered for a call that no box has read yet; it is delivered"]
         a_call_that_is_cancelled_before_anybody_took_it_is_never_begun,
         old_reads_are_not_replayed,
         the_deadline_makes_a_dead_letter,

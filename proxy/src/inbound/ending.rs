@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bluebox_core::call::{Call, Outcome, Reason, Response};
 use bluebox_core::log::{Log, Offset, Record, Timestamp, TopicPartition};
-use bluebox_core::wire::{DeadLetter, ParkedEntry, RecordedEntry, Reply};
+use bluebox_core::wire::{DeadLetter, ParkedCall, RecordedEntry, Reply};
 
 use super::deliver::refusal;
 use super::partition::{Ending, Payload, Verdict};
@@ -78,7 +78,7 @@ impl Endings {
         let digest = ending.digest.filter(|_| ending.indexed)?;
         // Keys are unique to the epoch: compaction must not let a zombie's entry, which is void, take the place of one that counts.
         let key = [ending.id.as_bytes().as_slice(), &epoch.get().to_be_bytes()].concat();
-        let entry = RecordedEntry::Ended { id: ending.id, epoch, digest, partition: partition.clone(), offset };
+        let entry = RecordedEntry { id: ending.id, epoch, digest, partition: partition.clone(), offset };
         let at = search::append(&self.log, &places.recorded, Record::keyed(key.into(), entry.encode())).await.ok()?.timestamp;
         Some(Indexed { at, partition, offset })
     }
@@ -148,8 +148,8 @@ impl Endings {
     pub async fn load(&self, payload: &Payload, places: &Places) -> Option<Call> {
         match payload {
             Payload::Here(call) => Some(Call::clone(call)),
-            Payload::Parked(at) => match search::one(&self.log, &places.parked, *at).await?.record.value.map(ParkedEntry::decode) {
-                Some(Ok(ParkedEntry::Call(parked))) => Some(*parked.call),
+            Payload::Parked(at) => match search::one(&self.log, &places.parked, *at).await?.record.value.map(ParkedCall::decode) {
+                Some(Ok(parked)) => Some(*parked.call),
                 _ => None,
             },
         }

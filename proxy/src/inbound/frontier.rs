@@ -95,6 +95,8 @@ pub struct Mark {
     pub suspects: Suspects,
     /// How many owners in a row had died with suspects when this was committed.
     pub unclean_owners: u32,
+    /// From where in the control partition cancels may not have been carried out.
+    pub control_from: Offset,
     /// Solo deliveries that were under way, or ended in a crash, by offset.
     pub crashes: BTreeMap<Offset, u32>,
     /// Deliveries begun, by offset, where there were any and the room allows it.
@@ -144,6 +146,8 @@ struct Metadata {
     suspects: Vec<i64>,
     #[prost(uint32, tag = "6")]
     unclean_owners: u32,
+    #[prost(uint64, tag = "11")]
+    control_from: u64,
     /// Distance and count, alternating.
     #[prost(sint64, repeated, tag = "7")]
     crashes: Vec<i64>,
@@ -164,6 +168,7 @@ impl Mark {
             epoch: self.epoch.get(),
             parked_end: self.parked_end.map(Offset::get),
             unclean_owners: self.unclean_owners,
+            control_from: self.control_from.get(),
             // At most one solo delivery is under way in a box; more are remembered only from former owners.
             crashes: pairs(&self.crashes, 16),
             attempts: pairs(&self.attempts, 256),
@@ -251,6 +256,7 @@ impl Mark {
             parked_end: metadata.parked_end.map(Offset::new),
             suspects,
             unclean_owners: metadata.unclean_owners,
+            control_from: Offset::new(metadata.control_from),
             crashes: pairs(&metadata.crashes)?,
             attempts: pairs(&metadata.attempts)?,
             done,
@@ -292,7 +298,16 @@ mod tests {
         let crashes: BTreeMap<_, _> = (0..16).map(|n| (at((1 << 40) + 16_000 + n * 2), 3)).collect();
         let attempts = (0..1024).map(|n| (at((1 << 40) + n * 2), 9)).collect();
         let many: Vec<_> = (0..64).map(|n| at((1 << 40) + 15_000 + n * 2)).collect();
-        let mark = Mark { done, epoch: at(u64::MAX), parked_end: None, suspects: Suspects::Only(many), unclean_owners: 2, crashes, attempts };
+        let mark = Mark {
+            done,
+            epoch: at(u64::MAX),
+            parked_end: None,
+            suspects: Suspects::Only(many),
+            unclean_owners: 2,
+            control_from: at(u64::MAX),
+            crashes,
+            attempts,
+        };
         let commit = mark.encode();
         assert!(commit.metadata.len() <= MAX_METADATA_BYTES, "{}", commit.metadata.len());
         let back = Mark::decode(&commit).unwrap();

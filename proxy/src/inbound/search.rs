@@ -9,10 +9,10 @@ use std::time::Duration;
 use bluebox_core::call::{Reason, ReplyAddress, Source};
 use bluebox_core::clock::wall_clock;
 use bluebox_core::log::{AppendError, Appended, Bounds, Committed, Entry, Log, LogError, Offset, Read, Record, Timestamp, TopicPartition};
-use bluebox_core::wire::{ParkedEntry, RecordedEntry, Reply};
+use bluebox_core::wire::{ControlEntry, ParkedCall, RecordedEntry, Reply};
 use bluebox_core::{CallId, InstanceId};
 
-use super::partition::{Arrival, Found, ParkedArrival, Suspect};
+use super::partition::{Arrival, Cancel, Found, ParkedArrival, Suspect};
 
 /// The pause before the log is asked again.
 const AGAIN: Duration = Duration::from_millis(200);
@@ -156,19 +156,31 @@ pub async fn parked(log: &Arc<dyn Log>, of: &TopicPartition, from: Offset, end: 
         None => bounds(log, of).await.map_or(from, |b| b.end),
     };
     let mut calls = Vec::new();
-    range(log, of, from, end, |entry| match entry.record.value.map(ParkedEntry::decode) {
-        Some(Ok(ParkedEntry::Call(parked))) => {
+    range(log, of, from, end, |entry| match entry.record.value.map(ParkedCall::decode) {
+        Some(Ok(parked)) => {
             let accepted = parked.accepted;
             // Never older than either clock says.
             let age = now.since(accepted).min(wall_clock().since(accepted));
             let arrival = Arrival { origin: parked.origin, accepted, age, call: parked.call.into() };
             calls.push(ParkedArrival { at: entry.offset, attempts: parked.attempts, may_have_started: parked.may_have_started, arrival });
         }
-        Some(Ok(ParkedEntry::Fence { .. })) => {}
         Some(Err(_)) | None => tracing::error!(topic = %of, offset = %entry.offset, "a parked record could not be read; it was skipped"),
     })
     .await;
     (calls, end)
+}
+
+/// Reads the cancels of the control partition from `from` to its present end: them, and that end.
+pub async fn cancels(log: &Arc<dyn Log>, of: &TopicPartition, from: Offset) -> (Vec<Cancel>, Offset) {
+    let Some(bounds) = bounds(log, of).await else { return (Vec::new(), from) };
+    let mut cancels = Vec::new();
+    range(log, of, from.max(bounds.start), bounds.end, |entry| {
+        if let Some(Ok(ControlEntry::Cancel { id, offset: origin })) = entry.record.value.map(ControlEntry::decode) {
+            cancels.push(Cancel { at: entry.offset, origin, id });
+        }
+    })
+    .await;
+    (cancels, bounds.end)
 }
 
 /// Reads the index of recorded calls up to its present end.
@@ -195,10 +207,9 @@ pub struct Entries {
 impl Entries {
     /// An entry was read.
     pub fn see(&mut self, at: Timestamp, entry: RecordedEntry) {
-        let RecordedEntry::Ended { id, epoch, .. } = &entry else { return };
-        let newest = self.newest.entry(*id).or_insert(*epoch);
-        if *newest <= *epoch {
-            *newest = *epoch;
+        let newest = self.newest.entry(entry.id).or_insert(entry.epoch);
+        if *newest <= entry.epoch {
+            *newest = entry.epoch;
             self.entries.push((at, entry));
         }
     }

@@ -605,7 +605,7 @@ impl World {
                 let instance = self.boxes[index].instance();
                 self.begin(index, number, false, Work::Fence(instance));
             }
-            Effect::LoadParked { from, end } => {
+            Effect::Load { parked_from: from, parked_end: end, .. } => {
                 let now = self.boxes[index].tenures.get(&number).map(|t| t.newest).unwrap_or_default();
                 self.begin(index, number, false, Work::LoadParked { from, end, now });
             }

@@ -7,9 +7,9 @@ use bluebox_core::InstanceId;
 use bluebox_core::call::{Body, Call, Digest, Outcome, Reason, Response, Source};
 use bluebox_core::clock::Moment;
 use bluebox_core::log::{AppendError, Assignment, Offset, Timestamp, TopicPartition};
-use bluebox_core::wire::{DeadLetter, ParkedCall, ParkedEntry, RecordedEntry, Reply};
+use bluebox_core::wire::{DeadLetter, ParkedCall, RecordedEntry, Reply};
 use bluebox_proxy::inbound::owner::Act;
-use bluebox_proxy::inbound::partition::{Arrival, Delivery, DeliveryEnd, Ending, Found, ParkedArrival, Parking, Payload, Suspect, Verdict};
+use bluebox_proxy::inbound::partition::{Arrival, Delivery, DeliveryEnd, Ending, Found, Inheritance, ParkedArrival, Parking, Payload, Suspect, Verdict};
 use bluebox_proxy::inbound::search::{Entries, Wanted};
 use http::{HeaderMap, StatusCode};
 
@@ -101,8 +101,9 @@ impl World {
                 Some(at) => self.fence_is_there(index, number, at, acts),
             },
             Work::LoadParked { from, end, now: log_time } => {
-                let (entries, end) = self.parked(index, number, *from, *end, *log_time);
-                self.tell_partition(index, number, acts, |p, effects| p.parked_loaded(now, entries, end, effects));
+                let (parked, parked_end) = self.parked(index, number, *from, *end, *log_time);
+                let inheritance = Inheritance { parked, parked_end, ..Inheritance::default() };
+                self.tell_partition(index, number, acts, |p, effects| p.loaded(now, inheritance, effects));
             }
             Work::LoadIndex => self.load_index(index, number, acts),
             Work::Search { suspects, todo, found } => {
@@ -128,7 +129,7 @@ impl World {
                     };
                     let Parking { origin, accepted, attempts, may_have_started, .. } = *parking;
                     let call = Box::new(Call::clone(&call));
-                    let value = Value::Parked(ParkedEntry::Call(ParkedCall { epoch: *epoch, origin, accepted, attempts, may_have_started, call }));
+                    let value = Value::Parked(ParkedCall { epoch: *epoch, origin, accepted, attempts, may_have_started, call });
                     self.append(life, Place::Parked(number), value, job, None);
                 }
                 Some((at, _)) => {
@@ -143,7 +144,7 @@ impl World {
         match payload {
             Payload::Here(call) => Some(Arc::clone(call)),
             Payload::Parked(at) => match self.log.get(Place::Parked(number), *at) {
-                Some((_, Value::Parked(ParkedEntry::Call(parked)))) => Some(Arc::new(Call::clone(&parked.call))),
+                Some((_, Value::Parked(parked))) => Some(Arc::new(Call::clone(&parked.call))),
                 _ => None,
             },
         }
@@ -155,7 +156,7 @@ impl World {
         let end = end.unwrap_or_else(|| self.log.end(Place::Parked(number)));
         let mut entries = Vec::new();
         for (offset, _, value) in self.log.range(Place::Parked(number), from, end) {
-            if let Value::Parked(ParkedEntry::Call(parked)) = value {
+            if let Value::Parked(parked) = value {
                 let accepted = parked.accepted;
                 let age = now.since(accepted).min(wall.since(accepted));
                 let arrival = Arrival { origin: parked.origin, accepted, age, call: Arc::new(Call::clone(&parked.call)) };
@@ -176,9 +177,7 @@ impl World {
         }
         if let Some(owner) = &mut self.boxes[index].owner {
             for (at, entry) in read.entries {
-                if let RecordedEntry::Ended { id, digest, partition, offset, .. } = entry {
-                    owner.index().insert(number, at, id, digest, partition, offset);
-                }
+                owner.index().insert(number, at, entry.id, entry.digest, entry.partition, entry.offset);
             }
         }
         self.tell_partition(index, number, acts, |p, _| p.index_loaded());
@@ -255,7 +254,7 @@ impl World {
                     }
                     return;
                 };
-                let entry = RecordedEntry::Ended { id: ending.id, epoch: *epoch, digest, partition: partition.clone(), offset: *offset };
+                let entry = RecordedEntry { id: ending.id, epoch: *epoch, digest, partition: partition.clone(), offset: *offset };
                 (Place::Recorded(number), Value::Recorded(entry))
             }
         };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bluebox_core::InstanceId;
 use bluebox_core::call::Call;
 use bluebox_core::log::{Offset, Timestamp, Topic, TopicPartition};
-use bluebox_core::wire::{DeadLetter, ParkedEntry, RecordedEntry, Reply};
+use bluebox_core::wire::{DeadLetter, ParkedCall, RecordedEntry, Reply};
 
 use crate::scenario::{MS, Time};
 
@@ -26,7 +26,7 @@ pub(crate) enum Value {
     Fence(InstanceId),
     /// Nothing that can be read.
     Noise,
-    Parked(ParkedEntry),
+    Parked(ParkedCall),
     Recorded(RecordedEntry),
     Dead(Box<DeadLetter>),
     Reply(Reply),

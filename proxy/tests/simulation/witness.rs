@@ -173,7 +173,7 @@ impl Witness {
                     tenure.fence = Some((now, offset));
                 }
             }
-            (Place::Parked(_), Value::Parked(bluebox_core::wire::ParkedEntry::Call(_))) => self.seen.parked += 1,
+            (Place::Parked(_), Value::Parked(_)) => self.seen.parked += 1,
             (Place::Dead(number), Value::Dead(letter)) => self.died_letter(now, number, letter),
             (Place::Replies(_), Value::Reply(reply)) => {
                 let Some((_, of)) = ends else { return };

@@ -21,7 +21,7 @@ use crate::config::{Inbound, Served};
 use crate::inbound::deliver::App;
 use crate::inbound::ending::{Endings, Indexed, Places};
 use crate::inbound::owner::{Act, Owner, Shared};
-use crate::inbound::partition::{Arrival, DeliveryEnd, Found, ParkedArrival, Rules, Suspect};
+use crate::inbound::partition::{Arrival, Cancel, DeliveryEnd, Found, Inheritance, Rules, Suspect};
 use crate::inbound::recorded::Recorded;
 use crate::inbound::search;
 
@@ -110,13 +110,14 @@ enum What {
     /// What the former owner committed for the calls and for the parked calls, and whether it is certainly gone.
     Assigned(Option<Committed>, Option<Committed>, bool),
     Fenced(Appended),
-    ParkedLoaded(Vec<ParkedArrival>, Offset),
+    Loaded(Inheritance),
     IndexLoaded(Vec<(Timestamp, RecordedEntry)>),
     Searched(Vec<Suspect>, HashMap<Offset, Found>),
     Delivered(Offset, DeliveryEnd),
     Recorded(Offset, Option<(CallId, Digest, Indexed)>),
     Parked(Offset, Option<Offset>),
-    Control(ControlEntry),
+    /// The next record of the control partition; `None` for one that can't be read.
+    Control(Offset, Option<ControlEntry>),
 }
 
 /// One tenure of a partition.
@@ -385,17 +386,16 @@ impl<'s> Consumer<'s> {
                 current.newest = current.newest.max(at.timestamp);
                 self.owner.tell(number, acts, |p, effects| p.fenced(at.offset, effects));
                 self.load_index(number);
-                self.watch_control(number);
             }
-            What::ParkedLoaded(calls, end) => {
-                self.owner.tell(number, acts, |p, effects| p.parked_loaded(now, calls, end, effects));
+            What::Loaded(inheritance) => {
+                let control_end = inheritance.control_end;
+                self.owner.tell(number, acts, |p, effects| p.loaded(now, inheritance, effects));
+                self.watch_control(number, control_end);
             }
             What::IndexLoaded(entries) => {
                 let index = self.owner.index();
                 for (at, entry) in entries {
-                    if let RecordedEntry::Ended { id, digest, partition, offset, .. } = entry {
-                        index.insert(number, at, id, digest, partition, offset);
-                    }
+                    index.insert(number, at, entry.id, entry.digest, entry.partition, entry.offset);
                 }
                 self.owner.tell(number, acts, |p, _| p.index_loaded());
             }
@@ -419,13 +419,15 @@ impl<'s> Consumer<'s> {
                     None => p.not_parked(now, origin),
                 });
             }
-            What::Control(entry) => self.control(number, entry, acts),
+            What::Control(at, entry) => self.control(number, at, entry, acts),
         }
     }
 
-    fn control(&mut self, number: u32, entry: ControlEntry, acts: &mut Vec<Act>) {
+    fn control(&mut self, number: u32, at: Offset, entry: Option<ControlEntry>, acts: &mut Vec<Act>) {
+        self.owner.tell(number, acts, |p, _| p.control_read(at));
         match entry {
-            ControlEntry::Query { query, id, offset, digest, reply_to } => {
+            None => {}
+            Some(ControlEntry::Query { query, id, offset, digest, reply_to }) => {
                 let ended = self.owner.index().ended(&id, &digest).map(|(partition, offset)| CallStatus::Ended { partition: partition.clone(), offset });
                 let held = self.owner.partition(number).and_then(|p| p.attempts_of(offset, &id)).map(|attempts| CallStatus::Pending { attempts });
                 let unread = self.owner.partition(number).filter(|p| p.is_unread(offset)).map(|_| CallStatus::Pending { attempts: 0 });
@@ -434,10 +436,9 @@ impl<'s> Consumer<'s> {
                 // An answer that gets lost is asked for again.
                 drop(self.service.log.append(&reply_to, answer));
             }
-            ControlEntry::Cancel { id, offset } => {
-                if self.owner.tell(number, acts, |p, effects| p.cancel(offset, &id, effects)) == Some(true) {
-                    tracing::info!(call = %id, "a call was cancelled");
-                }
+            Some(ControlEntry::Cancel { id, offset: origin }) => {
+                let cancelled = self.owner.tell(number, acts, |p, effects| p.cancel(Cancel { at, origin, id }, effects));
+                tracing::info!(call = %id, taken = cancelled == Some(true), "a cancel was read");
             }
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bluebox_core::clock::Moment;
 use bluebox_core::log::{Committed, Offset, Read, Record};
-use bluebox_core::wire::{ControlEntry, ParkedCall, ParkedEntry};
+use bluebox_core::wire::{ControlEntry, ParkedCall};
 use tokio::task::AbortHandle;
 
 use crate::inbound::deliver::Attempt;
@@ -67,11 +67,12 @@ impl Consumer<'_> {
                 let instance = self.service.instance;
                 self.run_for(number, false, async move { What::Fenced(search::fence(&log, &places.calls, instance).await) });
             }
-            Effect::LoadParked { from, end } => {
+            Effect::Load { parked_from, parked_end, control_from } => {
                 let newest = tenure.newest;
                 self.run_for(number, false, async move {
-                    let (calls, end) = search::parked(&log, &places.parked, from, end, newest).await;
-                    What::ParkedLoaded(calls, end)
+                    let parked = search::parked(&log, &places.parked, parked_from, parked_end, newest);
+                    let ((parked, parked_end), (cancels, control_end)) = tokio::join!(parked, search::cancels(&log, &places.control, control_from));
+                    What::Loaded(Inheritance { parked, parked_end, cancels, control_end })
                 });
             }
             Effect::Start(from) => self.membership.control().start(&places.calls, from),
@@ -117,20 +118,18 @@ impl Consumer<'_> {
         self.run_for(number, false, async move { What::IndexLoaded(search::recorded(&log, &places.recorded).await) });
     }
 
-    /// Follows the control partition from its present end on.
-    pub(super) fn watch_control(&self, number: u32) {
+    /// Follows the control partition.
+    pub(super) fn watch_control(&self, number: u32, from: Offset) {
         let Some(tenure) = self.tenures.get(&number) else { return };
         let (log, control, tell) = (Arc::clone(&self.service.log), tenure.places.control.clone(), self.tell.clone());
         let (id, stop) = (tenure.id, tenure.stop.clone());
         let follow = async move {
-            let Some(bounds) = search::bounds(&log, &control).await else { return };
-            let mut reader = log.read(&control, bounds.end);
+            let mut reader = log.read(&control, from);
             while let Some(read) = reader.next().await {
                 let Read::Entries(entries) = read else { continue };
-                for value in entries.into_iter().filter_map(|e| e.record.value) {
-                    if let Ok(entry) = ControlEntry::decode(value) {
-                        drop(tell.send(Done { number, tenure: id, what: What::Control(entry) }));
-                    }
+                for entry in entries {
+                    let control = entry.record.value.and_then(|value| ControlEntry::decode(value).ok());
+                    drop(tell.send(Done { number, tenure: id, what: What::Control(entry.offset, control) }));
                 }
             }
         };
@@ -182,7 +181,7 @@ impl Consumer<'_> {
         self.run_for(number, false, async move {
             let Some(call) = endings.load(&call, &places).await else { return What::Parked(origin, None) };
             let parked = ParkedCall { epoch, origin, accepted, attempts, may_have_started, call: Box::new(call) };
-            let record = Record::new(ParkedEntry::Call(parked).encode());
+            let record = Record::new(parked.encode());
             let at = search::append(&log, &places.parked, record).await.ok().map(|a| a.offset);
             observe.parked();
             What::Parked(origin, at)

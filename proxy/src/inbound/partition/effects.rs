@@ -12,12 +12,14 @@ use bluebox_core::log::{Offset, Timestamp, TopicPartition};
 pub enum Effect {
     /// Append a fence record; then [`super::Partition::fenced`].
     Fence,
-    /// Read the parked partition; then [`super::Partition::parked_loaded`].
-    LoadParked {
-        /// Read from here …
-        from: Offset,
-        /// … up to there, or to its present end where no commit says.
-        end: Option<Offset>,
+    /// Read what former owners left; then [`super::Partition::loaded`].
+    Load {
+        /// The parked partition from here …
+        parked_from: Offset,
+        /// … up to there, or to its present end where no commit says …
+        parked_end: Option<Offset>,
+        /// … and the control partition from here to its present end.
+        control_from: Offset,
     },
     /// Begin to read at this offset.
     Start(Offset),
@@ -186,6 +188,19 @@ pub struct Arrival {
     pub age: Duration,
     /// The call.
     pub call: Arc<Call>,
+}
+
+/// What former owners left.
+#[derive(Debug, Clone, Default)]
+pub struct Inheritance {
+    /// The calls of the parked partition, in its order, those that are done included.
+    pub parked: Vec<ParkedArrival>,
+    /// Where reading it ended.
+    pub parked_end: Offset,
+    /// The cancels of the control partition, in its order.
+    pub cancels: Vec<super::Cancel>,
+    /// Where reading it ended: follow it from here.
+    pub control_end: Offset,
 }
 
 /// A call as it is read from the parked partition.

@@ -95,6 +95,7 @@ impl Partition {
         }
         self.crashes.remove(&origin);
         self.former_attempts.remove(&origin);
+        self.cancels.carried_out(origin);
         self.dirty += 1;
         let Some(lane) = held.lane else { return };
         let Some(queue) = self.in_lane.get_mut(&lane) else { return };
@@ -105,18 +106,6 @@ impl Partition {
                 self.in_lane.remove(&lane);
             }
         }
-    }
-
-    /// Ends a call that has not been answered; one that is under way is cut off. `false`: there is none, or it is ending already.
-    pub fn cancel(&mut self, origin: Offset, id: &CallId, effects: &mut Vec<Effect>) -> bool {
-        let Some(held) = self.held.get(&origin).filter(|h| h.id == *id && self.may_end()) else { return false };
-        match held.state {
-            State::Recording | State::Suspect | State::Announced => return false,
-            State::Delivering => effects.push(Effect::Cut(origin)),
-            State::Blocked | State::Ready | State::Pausing(_) => {}
-        }
-        self.record(origin, Verdict::Refused(Reason::Cancelled), effects);
-        true
     }
 }
 

@@ -90,6 +90,7 @@ impl Partition {
             parked_end: None,
             suspects,
             unclean_owners: self.unclean_owners,
+            control_from: self.cancels.note(),
             crashes: self.crashes.iter().filter(|(_, n)| **n > 0).map(|(o, n)| (*o, *n)).collect(),
             attempts,
         };

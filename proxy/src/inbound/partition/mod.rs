@@ -20,6 +20,7 @@ use bluebox_core::log::{Committed, Offset, Timestamp};
 use super::frontier::{Frontier, MAX_SPAN, Mark, Suspects};
 use super::recorded::{Known, Recorded};
 
+mod cancels;
 mod effects;
 mod ending;
 mod handover;
@@ -30,6 +31,8 @@ mod takeover;
 #[cfg(test)]
 mod tests;
 
+use cancels::Cancels;
+pub use cancels::{Cancel, MAX_CANCELS};
 pub use effects::*;
 use ending::uncount;
 use held::{Held, Lane, State};
@@ -127,6 +130,7 @@ pub struct Partition {
     timers: BTreeSet<(Moment, Offset)>,
     takeover: Takeover,
     unclean_owners: u32,
+    cancels: Cancels,
     crashes: BTreeMap<Offset, u32>,
     former_attempts: BTreeMap<Offset, u32>,
     /// The next offset to be read.
@@ -179,6 +183,7 @@ impl Partition {
             },
             // Who handed over what it had not cleared up itself is no new death, and no end of the row either.
             unclean_owners: if unclean { mark.unclean_owners.saturating_add(1) } else { mark.unclean_owners },
+            cancels: Cancels::new(mark.control_from),
             crashes: mark.crashes,
             former_attempts: mark.attempts,
             done: mark.done,
@@ -362,6 +367,10 @@ impl Partition {
                         continue;
                     }
                 }
+            }
+            if self.cancels.is_wanted(origin, &held.id) {
+                self.record(origin, Verdict::Refused(Reason::Cancelled), effects);
+                continue;
             }
             if now >= held.deadline {
                 self.give_up(origin, Reason::Deadline, "the deadline passed", effects);

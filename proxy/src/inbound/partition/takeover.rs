@@ -11,14 +11,29 @@ impl Partition {
         self.epoch = epoch;
         self.takeover.suspect_below = self.takeover.suspect_below.min(epoch);
         self.phase = Phase::Loading;
-        effects.push(Effect::LoadParked { from: self.parked_done.base(), end: self.parked_end });
+        effects.push(Effect::Load { parked_from: self.parked_done.base(), parked_end: self.parked_end, control_from: self.cancels.position() });
     }
 
-    /// The parked partition was read up to `end`: these are its calls, in its order, those that are done included.
-    pub fn parked_loaded(&mut self, now: Moment, mut entries: Vec<ParkedArrival>, end: Offset, effects: &mut Vec<Effect>) {
+    /// What former owners left was read. Before that nothing is delivered: a call may be parked, or cancelled.
+    pub fn loaded(&mut self, now: Moment, inheritance: Inheritance, effects: &mut Vec<Effect>) {
         if self.phase != Phase::Loading {
             return;
         }
+        let Inheritance { parked, parked_end, cancels, control_end } = inheritance;
+        self.parked_loaded(now, parked, parked_end, effects);
+        self.phase = Phase::Serving;
+        for cancel in cancels {
+            self.cancel(cancel, effects);
+        }
+        if let Some(last) = control_end.get().checked_sub(1) {
+            self.control_read(Offset::new(last));
+        }
+        self.takeover.quiet_at = now + QUIET_AFTER;
+        effects.push(Effect::Start(self.position));
+        self.search(now, effects);
+    }
+
+    fn parked_loaded(&mut self, now: Moment, mut entries: Vec<ParkedArrival>, end: Offset, effects: &mut Vec<Effect>) {
         // What is there without being a call needs no end. But the commit said exactly what is parked: what is missing of that is lost.
         let (mut at, mut lost) = (self.parked_done.base(), 0);
         for next in entries.iter().map(|entry| entry.at).chain([end]) {
@@ -53,10 +68,6 @@ impl Partition {
                 self.done.mark(origin);
             }
         }
-        self.phase = Phase::Serving;
-        self.takeover.quiet_at = now + QUIET_AFTER;
-        effects.push(Effect::Start(self.position));
-        self.search(now, effects);
     }
 
     /// The index of recorded calls has been read.

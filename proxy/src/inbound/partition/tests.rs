@@ -57,8 +57,8 @@ fn serving(committed: &(Committed, Committed), epoch: u64, parked: Vec<ParkedArr
     let mut effects = Vec::new();
     let mut partition = Partition::new(time(0), RULES, Some(&committed.0), Some(&committed.1), false, &mut effects);
     partition.fenced(at(epoch), &mut effects);
-    let end = effects.iter().find_map(|e| if let Effect::LoadParked { end, .. } = e { *end } else { None }).unwrap_or_default();
-    partition.parked_loaded(time(0), parked, end, &mut effects);
+    let parked_end = effects.iter().find_map(|e| if let Effect::Load { parked_end, .. } = e { *parked_end } else { None }).unwrap_or_default();
+    partition.loaded(time(0), Inheritance { parked, parked_end, ..Inheritance::default() }, &mut effects);
     assert!(!effects.iter().any(|e| matches!(e, Effect::Lost(_))), "{effects:?}");
     partition.index_loaded();
     partition
@@ -79,8 +79,12 @@ fn hand_over(partition: &mut Partition) -> (Committed, Committed) {
 }
 
 fn ready(partition: &mut Partition) -> Vec<u64> {
-    let (mut index, mut effects) = (Recorded::new(10, Duration::from_secs(3_600)), Vec::new());
-    std::iter::from_fn(|| partition.next_delivery(time(3_000), &mut index, &mut effects)).map(|d| d.origin.get()).collect()
+    ready_into(partition, &mut Vec::new())
+}
+
+fn ready_into(partition: &mut Partition, effects: &mut Vec<Effect>) -> Vec<u64> {
+    let mut index = Recorded::new(10, Duration::from_secs(3_600));
+    std::iter::from_fn(|| partition.next_delivery(time(3_000), &mut index, effects)).map(|d| d.origin.get()).collect()
 }
 
 fn parked_at(offset: u64, origin: u64, lane: Option<&str>) -> ParkedArrival {
@@ -152,7 +156,8 @@ fn parked_records_that_are_gone_are_an_alarm() {
     let parked = Mark { parked_end: Some(at(2)), ..Mark::default() }.encode();
     let mut partition = Partition::new(time(0), RULES, Some(&clean().0), Some(&parked), true, &mut effects);
     partition.fenced(at(9), &mut effects);
-    partition.parked_loaded(time(0), vec![parked_at(1, 3, None)], at(2), &mut effects);
+    let parked = vec![parked_at(1, 3, None)];
+    partition.loaded(time(0), Inheritance { parked, parked_end: at(2), ..Inheritance::default() }, &mut effects);
     assert!(effects.contains(&Effect::Lost(1)), "{effects:?}");
 }
 
@@ -240,8 +245,63 @@ fn nothing_ends_and_nothing_begins_once_the_last_commit_is_on_its_way() {
     hand_over(&mut partition);
     partition.tick(time(3_600_000), &mut effects);
     let id = arrival(0, None, None).call.id;
-    assert!(!partition.cancel(at(0), &id, &mut effects));
+    partition.cancel(Cancel { at: at(0), origin: at(0), id }, &mut effects);
     assert_eq!(effects, []);
+}
+
+/// What a partition records a call with.
+fn cancelled(effects: &[Effect]) -> Vec<u64> {
+    let cancelled =
+        |e: &Effect| if let Effect::Record(Ending { origin, verdict: Verdict::Refused(Reason::Cancelled), .. }) = e { Some(origin.get()) } else { None };
+    effects.iter().filter_map(cancelled).collect()
+}
+
+#[test]
+fn a_cancel_that_comes_before_its_call_is_read_ends_it_when_its_turn_comes() {
+    let mut partition = serving(&clean(), 9, Vec::new());
+    let (first, second) = (arrival(0, None, None), arrival(1, None, None));
+    let mut effects = Vec::new();
+    assert!(partition.cancel(Cancel { at: at(4), origin: at(1), id: second.call.id }, &mut effects));
+    partition.control_read(at(4));
+    partition.control_read(at(5));
+    assert_eq!(Mark::decode(&partition.mark().0).unwrap().control_from, at(4), "the next owner must find it, too");
+    partition.arrived(time(0), first, &mut effects);
+    partition.arrived(time(0), second, &mut effects);
+    assert_eq!(ready_into(&mut partition, &mut effects), [0]);
+    assert_eq!(cancelled(&effects), [1]);
+    assert_eq!(Mark::decode(&partition.mark().0).unwrap().control_from, at(4), "its end is not durable");
+    partition.recorded(at(1));
+    assert_eq!(Mark::decode(&partition.mark().0).unwrap().control_from, at(6), "it was carried out");
+    assert!(!partition.cancel(Cancel { at: at(6), origin: at(1), id: CallId::random() }, &mut effects), "it has ended");
+}
+
+#[test]
+fn an_owner_carries_out_the_cancels_that_it_inherits_before_it_delivers() {
+    let (mut effects, parked) = (Vec::new(), parked_at(0, 3, None));
+    let left = Mark { parked_end: Some(at(1)), ..Mark::default() }.encode();
+    let mut partition = Partition::new(time(0), RULES, Some(&clean().0), Some(&left), true, &mut effects);
+    partition.fenced(at(9), &mut effects);
+    let unread = arrival(4, None, None);
+    let cancels = vec![Cancel { at: at(7), origin: at(3), id: parked.arrival.call.id }, Cancel { at: at(8), origin: at(4), id: unread.call.id }];
+    partition.loaded(time(0), Inheritance { parked: vec![parked], parked_end: at(1), cancels, control_end: at(9) }, &mut effects);
+    assert_eq!(cancelled(&effects), [3]);
+    partition.arrived(time(0), unread, &mut effects);
+    assert_eq!(ready_into(&mut partition, &mut effects), [0; 0]);
+    assert_eq!(cancelled(&effects), [3, 4]);
+}
+
+#[test]
+fn cancels_of_calls_that_never_come_are_bounded() {
+    let mut partition = serving(&clean(), 9, Vec::new());
+    let mut effects = Vec::new();
+    for n in (0..2 * MAX_CANCELS as u64).rev() {
+        partition.cancel(Cancel { at: at(n), origin: at(n), id: arrival(n, None, None).call.id }, &mut effects);
+    }
+    for n in [0, MAX_CANCELS as u64 - 1, MAX_CANCELS as u64] {
+        partition.skipped(time(0), at(n.saturating_sub(1)), &mut effects);
+        partition.arrived(time(0), arrival(n, None, None), &mut effects);
+    }
+    assert_eq!(ready(&mut partition), [MAX_CANCELS as u64], "those that come first are remembered");
 }
 
 #[test]
