@@ -1,0 +1,159 @@
+//! The container that is injected.
+//!
+//! Every field that the API server would fill in by default is written out, so that a pod that was injected and then filled in is recognised as it is.
+
+use k8s_openapi::api::core::v1::{Container, ResourceRequirements};
+use serde_json::{Map, Value, json};
+
+use crate::annotations::{Asked, Protocol};
+use crate::identity::Identity;
+use crate::settings::{ADMIN_PORT, OUTBOUND_PORT, PROXY, Settings};
+
+/// The volume with the Secret that says which Kafka.
+pub const KAFKA_VOLUME: &str = "bluebox-kafka";
+/// An empty volume, mounted where the token of the pod's service account would be: the proxy asks nothing of the API server.
+pub const EMPTY_VOLUME: &str = "bluebox-empty";
+/// What the names of volumes that are injected begin with.
+pub const VOLUME_PREFIX: &str = "bluebox-";
+
+const KAFKA_PATH: &str = "/etc/bluebox/kafka";
+const TOKEN_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+
+/// What the proxy asks of its node if nothing else is said: CPU, memory.
+const REQUESTS: (&str, &str) = ("20m", "64Mi");
+/// The same in a pod whose quality of service is Guaranteed, where requests are limits.
+const GUARANTEED: (&str, &str) = ("250m", "256Mi");
+
+/// The volumes that come with the proxy.
+pub fn volumes(settings: &Settings) -> [Value; 2] {
+    [json!({"name": KAFKA_VOLUME, "secret": {"secretName": settings.kafka_secret(), "defaultMode": 0o644}}), json!({"name": EMPTY_VOLUME, "emptyDir": {}})]
+}
+
+/// The proxy's container.
+pub fn proxy(identity: &Identity, asked: &Asked, guaranteed: bool, settings: &Settings) -> Value {
+    let probe = |path: &str, period: u32, failures: u32| {
+        json!({
+            "httpGet": {"path": path, "port": ADMIN_PORT, "scheme": "HTTP"},
+            "periodSeconds": period, "failureThreshold": failures, "successThreshold": 1, "timeoutSeconds": 2,
+        })
+    };
+    json!({
+        "name": PROXY,
+        "image": settings.image(),
+        "imagePullPolicy": "IfNotPresent",
+        "restartPolicy": "Always",
+        "args": arguments(identity, asked),
+        "env": environment(settings),
+        "ports": [{"name": "bluebox-admin", "containerPort": ADMIN_PORT, "protocol": "TCP"}],
+        "resources": resources(asked, guaranteed),
+        // Ready means that it listens. Neither readiness nor life depend on Kafka: with Kafka away pods start, and what needs no Kafka works.
+        "startupProbe": probe("/readyz", 1, 60),
+        "readinessProbe": probe("/readyz", 5, 3),
+        "livenessProbe": probe("/healthz", 10, 3),
+        "securityContext": {
+            "runAsUser": settings.uid(),
+            "runAsGroup": settings.uid(),
+            "runAsNonRoot": true,
+            "privileged": false,
+            "allowPrivilegeEscalation": false,
+            "readOnlyRootFilesystem": true,
+            "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "volumeMounts": [
+            {"name": KAFKA_VOLUME, "mountPath": KAFKA_PATH, "readOnly": true},
+            {"name": EMPTY_VOLUME, "mountPath": TOKEN_PATH, "readOnly": true},
+        ],
+        "terminationMessagePath": "/dev/termination-log",
+        // A proxy that can't start says why in `kubectl describe pod`.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    })
+}
+
+/// What the proxy is started with: `bluebox` and these.
+fn arguments(identity: &Identity, asked: &Asked) -> Vec<String> {
+    let mut arguments = vec!["proxy".to_owned(), format!("--name={}", identity.name)];
+    arguments.extend(identity.serves.iter().map(|(name, port)| format!("--serve={name}=127.0.0.1:{port}{}", serve_options(*port, identity.protocol, asked))));
+    arguments.push(format!("--listen=127.0.0.1:{OUTBOUND_PORT}"));
+    arguments.push(format!("--admin=0.0.0.0:{ADMIN_PORT}"));
+    arguments.push(format!("--kafka-properties={KAFKA_PATH}/client.properties"));
+    arguments.extend(asked.log_level.iter().map(|level| format!("--log-level={level}")));
+    if asked.log_json {
+        arguments.push("--log-format=json".to_owned());
+    }
+    // In an argument, Kubernetes puts the value of an environment variable for `$(NAME)`. No annotation can have the proxy's.
+    arguments.extend(asked.limits.iter().map(|flag| flag.replace('$', "$$")));
+    arguments
+}
+
+fn serve_options(port: u16, protocol: Protocol, asked: &Asked) -> String {
+    let mut options = String::new();
+    let mut add = |option: String| {
+        options.push(',');
+        options.push_str(&option);
+    };
+    if protocol == Protocol::H2c {
+        add("protocol=h2c".to_owned());
+    }
+    if let Some(partitions) = asked.partitions {
+        add(format!("partitions={partitions}"));
+    }
+    if !asked.call_ports.is_empty() {
+        add(format!("ports={}", asked.call_ports.iter().map(u16::to_string).collect::<Vec<_>>().join("+")));
+    }
+    if let Some(limit) = &asked.body_limit {
+        add(format!("body-limit={limit}"));
+    }
+    if asked.streams_pass {
+        // Other pods reach the app at the pod's address, which Kubernetes puts in here.
+        add(format!("streams=pass,direct=$(BLUEBOX_POD_IP):{port}"));
+    }
+    options
+}
+
+fn environment(settings: &Settings) -> Value {
+    let secret = |name: &str, key: &str, optional: bool| json!({"name": name, "valueFrom": {"secretKeyRef": {"name": settings.kafka_secret(), "key": key, "optional": optional}}});
+    json!([
+        secret("BLUEBOX_BROKERS", "brokers", false),
+        secret("BLUEBOX_TOPIC_PREFIX", "topic-prefix", true),
+        {"name": "BLUEBOX_POD_IP", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}},
+    ])
+}
+
+fn resources(asked: &Asked, guaranteed: bool) -> Value {
+    let (cpu, memory) = if guaranteed { GUARANTEED } else { REQUESTS };
+    let pick = |request: &Option<crate::quantity::Quantity>, limit: &Option<crate::quantity::Quantity>, usual: &str| {
+        let limit = limit.as_ref().map(|limit| limit.as_str().to_owned());
+        let asked = request.as_ref().map(|request| request.as_str().to_owned());
+        // A limit below what is usually asked for lowers that too.
+        let request = asked.or_else(|| limit.clone()).unwrap_or_else(|| usual.to_owned());
+        let limit = if guaranteed { Some(limit.unwrap_or_else(|| request.clone())) } else { limit };
+        (if guaranteed { limit.clone().unwrap_or_else(|| request.clone()) } else { request }, limit)
+    };
+    let mut requests = Map::new();
+    let mut limits = Map::new();
+    for (name, (request, limit)) in
+        [("cpu", pick(&asked.cpu_request, &asked.cpu_limit, cpu)), ("memory", pick(&asked.memory_request, &asked.memory_limit, memory))]
+    {
+        requests.insert(name.to_owned(), request.into());
+        limits.extend(limit.map(|limit| (name.to_owned(), limit.into())));
+    }
+    let mut resources = Map::from_iter([("requests".to_owned(), Value::Object(requests))]);
+    if !limits.is_empty() {
+        resources.insert("limits".to_owned(), Value::Object(limits));
+    }
+    Value::Object(resources)
+}
+
+/// Whether these containers alone would make a pod Guaranteed: each has limits of CPU and memory, and asks for no less.
+pub fn are_guaranteed<'a>(containers: impl Iterator<Item = &'a Container>) -> bool {
+    let mut all = containers.map(|container| container.resources.as_ref()).peekable();
+    let guaranteed = |resources: &ResourceRequirements| {
+        ["cpu", "memory"].into_iter().all(|name| {
+            let limit = resources.limits.as_ref().and_then(|limits| limits.get(name));
+            let request = resources.requests.as_ref().and_then(|requests| requests.get(name));
+            limit.is_some() && request.is_none_or(|request| Some(request) == limit)
+        })
+    };
+    all.peek().is_some() && all.all(|resources| resources.is_some_and(guaranteed))
+}

@@ -1,0 +1,245 @@
+//! Puts the proxy into a pod.
+//!
+//! What is read of a pod is typed; what is changed is the pod as it came, so that fields which this version doesn't know stay as they are.
+
+use json_patch::Patch;
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::annotations::{Asked, INJECTED, PREFIX};
+use crate::container::{self, VOLUME_PREFIX};
+use crate::identity::{Identity, is_app};
+use crate::mistake::Mistake;
+use crate::settings::{ADMIN_PORT, OUTBOUND_PORT, PROXY, Settings};
+
+/// A pod with its proxy.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Injected {
+    /// The pod.
+    pub pod: Value,
+    /// What makes it out of the pod that came (RFC 6902). Empty when nothing had to be done.
+    pub patch: Patch,
+    /// What was done.
+    pub report: Report,
+    /// What whoever made the pod should know.
+    pub warnings: Vec<String>,
+}
+
+/// What was done to a pod: the value of its annotation `bluebox.dev/injected`, in JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// The image of the proxy.
+    pub image: String,
+    /// Who the pod is when it calls.
+    pub name: String,
+    /// What it serves: `NAME=PORT`.
+    pub serves: Vec<String>,
+    /// How the app's calls come to the proxy.
+    pub redirect: String,
+    /// The containers that are the app.
+    pub app_containers: Vec<String>,
+}
+
+/// The variables that send an app's calls to the proxy. Both spellings: curl only obeys the small one, others only the large one.
+const PROXY_VARIABLES: [&str; 2] = ["HTTP_PROXY", "http_proxy"];
+/// Those that say what goes without it.
+const NO_PROXY_VARIABLES: [&str; 2] = ["NO_PROXY", "no_proxy"];
+
+/// What in a pod stands against a proxy.
+pub fn check(raw: &Value, spec: &PodSpec, asked: &Asked, settings: &Settings) -> Vec<Mistake> {
+    let mut mistakes = Vec::new();
+    check_containers(spec, asked, settings, &mut mistakes);
+    check_volumes(raw, spec, settings, &mut mistakes);
+    mistakes
+}
+
+/// Puts the proxy into a pod, which was [`check`]ed: `raw` as it came, `pod` and `spec` the same read.
+///
+/// # Errors
+/// What stands against it.
+pub fn inject(raw: &Value, pod: &Pod, spec: &PodSpec, asked: &Asked, identity: &Identity, settings: &Settings) -> Result<Injected, Vec<Mistake>> {
+    let mut mistakes = Vec::new();
+    let mut warnings = identity.warnings.clone();
+    let mut changed = raw.clone();
+    let others = || spec.init_containers.iter().flatten().chain(&spec.containers).filter(|container| container.name != PROXY);
+    let app_containers: Vec<_> = others().filter(|container| is_app(container, asked)).map(|container| container.name.clone()).collect();
+
+    let proxy = container::proxy(identity, asked, container::are_guaranteed(others()), settings);
+    let spec_map = object(&mut changed, "spec");
+    for list in ["initContainers", "containers"] {
+        let app = spec_map.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten().filter_map(Value::as_object_mut);
+        for container in app.filter(|container| container.get("name").and_then(Value::as_str).is_some_and(|name| app_containers.iter().any(|app| app == name)))
+        {
+            point_to_proxy(container, asked, &mut mistakes, &mut warnings);
+        }
+    }
+    if !mistakes.is_empty() {
+        return Err(mistakes);
+    }
+    put_first(array(spec_map, "initContainers"), proxy);
+    for volume in container::volumes(settings) {
+        let volumes = array(spec_map, "volumes");
+        if !volumes.contains(&volume) {
+            volumes.push(volume);
+        }
+    }
+
+    let report = Report {
+        image: settings.image().to_owned(),
+        name: identity.name.to_string(),
+        serves: identity.serves.iter().map(|(name, port)| format!("{name}={port}")).collect(),
+        redirect: "env".to_owned(),
+        app_containers,
+    };
+    // Strings and lists of them: it can't fail.
+    let said = serde_json::to_string(&report).unwrap_or_default();
+    object_in(object(&mut changed, "metadata"), "annotations").insert(INJECTED.to_owned(), said.into());
+    let patch = checked(raw, &changed, pod)?;
+    Ok(Injected { pod: changed, patch, report, warnings })
+}
+
+/// The patch, which was applied and gives the pod that it should.
+fn checked(raw: &Value, changed: &Value, before: &Pod) -> Result<Patch, Vec<Mistake>> {
+    let broken = |why: String| {
+        let name = before.metadata.name.as_deref().or(before.metadata.generate_name.as_deref()).unwrap_or_default();
+        vec![Mistake::new(
+            "the pod",
+            name,
+            format!("a mistake in Bluebox would have broken it ({why}); please report it. The label {PREFIX}injection: disabled lets it start"),
+        )]
+    };
+    let patch = json_patch::diff(raw, changed);
+    let mut applied = raw.clone();
+    json_patch::patch(&mut applied, &patch).map_err(|error| broken(error.to_string()))?;
+    if applied != *changed {
+        return Err(broken("the patch gives another pod".to_owned()));
+    }
+    let after: Pod = serde_json::from_value(applied).map_err(|error| broken(error.to_string()))?;
+    let names = |pod: &Pod| pod.spec.iter().flat_map(|spec| spec.containers.iter().map(|container| container.name.clone())).collect::<Vec<_>>();
+    if names(before) == names(&after) { Ok(patch) } else { Err(broken("its containers are others".to_owned())) }
+}
+
+fn check_containers(spec: &PodSpec, asked: &Asked, settings: &Settings, mistakes: &mut Vec<Mistake>) {
+    let init = || spec.init_containers.iter().flatten();
+    let proxies: Vec<&Container> = init().filter(|container| container.name == PROXY).collect();
+    let foreign = proxies.iter().find(|container| container.image.as_deref() != Some(settings.image()));
+    if let Some(foreign) = foreign {
+        let image = foreign.image.as_deref().unwrap_or_default();
+        let remedy = format!("its image is not this installation's ({}); {PROXY} is the name of Bluebox's own container: give yours another", settings.image());
+        mistakes.push(Mistake::new(format!("init container {PROXY}"), image, remedy));
+    }
+    if proxies.len() > 1 {
+        mistakes.push(Mistake::new("initContainers", PROXY, "two have this name"));
+    }
+    if let Some(foreign) = spec.containers.iter().find(|container| container.name == PROXY) {
+        let remedy = format!("{PROXY} is the name of Bluebox's own container: give yours another");
+        mistakes.push(Mistake::new("container", foreign.image.as_deref().unwrap_or_default(), remedy));
+    }
+    for name in asked.app_containers.iter().filter(|name| !init().chain(&spec.containers).any(|container| &container.name == *name) || *name == PROXY) {
+        let there: Vec<_> = spec.containers.iter().map(|container| container.name.as_str()).take(20).collect();
+        mistakes.push(Mistake::new(
+            format!("annotation {PREFIX}app-containers"),
+            name,
+            format!("the pod has no such container; there are {}", there.join(", ")),
+        ));
+    }
+    for container in init().chain(&spec.containers).filter(|container| container.name != PROXY) {
+        for port in container.ports.iter().flatten().map(|port| port.container_port) {
+            if [OUTBOUND_PORT, ADMIN_PORT].map(i32::from).contains(&port) {
+                let remedy = "the proxy itself listens there: let the app listen elsewhere";
+                mistakes.push(Mistake::new(format!("a port of container {}", container.name), &port.to_string(), remedy));
+            }
+        }
+        for mount in container.volume_mounts.iter().flatten().filter(|mount| mount.name.starts_with(VOLUME_PREFIX)) {
+            mistakes.push(Mistake::new(
+                format!("a mount of container {}", container.name),
+                &mount.name,
+                "volumes of that name are Bluebox's, for its proxy alone",
+            ));
+        }
+    }
+}
+
+fn check_volumes(raw: &Value, spec: &PodSpec, settings: &Settings, mistakes: &mut Vec<Mistake>) {
+    let ours = container::volumes(settings);
+    let raw = raw.pointer("/spec/volumes").and_then(Value::as_array);
+    for (at, volume) in spec.volumes.iter().flatten().enumerate().filter(|(_, volume)| volume.name.starts_with(VOLUME_PREFIX)) {
+        if !raw.and_then(|raw| raw.get(at)).is_some_and(|raw| ours.contains(raw)) {
+            mistakes.push(Mistake::new("volume", &volume.name, format!("names that begin with {VOLUME_PREFIX} are Bluebox's: give it another")));
+        }
+    }
+}
+
+/// Sets the variables that send an app's calls to the proxy.
+fn point_to_proxy(container: &mut Map<String, Value>, asked: &Asked, mistakes: &mut Vec<Mistake>, warnings: &mut Vec<String>) {
+    let name = container.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let env = array(container, "env");
+    let there = |env: &[Value], name: &str| env.iter().find(|variable| variable.get("name").and_then(Value::as_str) == Some(name)).cloned();
+    let direct = ["localhost", "127.0.0.1", "::1"].into_iter().chain(asked.excluded_hosts.iter().map(String::as_str)).collect::<Vec<_>>().join(",");
+    let proxy = format!("http://127.0.0.1:{OUTBOUND_PORT}");
+    for (variable, value) in PROXY_VARIABLES.map(|variable| (variable, &proxy)).into_iter().chain(NO_PROXY_VARIABLES.map(|variable| (variable, &direct))) {
+        let wanted = json!({"name": variable, "value": value});
+        match there(env, variable) {
+            None => env.push(wanted),
+            Some(same) if same == wanted => {}
+            Some(_) if NO_PROXY_VARIABLES.contains(&variable) => {
+                warnings.push(format!("container {name} sets {variable} itself; it is left as it is"));
+            }
+            Some(other) => {
+                let value = other.get("value").and_then(Value::as_str).unwrap_or("(from elsewhere)");
+                let remedy = format!("Bluebox sets it to {proxy}: leave it out, or leave the container out of {PREFIX}app-containers");
+                mistakes.push(Mistake::new(format!("variable {variable} of container {name}"), value, remedy));
+            }
+        }
+    }
+}
+
+/// Puts the proxy before the app's init containers, so that they can call components. One that is there already is replaced, whatever was made of it; only limits of its
+/// resources that others set by default (a LimitRange) stay.
+fn put_first(containers: &mut Vec<Value>, mut proxy: Value) {
+    let is_proxy = |container: &Value| container.get("name").and_then(Value::as_str) == Some(PROXY);
+    if let Some(at) = containers.iter().position(is_proxy) {
+        let there = containers.remove(at);
+        for kind in ["requests", "limits"] {
+            for (name, amount) in there.pointer(&format!("/resources/{kind}")).and_then(Value::as_object).into_iter().flatten() {
+                if let Some(resources) = proxy.get_mut("resources").and_then(Value::as_object_mut) {
+                    object_in(resources, kind).entry(name.clone()).or_insert_with(|| amount.clone());
+                }
+            }
+        }
+    }
+    containers.insert(0, proxy);
+}
+
+/// The object at a key of a value that is an object; made, if there is none.
+fn object<'a>(value: &'a mut Value, key: &str) -> &'a mut Map<String, Value> {
+    object_in(as_object(value), key)
+}
+
+fn object_in<'a>(map: &'a mut Map<String, Value>, key: &str) -> &'a mut Map<String, Value> {
+    as_object(map.entry(key).or_insert(Value::Null))
+}
+
+/// What is no object (JSON's null; nothing else was read as a pod) becomes an empty one.
+fn as_object(value: &mut Value) -> &mut Map<String, Value> {
+    if !value.is_object() {
+        *value = Value::Object(Map::new());
+    }
+    match value {
+        Value::Object(map) => map,
+        _ => unreachable!("it was made one"),
+    }
+}
+
+fn array<'a>(map: &'a mut Map<String, Value>, key: &str) -> &'a mut Vec<Value> {
+    let value = map.entry(key).or_insert(Value::Null);
+    if !value.is_array() {
+        *value = Value::Array(Vec::new());
+    }
+    match value {
+        Value::Array(array) => array,
+        _ => unreachable!("it was made one"),
+    }
+}

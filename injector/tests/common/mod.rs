@@ -1,0 +1,29 @@
+//! What the tests have in common.
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, reason = "each test takes what it needs, and fails by panicking")]
+
+use std::collections::BTreeMap;
+
+use bluebox_injector::selection::{ENABLED, INJECTION, Place};
+use bluebox_injector::{Limits, Settings};
+
+/// One limit that any text ending with `s` is a value of; the proxy's own are where its flags are.
+pub struct FewLimits;
+
+impl Limits for FewLimits {
+    fn names(&self) -> Vec<String> {
+        vec!["attempt-timeout".to_owned(), "route".to_owned()]
+    }
+
+    fn flag(&self, name: &str, value: &str) -> Result<String, String> {
+        if name == "route" || value.ends_with('s') { Ok(format!("--{name}={value}")) } else { Err("write a duration".to_owned()) }
+    }
+}
+
+pub fn settings() -> Settings {
+    Settings::try_new("registry.example/bluebox:0.1.0").unwrap()
+}
+
+/// A namespace that asks for proxies.
+pub fn labelled(namespace: &str) -> Place {
+    Place { namespace: namespace.to_owned(), labels: BTreeMap::from([(INJECTION.to_owned(), ENABLED.to_owned())]) }
+}

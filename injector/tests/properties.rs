@@ -1,0 +1,177 @@
+//! What holds for every pod.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use bluebox_injector::{Decision, decide};
+use common::{FewLimits, labelled, settings};
+use proptest::prelude::*;
+use serde_json::{Map, Value, json};
+
+/// An object with some of these fields.
+fn some_of(fields: Vec<(&'static str, BoxedStrategy<Value>)>) -> BoxedStrategy<Value> {
+    let fields: Vec<_> = fields.into_iter().map(|(name, value)| proptest::option::of(value).prop_map(move |value| (name, value))).collect();
+    fields.prop_map(|fields| Value::Object(fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect())).boxed()
+}
+
+fn any_of(values: Value) -> BoxedStrategy<Value> {
+    proptest::sample::select(values.as_array().unwrap().clone()).boxed()
+}
+
+fn list_of(item: BoxedStrategy<Value>) -> BoxedStrategy<Value> {
+    prop_oneof![1 => Just(Value::Null), 5 => proptest::collection::vec(item, 0..4).prop_map(Value::Array)].boxed()
+}
+
+fn containers() -> BoxedStrategy<Value> {
+    let port = some_of(vec![("name", any_of(json!(["http", "metrics", "h2c"]))), ("protocol", any_of(json!(["TCP", "UDP"])))]);
+    let port = (port, any_of(json!([80, 8080, 0, -1, 4140, 70000]))).prop_map(|(mut port, number)| {
+        port["containerPort"] = number;
+        port
+    });
+    let variable = any_of(json!([
+        {"name": "MODE", "value": "x"}, {"name": "HTTP_PROXY", "value": "http://127.0.0.1:4140"}, {"name": "no_proxy", "value": "y"}, {"name": "http_proxy", "value": "z"},
+    ]));
+    let amounts = any_of(json!([{"cpu": "1", "memory": "1Gi"}, {"cpu": "1"}, {}, null]));
+    let container = some_of(vec![
+        ("image", any_of(json!(["a:1", "registry.example/bluebox:0.1.0"]))),
+        ("command", any_of(json!([["sh", "-c", "id"], null]))),
+        ("ports", list_of(port.boxed())),
+        ("env", list_of(variable)),
+        ("resources", some_of(vec![("limits", amounts.clone()), ("requests", amounts)])),
+        ("volumeMounts", list_of(any_of(json!([{"name": "data", "mountPath": "/d"}])))),
+        ("securityContext", any_of(json!([{"privileged": true, "runAsUser": 0}, {}]))),
+        ("fieldOfTomorrow", any_of(json!([{"a": [1, null]}, "b"]))),
+        ("restartPolicy", any_of(json!(["Always", "Never"]))),
+    ]);
+    let named = (container, any_of(json!(["app", "web", "proxy", "logs", "init-1", "init-2"]))).prop_map(|(mut container, name)| {
+        container["name"] = name;
+        container
+    });
+    list_of(named.boxed())
+}
+
+fn pods() -> impl Strategy<Value = Value> {
+    let annotation = prop_oneof![
+        any_of(json!([
+            ["bluebox.dev/component", "cart"],
+            ["bluebox.dev/components", "a=1,b=2"],
+            ["bluebox.dev/port", "8080"],
+            ["bluebox.dev/port", "x"],
+            ["bluebox.dev/app-containers", "app"],
+            ["bluebox.dev/attempt-timeout", "3s"],
+            ["bluebox.dev/streams", "pass"],
+            ["bluebox.dev/memory-limit", "1Gi"],
+            ["bluebox.dev/cpu-request", "2"],
+            ["bluebox.dev/injected", "{}"],
+            ["bluebox.dev/route", "/$(BLUEBOX_BROKERS) attempt-timeout=1s"],
+            ["bluebox.dev/log-level", "debug"],
+            ["bluebox.dev/image", "evil:1"],
+            ["example.com/x", "y"],
+        ])),
+        ("bluebox\\.dev/[a-z-]{1,12}", ".{0,20}").prop_map(|(name, value)| json!([name, value])),
+    ];
+    let annotations = proptest::collection::vec(annotation, 0..4)
+        .prop_map(|pairs| Value::Object(pairs.into_iter().map(|pair| (pair[0].as_str().unwrap().to_owned(), pair[1].clone())).collect::<Map<_, _>>()));
+    let labels = any_of(
+        json!([{"app": "cart"}, {"bluebox.dev/injection": "disabled"}, {"bluebox.dev/injection": "yes"}, {"bluebox.dev/injection": "enabled"}, {}, null]),
+    );
+    let metadata = some_of(vec![("name", any_of(json!(["cart", "cart.v2", ""]))), ("labels", labels), ("annotations", annotations.boxed())]);
+    let volumes = any_of(json!([{"name": "data", "emptyDir": {}}, {"name": "bluebox-kafka", "hostPath": {"path": "/"}}, {"name": "tomorrow", "newKind": {}}]));
+    let spec = some_of(vec![
+        ("initContainers", containers()),
+        ("containers", containers()),
+        ("volumes", list_of(volumes)),
+        ("hostNetwork", any_of(json!([true, false]))),
+        ("fieldOfTomorrow", any_of(json!([{"a": 1}, []]))),
+    ]);
+    some_of(vec![("metadata", metadata), ("spec", spec)]).prop_map(|mut pod| {
+        pod["kind"] = "Pod".into();
+        pod
+    })
+}
+
+fn proxy_of(pod: &Value) -> &Value {
+    &pod["spec"]["initContainers"][0]
+}
+
+/// The containers, without what the injector adds to their environment.
+fn apps(pod: &Value, list: &str) -> Vec<Value> {
+    let mut apps: Vec<_> = pod["spec"][list].as_array().into_iter().flatten().filter(|container| container["name"] != "proxy").cloned().collect();
+    for app in &mut apps {
+        if let Some(env) = app["env"].as_array_mut() {
+            env.retain(|variable| !["HTTP_PROXY", "http_proxy", "NO_PROXY", "no_proxy"].iter().any(|name| variable["name"] == *name));
+        }
+        if app["env"] == json!([]) || app["env"].is_null() {
+            app.as_object_mut().unwrap().remove("env");
+        }
+    }
+    apps
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn a_pod_is_injected_whole_or_not_at_all(pod in pods()) {
+        let Decision::Injected(injected) = decide(&pod, &labelled("shop"), &settings(), &FewLimits) else { return Ok(()) };
+        let mut applied = pod.clone();
+        json_patch::patch(&mut applied, &injected.patch).unwrap();
+        prop_assert_eq!(&applied, &injected.pod);
+
+        // Nothing of the app is lost or changed.
+        prop_assert_eq!(apps(&pod, "containers"), apps(&applied, "containers"));
+        prop_assert_eq!(apps(&pod, "initContainers"), apps(&applied, "initContainers"));
+        prop_assert_eq!(&pod["spec"]["fieldOfTomorrow"], &applied["spec"]["fieldOfTomorrow"]);
+        for volume in pod["spec"]["volumes"].as_array().into_iter().flatten() {
+            prop_assert!(applied["spec"]["volumes"].as_array().unwrap().contains(volume));
+        }
+
+        // Nothing that a pod says chooses what is run, as whom, and with which files.
+        let plain = json!({"metadata": {"name": "plain"}, "spec": {"containers": [{"name": "app"}]}});
+        let Decision::Injected(plain) = decide(&plain, &labelled("shop"), &settings(), &FewLimits) else { panic!("a plain pod is injected") };
+        for field in ["name", "image", "imagePullPolicy", "command", "restartPolicy", "securityContext", "volumeMounts", "env", "ports", "startupProbe", "readinessProbe", "livenessProbe", "lifecycle"] {
+            prop_assert_eq!(&proxy_of(&applied)[field], &proxy_of(&plain.pod)[field], "{}", field);
+        }
+        prop_assert_eq!(&proxy_of(&applied)["args"][0], "proxy");
+        let expands = |argument: &str| argument.replace("$$", "").contains("$(") && !argument.contains("direct=$(BLUEBOX_POD_IP)");
+        prop_assert!(!proxy_of(&applied)["args"].as_array().unwrap().iter().any(|argument| expands(argument.as_str().unwrap())));
+        prop_assert_eq!(applied["spec"]["initContainers"].as_array().unwrap().iter().filter(|container| container["name"] == "proxy").count(), 1);
+
+        // Twice is once.
+        let Decision::Injected(again) = decide(&applied, &labelled("shop"), &settings(), &FewLimits) else { panic!("what was injected is refused") };
+        prop_assert!(again.patch.0.is_empty(), "{}", again.patch);
+    }
+
+    /// Another webhook added a container after the first time: it is pointed to the proxy too, and nothing else changes.
+    #[test]
+    fn what_others_add_is_taken_in(pod in pods()) {
+        let Decision::Injected(first) = decide(&pod, &labelled("shop"), &settings(), &FewLimits) else { return Ok(()) };
+        let mut more = first.pod.clone();
+        let added = json!({"name": "added-by-another"});
+        let Some(containers) = more["spec"]["containers"].as_array_mut() else { return Ok(()) };
+        containers.push(added);
+        more["spec"]["initContainers"].as_array_mut().unwrap().insert(0, json!({"name": "first", "image": "x:1"}));
+        let Decision::Injected(second) = decide(&more, &labelled("shop"), &settings(), &FewLimits) else { panic!("it is refused the second time") };
+        prop_assert_eq!(proxy_of(&second.pod)["name"].as_str(), Some("proxy"));
+        let Decision::Injected(third) = decide(&second.pod, &labelled("shop"), &settings(), &FewLimits) else { panic!("it is refused the third time") };
+        prop_assert!(third.patch.0.is_empty(), "{}", third.patch);
+    }
+
+    /// Any JSON at all: a decision, never a panic.
+    #[test]
+    fn anything_gets_a_decision(text in "\\PC{0,200}", pod in pods(), at in any::<proptest::sample::Index>()) {
+        if let Ok(value) = serde_json::from_str::<Value>(&text) {
+            let _ = decide(&value, &labelled("shop"), &settings(), &FewLimits);
+        }
+        // A pod that was cut off and mended somewhere reads as something odd, or not at all.
+        let text = pod.to_string();
+        let mut cut = text.clone();
+        let at = (0..=at.index(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap();
+        cut.replace_range(at.., "}");
+        for text in [cut.clone(), format!("{cut}}}"), format!("{cut}}}}}")] {
+            if let Ok(value) = serde_json::from_str::<Value>(&text) {
+                let _ = decide(&value, &labelled("shop"), &settings(), &FewLimits);
+            }
+        }
+    }
+}
