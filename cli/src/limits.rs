@@ -145,6 +145,7 @@ pub(crate) enum Side {
 }
 
 /// The limits as a file knows them: their names, and whether a value is one.
+#[derive(Debug)]
 pub(crate) struct Known(Command);
 
 impl Known {

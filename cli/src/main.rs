@@ -4,11 +4,13 @@
 //! - [`file`](mod@file): the file that says which boxes there are; `bluebox validate FILE`.
 //! - [`family`]: processes that end together.
 //! - [`proxy`]: `bluebox proxy`: one proxy as a process; [`log_server`]: the embedded log as one.
+//! - [`kubernetes`]: `bluebox injector`, the admission webhook; `bluebox inject`, the same by hand.
 //! - [`operate`]: looking into a running system: `bluebox ps`, `calls`, `dlq`.
 //! - [`serve`], [`limits`], [`log`], [`logging`], [`units`]: what flags and the file have in common.
 
 mod family;
 mod file;
+mod kubernetes;
 mod limits;
 mod log;
 mod log_server;
@@ -40,6 +42,10 @@ enum Command {
     Validate(validate::ValidateOptions),
     /// Run one proxy
     Proxy(Box<proxy::ProxyOptions>),
+    /// Put the proxy into the pods of Kubernetes manifests
+    Inject(kubernetes::inject::InjectOptions),
+    /// Run the admission webhook that does so in a cluster
+    Injector(kubernetes::injector::InjectorOptions),
     /// Show what a `bluebox up` runs
     Ps(operate::ps::PsOptions),
     /// Ask what became of a call
@@ -62,6 +68,8 @@ fn main() -> ExitCode {
         Command::Up(options) => in_runtime(up::run(options)),
         Command::Validate(options) => validate::run(&options),
         Command::Proxy(options) => in_runtime(proxy::run(*options)),
+        Command::Inject(options) => kubernetes::inject::run(&options),
+        Command::Injector(options) => in_runtime(kubernetes::injector::run(options)),
         Command::Ps(options) => operate::ps::run(&options),
         Command::Calls(options) => in_runtime(operate::calls::run(options)),
         Command::Dlq(options) => in_runtime(operate::dlq::run(options)),

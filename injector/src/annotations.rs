@@ -350,6 +350,13 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn the_docs_have_all_of_them() {
+        for name in OWN {
+            assert!(include_str!("../../docs/kubernetes.md").contains(&format!("`{PREFIX}{name}`")), "docs/kubernetes.md does not have {name}");
+        }
+    }
+
+    #[test]
     fn all_mistakes_are_told_at_once() {
         let text = reading(&[("component", "A"), ("components", "b=1"), ("port", "x"), ("nonsense", "1")]).unwrap_err();
         assert_eq!(text.lines().count(), 5, "{text}");

@@ -30,7 +30,13 @@ pub fn decide(raw: &Value, place: &Place, settings: &Settings, limits: &dyn Limi
 }
 
 fn judge(raw: &Value, place: &Place, settings: &Settings, limits: &dyn Limits) -> Result<Decision, Vec<Mistake>> {
-    let pod: Pod = serde_json::from_value(raw.clone()).map_err(|error| vec![Mistake::new("the pod", &error.to_string(), "it can't be read as a pod (v1)")])?;
+    let pod: Pod = serde_json::from_value(raw.clone()).map_err(|error| {
+        vec![Mistake::new(
+            "the pod",
+            &error.to_string(),
+            "it can't be read as a pod (v1); values of annotations, labels and variables are strings: put numbers in quotes",
+        )]
+    })?;
     if let Some(why) = exempt(&pod, place, settings).map_err(|mistake| vec![mistake])? {
         return Ok(Decision::Exempt(why));
     }

@@ -10,15 +10,34 @@
 //! - [`mistake`]: what is wrong, in words.
 //!
 //! [`settings`] is what an installation says.
+//!
+//! [`offline`] is the same judgement over files, by hand.
+//!
+//! [`manifests`]: what the API server has to know, from the same list.
+//!
+//! Around it, what a cluster needs:
+//!
+//! - [`review`]: the admission review, as the API server asks and is answered.
+//! - [`serve`]: the webhook's server, [`metrics`] what it counts.
+//! - [`certificates`]: which certificates there should be; [`keep`]: keeps them so in the cluster.
+//! - [`run`](mod@run): all of that.
 
 pub mod annotations;
+pub mod certificates;
 pub mod container;
 pub mod decide;
 pub mod identity;
 pub mod inject;
+pub mod keep;
+pub mod manifests;
+pub mod metrics;
 pub mod mistake;
+pub mod offline;
 pub mod quantity;
+pub mod review;
+pub mod run;
 pub mod selection;
+pub mod serve;
 pub mod settings;
 
 pub use annotations::Limits;

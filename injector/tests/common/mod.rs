@@ -27,3 +27,22 @@ pub fn settings() -> Settings {
 pub fn labelled(namespace: &str) -> Place {
     Place { namespace: namespace.to_owned(), labels: BTreeMap::from([(INJECTION.to_owned(), ENABLED.to_owned())]) }
 }
+
+/// What the API server asks when a pod is made.
+pub fn review_of(namespace: &str, pod: serde_json::Value) -> serde_json::Value {
+    serde_json::json!({
+        "apiVersion": "admission.k8s.io/v1",
+        "kind": "AdmissionReview",
+        "request": {
+            "uid": "0c9a8d74",
+            "kind": {"group": "", "version": "v1", "kind": "Pod"},
+            "resource": {"group": "", "version": "v1", "resource": "pods"},
+            "namespace": namespace,
+            "operation": "CREATE",
+            "userInfo": {"username": "system:serviceaccount:kube-system:replicaset-controller"},
+            "object": pod,
+            "oldObject": null,
+            "dryRun": false,
+        },
+    })
+}

@@ -1,0 +1,46 @@
+//! `bluebox injector`: the admission webhook.
+
+use std::net::SocketAddr;
+
+use anyhow::Context as _;
+use bluebox_injector::keep::Names;
+use bluebox_injector::run::{Config, run as serve};
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use super::{ProxyLimits, SettingsOptions};
+use crate::logging::LoggingOptions;
+
+/// Runs the admission webhook that puts the proxy into pods. It finds the cluster as kubectl does: by KUBECONFIG, or by where it runs. manifests/base installs it.
+#[derive(Debug, Args)]
+pub(crate) struct InjectorOptions {
+    /// Where the webhook listens.
+    #[arg(long, env = "BLUEBOX_LISTEN", value_name = "HOST:PORT", default_value = "0.0.0.0:8443")]
+    listen: SocketAddr,
+    /// Where /metrics, /healthz and /readyz are answered.
+    #[arg(long, env = "BLUEBOX_ADMIN", value_name = "HOST:PORT", default_value = "0.0.0.0:4141")]
+    admin: SocketAddr,
+    #[command(flatten)]
+    settings: SettingsOptions,
+    #[command(flatten)]
+    logging: LoggingOptions,
+}
+
+pub(crate) async fn run(options: InjectorOptions) -> anyhow::Result<()> {
+    options.logging.start()?;
+    let settings = options.settings.settings()?;
+    let names = Names::of(settings.namespace());
+    let client = kube::Client::try_default().await.context("no cluster is known: set KUBECONFIG, or run this in one")?;
+    let stop = CancellationToken::new();
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let told = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        info!("asked to end: no new connections, what is under way is finished");
+        told.cancel();
+    });
+    serve(Config { listen: options.listen, admin: options.admin, settings, names }, client, ProxyLimits::new(), stop).await?;
+    Ok(())
+}

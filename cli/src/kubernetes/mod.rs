@@ -1,0 +1,55 @@
+//! Bluebox on Kubernetes.
+
+pub(crate) mod inject;
+pub(crate) mod injector;
+
+use bluebox_injector::Settings;
+use bluebox_injector::settings::{DEFAULT_KAFKA_SECRET, DEFAULT_NAMESPACE, DEFAULT_UID};
+use clap::Args;
+
+use crate::limits::{Known, Side};
+
+/// What an installation says of its proxies.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "The proxies")]
+pub(crate) struct SettingsOptions {
+    /// The image of the proxies.
+    #[arg(long, env = "BLUEBOX_PROXY_IMAGE", value_name = "IMAGE", default_value = concat!("bluebox:", env!("CARGO_PKG_VERSION")))]
+    proxy_image: String,
+    /// The user that they run as.
+    #[arg(long, env = "BLUEBOX_PROXY_UID", value_name = "UID", default_value_t = DEFAULT_UID)]
+    proxy_uid: i64,
+    /// The Secret in each namespace that says which Kafka.
+    #[arg(long, env = "BLUEBOX_KAFKA_SECRET", value_name = "NAME", default_value = DEFAULT_KAFKA_SECRET)]
+    kafka_secret: String,
+    /// Bluebox's own namespace.
+    #[arg(long, env = "BLUEBOX_NAMESPACE", value_name = "NAMESPACE", default_value = DEFAULT_NAMESPACE)]
+    namespace: String,
+}
+
+impl SettingsOptions {
+    fn settings(&self) -> anyhow::Result<Settings> {
+        let settings = Settings::try_new(&self.proxy_image)?.with_uid(self.proxy_uid)?;
+        Ok(settings.with_kafka_secret(&self.kafka_secret)?.with_namespace(&self.namespace)?)
+    }
+}
+
+/// The limits of `bluebox proxy`, as annotations of pods.
+#[derive(Debug)]
+struct ProxyLimits(Known);
+
+impl ProxyLimits {
+    fn new() -> Self {
+        Self(Known::of(Side::Both))
+    }
+}
+
+impl bluebox_injector::Limits for ProxyLimits {
+    fn names(&self) -> Vec<String> {
+        self.0.names().map(str::to_owned).collect()
+    }
+
+    fn flag(&self, name: &str, value: &str) -> Result<String, String> {
+        self.0.flag(name, value)
+    }
+}

@@ -1,0 +1,77 @@
+//! `bluebox inject`, and what `bluebox injector` says when it can't run.
+
+mod common;
+
+use common::{Place, bluebox, run};
+
+const DEPLOYMENT: &str = "\
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: cart}
+spec:
+  template:
+    metadata:
+      annotations: {bluebox.dev/attempt-timeout: 30s, bluebox.dev/route: '/reports attempt-timeout=30m'}
+    spec:
+      containers: [{name: app, image: 'shop/cart:1', ports: [{containerPort: 8080}]}]
+";
+
+#[test]
+fn a_deployment_gets_the_proxy_and_limits_are_the_proxys_own_flags() {
+    let place = Place::with(DEPLOYMENT);
+    let (status, said) = run(bluebox().args(["inject", "bluebox.yaml", "--proxy-image=registry.example/bluebox:7"]).current_dir(place.path()));
+    assert!(status.success(), "{said}");
+    for line in [
+        "image: registry.example/bluebox:7",
+        "- \"--serve=cart=127.0.0.1:8080\"",
+        "--attempt-timeout=30s",
+        "/reports attempt-timeout=30m",
+        "Deployment cart: gets a proxy",
+    ] {
+        assert!(said.contains(line) || said.contains(&line.replace('"', "")), "{line}: {said}");
+    }
+}
+
+#[test]
+fn what_is_injected_is_what_the_proxy_takes() {
+    let place = Place::with(DEPLOYMENT);
+    let (_, said) = run(bluebox().args(["inject", "bluebox.yaml"]).current_dir(place.path()));
+    let begin = said.find("- args:").unwrap_or_else(|| panic!("no arguments: {said}"));
+    let arguments: Vec<&str> =
+        said[begin..].lines().skip(1).take_while(|line| line.trim_start().starts_with("- ")).map(|line| line.trim()[2..].trim_matches('"')).collect();
+    assert!(arguments[0] == "proxy" && arguments.len() > 5, "{arguments:?}");
+    // All of them are understood: what is wrong is that the file with Kafka's settings is not there.
+    let (status, said) = run(bluebox().args(&arguments).env("BLUEBOX_BROKERS", "127.0.0.1:9").env("BLUEBOX_POD_IP", "10.0.0.1"));
+    assert!(status.code() == Some(1) && said.contains("/etc/bluebox/kafka/client.properties"), "{said}");
+}
+
+#[test]
+fn a_mistake_is_an_error_and_nothing_comes_out() {
+    let place = Place::with(&DEPLOYMENT.replace("30s", "'30'"));
+    let (status, said) = run(bluebox().args(["inject", "bluebox.yaml"]).current_dir(place.path()));
+    assert_eq!(status.code(), Some(1));
+    assert!(said.contains("Deployment cart") && said.contains("bluebox.dev/attempt-timeout") && !said.contains("apiVersion"), "{said}");
+    let place = Place::with(&DEPLOYMENT.replace("30s", "30"));
+    let (_, said) = run(bluebox().args(["inject", "bluebox.yaml"]).current_dir(place.path()));
+    assert!(said.contains("put numbers in quotes"), "{said}");
+    let (status, said) = run(bluebox().args(["inject", "bluebox.yaml", "--proxy-uid=0"]).current_dir(place.path()));
+    assert!(status.code() == Some(1) && said.contains("a user other than root"), "{said}");
+}
+
+#[test]
+fn the_injector_needs_a_cluster() {
+    let (status, said) = run(bluebox().arg("injector").env("KUBECONFIG", "/nowhere").env_remove("KUBERNETES_SERVICE_HOST"));
+    assert!(status.code() == Some(1) && said.contains("set KUBECONFIG"), "{said}");
+}
+
+#[test]
+fn the_docs_have_every_annotation_and_flag() {
+    let docs = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/kubernetes.md")).unwrap_or_default();
+    for command in ["inject", "injector"] {
+        let (_, help) = run(bluebox().args([command, "--help"]));
+        let words = help.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-' || c == '_'));
+        for flag in words.filter_map(|word| word.strip_prefix("--")).filter(|flag| !["", "help"].contains(flag)) {
+            assert!(docs.contains(&format!("--{flag}")), "docs/kubernetes.md does not have {command} --{flag}");
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! What the API server has to know: when to ask the webhook, and which pods not to let in without a proxy. Both are made from the one list of exemptions.
+
+use k8s_openapi::api::admissionregistration::v1::{
+    MatchCondition, MatchResources, MutatingWebhook, MutatingWebhookConfiguration, NamedRuleWithOperations, ParamKind, ParamRef, RuleWithOperations,
+    ServiceReference, ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding, ValidatingAdmissionPolicyBindingSpec, ValidatingAdmissionPolicySpec,
+    Validation, WebhookClientConfig,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement, ObjectMeta};
+
+use crate::keep::Names;
+use crate::review::TIMEOUT;
+use crate::selection::{DISABLED, ENABLED, EXEMPTIONS, INJECTION, KUBE_SYSTEM, NAMESPACE_NAME};
+use crate::serve;
+use crate::settings::PROXY;
+
+/// The ConfigMap in the installation's namespace with what the policy compares with.
+pub const SETTINGS: &str = "bluebox-settings";
+/// Its key for the image of proxies.
+pub const IMAGE_KEY: &str = "proxy-image";
+/// Its key for the user that they run as.
+pub const UID_KEY: &str = "proxy-uid";
+
+/// Which pods: the one question, for the webhook and for the policy.
+struct Which {
+    name: &'static str,
+    namespaces: LabelSelector,
+    pods: LabelSelector,
+}
+
+fn requirement(key: &str, operator: &str, values: &[&str]) -> LabelSelectorRequirement {
+    let values = Some(values.iter().map(|value| (*value).to_owned()).collect());
+    LabelSelectorRequirement { key: key.to_owned(), operator: operator.to_owned(), values }
+}
+
+fn selector(requirements: Vec<LabelSelectorRequirement>) -> LabelSelector {
+    LabelSelector { match_expressions: Some(requirements), match_labels: None }
+}
+
+/// Pods in labelled namespaces that don't opt out, and labelled pods elsewhere. Never those of the system and of Bluebox itself.
+fn which(names: &Names) -> [Which; 2] {
+    let others = || requirement(NAMESPACE_NAME, "NotIn", &[KUBE_SYSTEM, &names.namespace]);
+    [
+        Which {
+            name: "namespaces",
+            namespaces: selector(vec![others(), requirement(INJECTION, "In", &[ENABLED])]),
+            pods: selector(vec![requirement(INJECTION, "NotIn", &[DISABLED])]),
+        },
+        Which {
+            name: "pods",
+            namespaces: selector(vec![others(), requirement(INJECTION, "NotIn", &[ENABLED])]),
+            pods: selector(vec![requirement(INJECTION, "In", &[ENABLED])]),
+        },
+    ]
+}
+
+/// No pod that is exempt.
+fn conditions() -> Vec<MatchCondition> {
+    EXEMPTIONS.iter().map(|exemption| MatchCondition { name: format!("not-{}", exemption.name), expression: format!("!({})", exemption.cel) }).collect()
+}
+
+fn named(name: &str) -> ObjectMeta {
+    ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() }
+}
+
+/// When to ask the webhook. With the injector away the API server goes on without it; what it then lets through, [`policy`] stops.
+pub fn webhook(names: &Names) -> MutatingWebhookConfiguration {
+    let one = |Which { name, namespaces, pods }: Which| MutatingWebhook {
+        name: format!("{name}.injector.bluebox.dev"),
+        admission_review_versions: vec!["v1".to_owned()],
+        client_config: WebhookClientConfig {
+            service: Some(ServiceReference {
+                name: names.service.clone(),
+                namespace: names.namespace.clone(),
+                path: Some(serve::PATH.to_owned()),
+                port: Some(443),
+            }),
+            ..WebhookClientConfig::default()
+        },
+        failure_policy: Some("Ignore".to_owned()),
+        match_conditions: Some(conditions()),
+        match_policy: Some("Equivalent".to_owned()),
+        namespace_selector: Some(namespaces),
+        object_selector: Some(pods),
+        // Another webhook may add containers after this one: then it is asked again.
+        reinvocation_policy: Some("IfNeeded".to_owned()),
+        rules: Some(vec![RuleWithOperations {
+            api_groups: Some(vec![String::new()]),
+            api_versions: Some(vec!["v1".to_owned()]),
+            operations: Some(vec!["CREATE".to_owned()]),
+            resources: Some(vec!["pods".to_owned()]),
+            scope: Some("Namespaced".to_owned()),
+        }]),
+        side_effects: "None".to_owned(),
+        timeout_seconds: i32::try_from(TIMEOUT.as_secs()).ok(),
+    };
+    MutatingWebhookConfiguration { metadata: named(&names.webhook), webhooks: Some(which(names).into_iter().map(one).collect()) }
+}
+
+const POLICY: &str = "bluebox-injected";
+
+/// What the API server itself checks, so that nothing has to be up for it: a pod that should have the proxy has it.
+pub fn policy() -> ValidatingAdmissionPolicy {
+    let ours = format!("object.spec.initContainers.filter(c, c.name == '{PROXY}')");
+    let injected = format!(
+        "has(object.spec.initContainers) && {ours}.exists(c, has(c.restartPolicy) && c.restartPolicy == 'Always' && c.image == params.data['{IMAGE_KEY}'])"
+    );
+    let confined = format!(
+        "!has(object.spec.initContainers) || {ours}.all(c, !has(c.command) && has(c.securityContext) && \
+         has(c.securityContext.runAsUser) && string(c.securityContext.runAsUser) == params.data['{UID_KEY}'] && \
+         has(c.securityContext.allowPrivilegeEscalation) && !c.securityContext.allowPrivilegeEscalation && \
+         !(has(c.securityContext.privileged) && c.securityContext.privileged) && \
+         !(has(c.securityContext.capabilities) && has(c.securityContext.capabilities.add) && size(c.securityContext.capabilities.add) > 0))"
+    );
+    let validation = |expression: String, message: String| Validation { expression, message: Some(message), ..Validation::default() };
+    ValidatingAdmissionPolicy {
+        metadata: named(POLICY),
+        spec: Some(ValidatingAdmissionPolicySpec {
+            failure_policy: Some("Fail".to_owned()),
+            match_conditions: Some(conditions()),
+            match_constraints: Some(MatchResources {
+                resource_rules: Some(vec![NamedRuleWithOperations {
+                    api_groups: Some(vec![String::new()]),
+                    api_versions: Some(vec!["v1".to_owned()]),
+                    operations: Some(vec!["CREATE".to_owned()]),
+                    resources: Some(vec!["pods".to_owned()]),
+                    ..NamedRuleWithOperations::default()
+                }]),
+                ..MatchResources::default()
+            }),
+            param_kind: Some(ParamKind { api_version: Some("v1".to_owned()), kind: Some("ConfigMap".to_owned()) }),
+            validations: Some(vec![
+                validation(
+                    injected,
+                    format!(
+                        "this pod should have Bluebox's proxy and doesn't (an init container `{PROXY}` with this installation's image): the injector didn't answer, or a container \
+                         of that name is another's. Controllers try again by themselves; the label {INJECTION}: {DISABLED} lets the pod start without a proxy"
+                    ),
+                ),
+                validation(confined, format!("the container `{PROXY}` runs another command, as another user or with more rights than Bluebox gives it")),
+            ]),
+            ..ValidatingAdmissionPolicySpec::default()
+        }),
+        status: None,
+    }
+}
+
+/// For which pods it is checked.
+pub fn bindings(names: &Names) -> [ValidatingAdmissionPolicyBinding; 2] {
+    which(names).map(|Which { name, namespaces, pods }| ValidatingAdmissionPolicyBinding {
+        metadata: ObjectMeta { name: Some(format!("{POLICY}-{name}")), ..ObjectMeta::default() },
+        spec: ValidatingAdmissionPolicyBindingSpec {
+            policy_name: POLICY.to_owned(),
+            validation_actions: vec!["Deny".to_owned()],
+            match_resources: Some(MatchResources { namespace_selector: Some(namespaces), object_selector: Some(pods), ..MatchResources::default() }),
+            param_ref: Some(ParamRef {
+                name: Some(SETTINGS.to_owned()),
+                namespace: Some(names.namespace.clone()),
+                parameter_not_found_action: Some("Deny".to_owned()),
+                selector: None,
+            }),
+        },
+    })
+}

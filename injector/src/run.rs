@@ -1,0 +1,91 @@
+//! The injector as a whole: the webhook, its certificates, its counts.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{Api, Client};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::annotations::Limits;
+use crate::keep::{self, Names};
+use crate::metrics::{self, Metrics, Readiness};
+use crate::selection::Place;
+use crate::serve::{self, Places, Webhook};
+use crate::settings::Settings;
+
+/// What the injector is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Where the webhook listens.
+    pub listen: SocketAddr,
+    /// Where `/metrics`, `/healthz` and `/readyz` are answered.
+    pub admin: SocketAddr,
+    /// What the installation says of its proxies.
+    pub settings: Settings,
+    /// Where its things are in the cluster.
+    pub names: Names,
+}
+
+/// Why the injector can't run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A listener can't be had.
+    #[error("{address}: can't listen there: {problem}; choose another address, or end what listens there")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        problem: std::io::Error,
+    },
+    /// A mistake in this program.
+    #[error("the metrics can't be set up: {0}")]
+    Metrics(#[from] prometheus::Error),
+}
+
+/// Runs until `stop`.
+///
+/// # Errors
+/// When it can't listen.
+pub async fn run(config: Config, client: Client, limits: impl Limits + 'static, stop: CancellationToken) -> Result<(), RunError> {
+    let bind = async |address| TcpListener::bind(address).await.map_err(|problem| RunError::Listen { address, problem });
+    let (listener, admin) = (bind(config.listen).await?, bind(config.admin).await?);
+    let metrics = Metrics::try_new()?;
+    let (show, tls) = watch::channel(None);
+    let (trust, trusted) = watch::channel(false);
+    let mut beside = JoinSet::new();
+    beside.spawn(metrics::serve(admin, metrics.clone(), Ready(trusted)));
+    beside.spawn(keep::keep(client.clone(), config.names, show, trust, metrics.clone()));
+    info!(listen = %config.listen, image = config.settings.image(), "the injector started");
+    let webhook = Webhook { settings: config.settings, limits, places: Cluster(Api::all(client)), metrics };
+    serve::serve(listener, Arc::new(webhook), tls, stop).await;
+    info!("the injector ended");
+    Ok(())
+}
+
+/// Ready when the API server trusts what is shown.
+#[derive(Debug, Clone)]
+struct Ready(watch::Receiver<bool>);
+
+impl Readiness for Ready {
+    fn ready(&self) -> Result<(), String> {
+        if *self.0.borrow() { Ok(()) } else { Err("there is no certificate yet that the API server trusts".to_owned()) }
+    }
+}
+
+/// Asks the API server for a namespace's labels. Each time, and for the newest ones: a pod often comes right after its namespace, or after the label.
+struct Cluster(Api<Namespace>);
+
+impl Places for Cluster {
+    async fn place(&self, namespace: &str) -> Result<Place, String> {
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let asked = tokio::time::timeout(PATIENCE, self.0.get_metadata(namespace)).await;
+        let found = asked.map_err(|_| format!("no answer within {} s", PATIENCE.as_secs()))?.map_err(|error| error.to_string())?;
+        Ok(Place { namespace: namespace.to_owned(), labels: found.metadata.labels.unwrap_or_default() })
+    }
+}
