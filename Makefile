@@ -9,7 +9,15 @@ CARGO ?= cargo
 # The tests of the contract mostly wait: for sessions to run out, for lanes to be parked. So more of them than cores at once.
 CONTRACT = $(CARGO) test --locked --package bluebox-e2e -- --test-threads=6
 
-.PHONY: help build release demo demo-kafka test test-fast fmt fmt-check lint doc deny kafka kafka-stop clean
+# How many SIGKILLs `make faults` makes on each log, and on which; more flags for it.
+KILLS ?= 30
+LOGS ?= embedded,kafka,kafka-3
+FAULTS ?=
+# What `make test` has of it: a fixed set on the embedded log and on a Kafka of its own, which takes about a minute.
+FAULTS_BINARY = "$${CARGO_TARGET_DIR:-target}/debug/bluebox-faults"
+SOME_FAULTS = $(FAULTS_BINARY) --seed 1 --without log-down
+
+.PHONY: help build release demo demo-kafka test test-fast faults faults-build faults-some fmt fmt-check lint doc deny kafka kafka-stop clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +37,17 @@ demo-kafka: ## The demo on a Kafka that is started for it
 
 test: fmt-check lint ## Formatting, lints and all tests, on the embedded log and on a real Kafka
 	scripts/kafka run -- bash -c '$(CARGO) test --locked --workspace --exclude bluebox-e2e && $(CONTRACT)'
+	$(MAKE) faults-some
+
+faults: faults-build ## Injure a running system and check that nothing accepted is lost, on all logs; KILLS=1000 for the long set, LOGS=kafka, FAULTS="--seed 7"
+	$(FAULTS_BINARY) --log $(LOGS) --kills $(KILLS) $(FAULTS)
+
+faults-some: faults-build
+	$(SOME_FAULTS) --log embedded --kills 10
+	$(SOME_FAULTS) --log kafka --kills 5 --only kill-caller-proxy,kill-callee-app,kill-callee-proxy,kill-log,stop-callee-proxy,cut,half-open
+
+faults-build:
+	$(CARGO) build --locked --bin bluebox --bin bluebox-faults
 
 test-fast: ## The tests that need no Kafka
 	$(CARGO) test --locked --workspace --exclude bluebox-e2e

@@ -1,6 +1,7 @@
 //! A process that never outlives its test.
 
 use std::fs::File;
+use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -17,7 +18,7 @@ pub struct Process {
     name: String,
     child: Child,
     output: PathBuf,
-    _stdin: Option<ChildStdin>,
+    stdin: Option<ChildStdin>,
 }
 
 impl Process {
@@ -27,7 +28,7 @@ impl Process {
         let file = File::options().create(true).append(true).open(&output).unwrap();
         command.stdin(Stdio::piped()).stdout(file.try_clone().unwrap()).stderr(file);
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{name}: {command:?}: {error}"));
-        Self { name: name.to_owned(), _stdin: child.stdin.take(), child, output }
+        Self { name: name.to_owned(), stdin: child.stdin.take(), child, output }
     }
 
     /// Its process id.
@@ -38,6 +39,13 @@ impl Process {
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
         signal::kill(Pid::from_raw(self.pid()), signal).unwrap_or_else(|error| panic!("{}: {signal}: {error}", self.name));
+    }
+
+    /// Writes a line to its standard input. One that has ended can't be told anything.
+    pub fn tell(&mut self, line: &str) {
+        if let Some(stdin) = &mut self.stdin {
+            let _ = stdin.write_all(format!("{line}\n").as_bytes());
+        }
     }
 
     /// SIGKILL, and it is gone.
