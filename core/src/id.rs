@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::ComponentName;
+use crate::{ComponentName, planted};
 
 /// A call's one id for life, however often it is delivered: 128 bits, written as 32 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -23,7 +23,15 @@ pub struct InvalidId;
 impl CallId {
     /// A new id from the system's random source.
     pub fn random() -> Self {
-        Self(random())
+        Self::from_random(random())
+    }
+
+    /// The id that these random bytes make.
+    pub fn from_random(mut bytes: [u8; 16]) -> Self {
+        if planted!(ReusedId) {
+            bytes = [bytes[0] % 4; 16];
+        }
+        Self(bytes)
     }
 
     /// The id of a call that its caller named with an `Idempotency-Key`: the same for every retry of it, from any replica.

@@ -11,9 +11,11 @@
 //! - [`wire`]: how both are written into records.
 //! - [`log`]: the pub/sub substrate: topics of partitions of ordered records, groups, commits.
 //! - [`clock`]: the clocks that the promises are kept by.
+//! - [`faults`]: faults on purpose, for tests only.
 
 pub mod call;
 pub mod clock;
+pub mod faults;
 pub mod id;
 pub mod log;
 pub mod name;

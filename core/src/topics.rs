@@ -5,7 +5,7 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha256};
 
 use crate::log::{Topic, TopicSpec};
-use crate::{CallId, ComponentName};
+use crate::{CallId, ComponentName, planted};
 
 /// The registry's topic, and the start of the name of every other one. Several installations on one Kafka have a prefix each.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,6 +126,8 @@ impl Topics {
 ///
 /// The number of partitions of a topic never changes, because this maps by it.
 pub fn partition_of(id: &CallId, ordering_key: Option<&[u8]>, partitions: u32) -> u32 {
+    // A client that believes in another number of partitions.
+    let partitions = if planted!(OtherPartitionCount) && id.as_bytes()[15].is_multiple_of(2) { partitions.div_ceil(2) } else { partitions };
     let hash = match ordering_key {
         Some(key) => first_bytes(&Sha256::digest(key)),
         None => first_bytes(id.as_bytes()),

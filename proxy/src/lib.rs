@@ -70,6 +70,14 @@ pub enum RunError {
     /// What is there contradicts what this box is told to be.
     #[error(transparent)]
     Register(#[from] RegisterError),
+    /// A part of it has ended that never ends by itself: a mistake in this program.
+    #[error("{what} ended by itself ({how}); this is a mistake in Bluebox: the proxy ends, to be started afresh")]
+    Ended {
+        /// Which.
+        what: &'static str,
+        /// How.
+        how: String,
+    },
     /// A mistake in this program.
     #[error("the metrics can't be set up: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -122,7 +130,7 @@ impl Proxy {
     /// Nothing waits for the log: with it away pass-through works, and calls get 503.
     ///
     /// # Errors
-    /// When this box can't be what it is told to be.
+    /// When this box can't be what it is told to be, or a part of it has ended by itself.
     pub async fn run(self, log: Arc<dyn Log>, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
         let Self { config, instance, listener, listen, admin } = self;
         let config = Arc::new(config);
@@ -170,6 +178,10 @@ impl Proxy {
                 Ok(()) => Ok(()), // the log's client was closed: the process ends
                 Err(problem) => Err(problem.into()),
             },
+            // None of these ends before it is told to. A proxy without one of them must not live on.
+            Some(ended) = beside.join_next() => Err(ended_by_itself("what reads replies", ended)),
+            Some(ended) = calls_in.join_next() => Err(ended_by_itself("what delivers calls", ended)),
+            Some(ended) = calls_out.join_next() => Err(ended_by_itself("what takes requests", ended)),
             () = shutdown => Ok(()),
         };
 
@@ -193,6 +205,10 @@ async fn once_registered(mut directory: watch::Receiver<Directory>, stop: Cancel
     if registered {
         then.await;
     }
+}
+
+fn ended_by_itself(what: &'static str, ended: Result<(), tokio::task::JoinError>) -> RunError {
+    RunError::Ended { what, how: ended.err().map_or_else(|| "without a word".to_owned(), |error| error.to_string()) }
 }
 
 async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), RunError> {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bluebox_core::call::Source;
+use bluebox_core::fail_point_async;
 use bluebox_core::log::{Health, Log};
 use bluebox_core::registry::Component;
 use bluebox_core::topics::Topics;
@@ -35,6 +36,16 @@ use crate::route::{self, Route, Target};
 const DRAIN_TIME: Duration = Duration::from_secs(2);
 const DRAIN_BYTES: u64 = 16 << 20;
 
+tokio::task_local! {
+    /// Set while the stages of a request run: a panic in there is answered.
+    static ANSWERED: ();
+}
+
+/// Whether a panic here and now is answered with 500 and ends nothing else. For the panic hook of a process.
+pub fn panics_are_answered() -> bool {
+    ANSWERED.try_with(|()| ()).is_ok()
+}
+
 /// What all requests of the app share.
 pub struct OutboundSide {
     /// What the proxy was told.
@@ -63,7 +74,7 @@ impl OutboundSide {
         let (head, body) = request.into_parts();
         let asked = Asked::of(&head);
         let stages = self.stages(Request::from_parts(head, body), &asked, place, refused);
-        let result = AssertUnwindSafe(stages).catch_unwind().await.unwrap_or_else(|_| {
+        let result = AssertUnwindSafe(ANSWERED.scope((), stages)).catch_unwind().await.unwrap_or_else(|_| {
             self.metrics.internal_errors.inc();
             error!("a mistake in Bluebox: the stages of a request panicked");
             Err(Problem::new(Kind::Internal, "this is a mistake in Bluebox; its log has more"))
@@ -73,6 +84,7 @@ impl OutboundSide {
 
     async fn stages(&self, request: Request<Incoming>, asked: &Asked, place: Place, refused: Option<Problem>) -> Result<Response<AnswerBody>, Problem> {
         let (head, body) = request.into_parts();
+        fail_point_async!(OutIntercepted, return Err(Problem::new(Kind::Internal, "a fail point")));
         let route = match refused {
             Some(problem) => Err(problem),
             None => self.decide(&head).await,
@@ -84,6 +96,7 @@ impl OutboundSide {
             }
             debug!(?problem, "refused a request");
         })?;
+        fail_point_async!(OutRouted, return Err(Problem::new(Kind::Internal, "a fail point")));
         match route {
             Route::Call { destination, component } => self.call(head, body, destination, &component, asked).await,
             Route::Own(target) => calls::serve(self, &head.method, &target, asked).await,
@@ -158,6 +171,7 @@ impl OutboundSide {
         let (word, answer) = match result {
             Ok(Carried::Ended(answer)) => {
                 self.metrics.call_seconds.with_label_values(&[callee.as_str()]).observe(began.elapsed().as_secs_f64());
+                fail_point_async!(BackFirstByte, return Err(Problem::new(Kind::OutcomeUnreadable, "a fail point")));
                 let outcome = answer.map_err(|why| Problem::new(Kind::OutcomeUnreadable, why));
                 let answered = match &outcome {
                     Ok(outcome) => respond::recorded(&outcome.response, &self.bulk, asked).await.map_err(|p| p.about(outcome.id)),
@@ -192,10 +206,12 @@ impl OutboundSide {
         let mut draft = Draft::new(head, destination, caller, limits)?;
         let (id, keyed, hold, preferences) = (draft.id, draft.keyed, draft.hold, draft.preferences);
         let repeatable = can_be_repeated(&draft.method, keyed);
+        fail_point_async!(OutEnveloped, return Err(Problem::new(Kind::Internal, "a fail point")));
         // Before anything of the body is asked for: with the log away the answer is 503 at once.
         append::check_health(&*self.log).map_err(|p| p.about(id))?;
         self.while_the_log_is_there(self.pending.until_ready()).await;
         let mut ticket = self.pending.expect(id).map_err(|p| p.about(id))?;
+        fail_point_async!(OutExpected, return Err(Problem::new(Kind::Internal, "a fail point")));
 
         let take_in = TakeIn { limit_bytes: component.body_limit_bytes, idle_timeout: limits.body_idle_timeout, least_bytes_per_second: LEAST_BODY_RATE };
         let taken = match self.bulk.take_in(&mut body, &take_in, draft.digest.as_mut()).await {
@@ -208,14 +224,17 @@ impl OutboundSide {
                 return Err(refused_body(e).about(id));
             }
         };
+        fail_point_async!(OutTakenIn, return Err(Problem::new(Kind::Internal, "a fail point")));
         let (call, memory) = draft.seal(taken, ticket.reply_address());
         let (reply_to, recorded) = (call.reply_to.clone(), call.recorded);
         ticket.only(recorded);
 
+        fail_point_async!(OutAppend, return Err(Problem::new(Kind::NotAccepted, "a fail point")));
         let mut accepting = append::append(&*self.log, topics, component.partitions, call);
         if limits.cancel_on_disconnect && recorded.is_none() {
             accepting.cancel_on_drop(self.log.clone(), topics);
         }
+        fail_point_async!(OutAppending, return Err(Problem::new(Kind::AcceptanceUnknown, "a fail point")));
         let sent = tokio::time::Instant::now();
         let accepted = tokio::select! {
             accepted = accepting.accepted(hold.max(SHORTEST_APPEND)) => accepted,
@@ -226,6 +245,7 @@ impl OutboundSide {
             }
         };
         drop(memory);
+        fail_point_async!(OutAccepted, return Err(Problem::new(Kind::AcceptanceUnknown, "a fail point")));
         let accepted = accepted.map_err(|problem| self.append_failed(problem, repeatable));
         let waits_until = match &accepted {
             Ok(_) => tokio::time::Instant::now() + hold,

@@ -13,6 +13,7 @@ use bluebox_core::log::{Log, Offset, Read, TopicPartition};
 use bluebox_core::topics::{REPLY_PARTITIONS, Topics};
 use bluebox_core::wire::{CallStatus, Reply};
 use bluebox_core::{CallId, InstanceId};
+use bluebox_core::{fail_point, fail_point_async, planted};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tracing::{debug, error, warn};
 
@@ -177,6 +178,7 @@ impl Pending {
         while let Some(read) = reader.next().await {
             match read {
                 Read::Entries(entries) => {
+                    fail_point_async!(BackRead);
                     for entry in entries {
                         match entry.record.value.map(Reply::decode) {
                             Some(Ok(reply)) => shared.dispatch(reply),
@@ -234,7 +236,8 @@ impl Shared {
     fn answer(&self, id: CallId, digest: Option<Digest>, answer: Answer) {
         let mut waiting = self.waiting();
         let Some(waiters) = waiting.calls.remove(&id) else { return };
-        let (its, others): (Vec<_>, Vec<_>) = waiters.into_iter().partition(|w| w.digest == digest);
+        fail_point!(BackMatched, return); // they hear that the proxy is closing
+        let (its, others): (Vec<_>, Vec<_>) = waiters.into_iter().partition(|w| w.digest == digest || planted!(DigestIgnored));
         if !others.is_empty() {
             waiting.calls.insert(id, others);
         }

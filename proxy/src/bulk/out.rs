@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bluebox_core::call::{Body, BulkBody};
+use bluebox_core::fail_point;
 use bluebox_core::log::{Entry, Log, Offset, Read, Reader, Record, TopicPartition};
 use bytes::Bytes;
 use futures_util::stream::{self, Stream, StreamExt as _};
@@ -101,6 +102,9 @@ impl http_body::Body for OutBody {
             };
             // The stream of chunks sees to it that there are never more.
             this.left = this.left.saturating_sub(data.len() as u64);
+            if this.left == 0 {
+                fail_point!(BodyGiven, return Poll::Ready(Some(Err(GiveOutError::Stalled))));
+            }
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
         Poll::Ready(this.trailers.take().map(|t| Ok(Frame::trailers(t))))

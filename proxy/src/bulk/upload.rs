@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use bluebox_core::call::{Body, BulkBody};
+use bluebox_core::fail_point_async;
 use bluebox_core::log::{Append, AppendError, Offset, Record};
 use bytes::{Bytes, BytesMut};
 
@@ -85,6 +86,7 @@ impl<'b> Upload<'b> {
 
     /// Appends what is buffered as one chunk, and sees to it that there is memory for the next one.
     async fn flush(&mut self) -> Result<(), AppendError> {
+        fail_point_async!(BulkChunk, return Err(AppendError::NotPersisted("a fail point".to_owned())));
         let chunk = self.buffer.take();
         self.in_flight.push_back(self.bulk.log.append(&self.bulk.partition, Record::keyed(Bytes::from_static(CHUNK_KEY), chunk)));
         while self.in_flight.len() >= self.memory.shares.len().max(1) {
@@ -103,6 +105,7 @@ impl<'b> Upload<'b> {
         match self.in_flight.pop_front() {
             Some(append) => {
                 self.offsets.push(append.await?.offset);
+                fail_point_async!(BulkStored, return Err(AppendError::Unknown("a fail point".to_owned())));
                 Ok(true)
             }
             None => Ok(false),

@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use bluebox_core::CallId;
 use bluebox_core::call::{Call, Digest, Outcome, Reason, Response, Source};
+use bluebox_core::{CallId, fail_point_async};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{StatusCode, Uri, Version};
 use hyper_util::client::legacy::Client;
@@ -101,6 +101,7 @@ impl App {
             // A call that can't be written as a request can't ever be delivered; it was taken in as one, so this is for the operator.
             Err(e) => return DeliveryEnd::Failed(format!("the call makes no request: {e}")),
         };
+        fail_point_async!(InConnect, return DeliveryEnd::NotThere);
         let (time, retry_on) = self.limits_of(call);
         let ends = tokio::time::Instant::now() + time;
         let response = match tokio::time::timeout_at(ends, self.client.request(request)).await {
@@ -109,6 +110,7 @@ impl App {
             Ok(Err(e)) => return DeliveryEnd::Failed(chain(&e)),
             Ok(Ok(response)) => response,
         };
+        fail_point_async!(InHead, return DeliveryEnd::Failed("a fail point".to_owned()));
         let (mut head, body) = response.into_parts();
         if let Some(what) = never_ends(&head) {
             return self.no_answer(call, attempt, what);
@@ -123,6 +125,7 @@ impl App {
             Ok(Err(e)) => return DeliveryEnd::Failed(format!("the answer broke off: {e}")),
             Ok(Ok(taken)) => taken,
         };
+        fail_point_async!(InBody, return DeliveryEnd::Failed("a fail point".to_owned()));
         let not_now = if head.status == StatusCode::SERVICE_UNAVAILABLE { retry_after(&head.headers) } else { None };
         fields::strip_response(&call.request.method, head.status, &mut head.headers);
         let response = Response {

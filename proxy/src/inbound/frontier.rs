@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
 use bluebox_core::log::{Committed, Offset};
+use bluebox_core::planted;
 use prost::Message as _;
 
 /// How far above the frontier an end may lie. A bitmap of this many bits fits into a commit.
@@ -66,7 +67,7 @@ impl Frontier {
             start = start.min(first);
             end = end.max(after);
         }
-        if start <= self.base {
+        if start <= self.base || (planted!(FrontierPastGap) && start == self.base.next()) {
             self.base = end;
         } else {
             self.runs.insert(start, end);
@@ -205,7 +206,7 @@ impl Mark {
             for (&start, &end) in &self.done.runs {
                 for n in start.distance_from(base)..end.distance_from(base) {
                     if let Some(byte) = usize::try_from(n / 8).ok().and_then(|i| metadata.bitmap.get_mut(i)) {
-                        *byte |= 1 << (n % 8);
+                        *byte |= 1 << ((n + u64::from(planted!(BitmapOffByOne))) % 8);
                     }
                 }
             }

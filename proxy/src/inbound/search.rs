@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use bluebox_core::call::{Reason, ReplyAddress, Source};
 use bluebox_core::clock::wall_clock;
+use bluebox_core::fail_point_async;
 use bluebox_core::log::{AppendError, Appended, Bounds, Committed, Entry, Log, LogError, Offset, Read, Record, Timestamp, TopicPartition};
 use bluebox_core::wire::{ControlEntry, ParkedCall, RecordedEntry, Reply};
-use bluebox_core::{CallId, InstanceId};
+use bluebox_core::{CallId, InstanceId, planted};
 
 use super::partition::{Arrival, Cancel, Found, ParkedArrival, Suspect};
 
@@ -21,7 +22,11 @@ const AGAIN: Duration = Duration::from_millis(200);
 pub async fn append(log: &Arc<dyn Log>, to: &TopicPartition, record: Record) -> Result<Appended, TooLarge> {
     let mut pause = Duration::from_millis(20);
     loop {
-        match log.append(to, record.clone()).await {
+        // An error before is a refusal, an error after is an acknowledgement that got lost.
+        fail_point_async!(of to.topic.as_str(), append_to, continue);
+        let appended = log.append(to, record.clone()).await;
+        fail_point_async!(of to.topic.as_str(), appended_to, continue);
+        match appended {
             Ok(appended) => return Ok(appended),
             Err(AppendError::TooLarge { .. }) => return Err(TooLarge),
             Err(error) => tracing::debug!(topic = %to, %error, "an append failed and is tried again"),
@@ -92,6 +97,7 @@ pub async fn range(log: &Arc<dyn Log>, of: &TopicPartition, from: Offset, end: O
 
 /// Looks for the outcomes of suspects: where each of those lies that has one.
 pub async fn outcomes(log: &Arc<dyn Log>, suspects: &[Suspect]) -> HashMap<Offset, Found> {
+    fail_point_async!(InSearch);
     let mut found = HashMap::new();
     for (partition, mut wanted) in Wanted::by_partition(suspects) {
         let Some(bounds) = bounds(log, partition).await else { continue };
@@ -103,6 +109,7 @@ pub async fn outcomes(log: &Arc<dyn Log>, suspects: &[Suspect]) -> HashMap<Offse
         .await;
         found.extend(wanted.found);
     }
+    fail_point_async!(InSearched);
     found
 }
 
@@ -125,7 +132,7 @@ impl<'s> Wanted<'s> {
         for suspect in suspects {
             let ReplyAddress { partition, position } = &suspect.reply_to;
             let wanted = all.entry(partition).or_insert_with(|| Self { partition, least: *position, by_id: HashMap::new(), found: HashMap::new() });
-            wanted.least = wanted.least.min(*position);
+            wanted.least = if planted!(SearchTooLate) { wanted.least.max(*position) } else { wanted.least.min(*position) };
             wanted.by_id.entry((suspect.id, suspect.replay)).or_default().push(suspect);
         }
         all
@@ -151,6 +158,7 @@ impl<'s> Wanted<'s> {
 
 /// Reads the calls of the parked partition in `[from, end)`, or to its present end: the calls, and that end. `now` is what the log's clock has shown last.
 pub async fn parked(log: &Arc<dyn Log>, of: &TopicPartition, from: Offset, end: Option<Offset>, now: Timestamp) -> (Vec<ParkedArrival>, Offset) {
+    fail_point_async!(InLoadParked);
     let end = match end {
         Some(end) => end,
         None => bounds(log, of).await.map_or(from, |b| b.end),
@@ -159,8 +167,7 @@ pub async fn parked(log: &Arc<dyn Log>, of: &TopicPartition, from: Offset, end: 
     range(log, of, from, end, |entry| match entry.record.value.map(ParkedCall::decode) {
         Some(Ok(parked)) => {
             let accepted = parked.accepted;
-            // Never older than either clock says.
-            let age = now.since(accepted).min(wall_clock().since(accepted));
+            let age = Arrival::age(accepted, now, wall_clock());
             let arrival = Arrival { origin: parked.origin, accepted, age, call: parked.call.into() };
             calls.push(ParkedArrival { at: entry.offset, attempts: parked.attempts, may_have_started: parked.may_have_started, arrival });
         }
@@ -185,6 +192,7 @@ pub async fn cancels(log: &Arc<dyn Log>, of: &TopicPartition, from: Offset) -> (
 
 /// Reads the index of recorded calls up to its present end.
 pub async fn recorded(log: &Arc<dyn Log>, of: &TopicPartition) -> Vec<(Timestamp, RecordedEntry)> {
+    fail_point_async!(InLoadIndex);
     let Some(bounds) = bounds(log, of).await else { return Vec::new() };
     let mut index = Entries::default();
     range(log, of, bounds.start, bounds.end, |entry| match entry.record.value.map(RecordedEntry::decode) {
@@ -207,6 +215,9 @@ pub struct Entries {
 impl Entries {
     /// An entry was read.
     pub fn see(&mut self, at: Timestamp, entry: RecordedEntry) {
+        if planted!(IndexNotMoved) {
+            return;
+        }
         let newest = self.newest.entry(entry.id).or_insert(entry.epoch);
         if *newest <= entry.epoch {
             *newest = entry.epoch;

@@ -503,7 +503,7 @@ impl World {
             tenure.newest = tenure.newest.max(at);
             match value {
                 Value::Call(call) => {
-                    let age = tenure.newest.since(at).min(Timestamp::from_millis(wall).since(at));
+                    let age = Arrival::age(at, tenure.newest, Timestamp::from_millis(wall));
                     let arrival = Arrival { origin: offset, accepted: at, age, call };
                     owner.tell(number, acts, |p, effects| p.arrived(now, arrival, effects));
                 }

@@ -158,7 +158,7 @@ impl World {
         for (offset, _, value) in self.log.range(Place::Parked(number), from, end) {
             if let Value::Parked(parked) = value {
                 let accepted = parked.accepted;
-                let age = now.since(accepted).min(wall.since(accepted));
+                let age = Arrival::age(accepted, now, wall);
                 let arrival = Arrival { origin: parked.origin, accepted, age, call: Arc::new(Call::clone(&parked.call)) };
                 entries.push(ParkedArrival { at: offset, attempts: parked.attempts, may_have_started: parked.may_have_started, arrival });
             }

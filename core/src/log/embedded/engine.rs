@@ -18,6 +18,7 @@ use super::seat::Seat;
 use super::topics::{TopicState, keep_house_now_and_then};
 use super::{OpenError, Options};
 use crate::clock::Moment;
+use crate::fail_point;
 use crate::log::{AppendError, Committed, Entry, Health, LogError, Offset, Record, Topic, TopicPartition};
 
 /// The largest record, in bytes: what a stock Kafka broker takes, rounded down.
@@ -145,6 +146,7 @@ impl Engine {
 
     /// Appends; `ack` is called once, with what became of it, maybe before this returns.
     pub(super) fn append(&self, to: &TopicPartition, record: Record, ack: AppendAck) {
+        fail_point!(LogAppend, return ack(Err(AppendError::NotPersisted("a fail point".to_owned()))));
         let size_bytes = record.key.len() + record.value.as_ref().map_or(0, bytes::Bytes::len);
         if size_bytes > MAX_RECORD_BYTES {
             return ack(Err(AppendError::TooLarge { size_bytes, limit_bytes: MAX_RECORD_BYTES }));
@@ -206,6 +208,7 @@ impl Engine {
     /// Commits; `ack` is called once, with what became of it, maybe before this returns.
     pub(super) fn commit(&self, member: Option<MemberId>, commits: Vec<(TopicPartition, Committed)>, ack: Ack) {
         let Some(member) = member else { return ack(Err(LogError::Fenced("no member of the group now".to_owned()))) };
+        fail_point!(LogCommit, return ack(Err(LogError::Unavailable("a fail point".to_owned()))));
         let mut coordinator = self.coordinator();
         if self.disk.as_ref().is_some_and(Disk::is_full) {
             drop(coordinator);

@@ -12,7 +12,7 @@ use bluebox_core::clock::{Moment, wall_clock};
 use bluebox_core::log::{Appended, Assignment, Committed, Entry, GroupEvent, GroupSpec, Log, LogError, Membership, Offset, Record, Timestamp, TopicPartition};
 use bluebox_core::topics::Topics;
 use bluebox_core::wire::{CallStatus, CallsEntry, ControlEntry, RecordedEntry, Reply};
-use bluebox_core::{CallId, InstanceId};
+use bluebox_core::{CallId, InstanceId, fail_point, fail_point_async};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
@@ -191,6 +191,7 @@ impl<'s> Consumer<'s> {
             self.owner.drive(now, &mut acts);
             self.perform(&mut acts);
             if self.stopping.is_some() && self.owner.is_empty() {
+                fail_point_async!(InLeave);
                 // Within what a shutdown allows; a log that is away finds out by the session's end.
                 let _ = tokio::time::timeout(Duration::from_secs(1), self.membership.control().leave()).await;
                 return self.stopping.unwrap_or(Left::Stopped);
@@ -263,12 +264,16 @@ impl<'s> Consumer<'s> {
     fn happened(&mut self, event: GroupEvent, acts: &mut Vec<Act>) {
         let now = Moment::now();
         match event {
-            GroupEvent::Assigned(assignments) => self.assigned(assignments),
+            GroupEvent::Assigned(assignments) => {
+                fail_point!(InAssigned);
+                self.assigned(assignments);
+            }
             GroupEvent::Records { partition, entries } => self.records(&partition, entries, acts),
             GroupEvent::Truncated { partition, start, .. } => {
                 self.owner.tell(partition.partition, acts, |p, effects| p.truncated(start, effects));
             }
             GroupEvent::Revoking(partitions) => {
+                fail_point!(InHandover);
                 for partition in partitions {
                     if self.owner.tell(partition.partition, acts, |p, effects| p.revoke(now, effects)).is_none() {
                         // Nothing was begun with it.
@@ -328,6 +333,7 @@ impl<'s> Consumer<'s> {
     fn records(&mut self, partition: &TopicPartition, entries: Vec<Entry>, acts: &mut Vec<Act>) {
         let now = Moment::now();
         let number = partition.partition;
+        fail_point!(InRead);
         self.owner.came(number, entries.len());
         for entry in entries {
             let Some(tenure) = self.tenures.get_mut(&number) else { return };
@@ -337,10 +343,10 @@ impl<'s> Consumer<'s> {
             let value = entry.record.value.unwrap_or_default();
             match CallsEntry::decode(value) {
                 Ok(CallsEntry::Call(call)) => {
-                    // A step of one clock can only make a call younger than it is.
-                    let age = newest.since(entry.timestamp).min(wall_clock().since(entry.timestamp));
+                    let age = Arrival::age(entry.timestamp, newest, wall_clock());
                     let arrival = Arrival { origin: offset, accepted: entry.timestamp, age, call: Arc::new(*call) };
                     self.owner.tell(number, acts, |p, effects| p.arrived(now, arrival, effects));
+                    fail_point!(InTaken);
                 }
                 Ok(CallsEntry::Fence(instance)) if instance == self.service.instance => {
                     self.owner.tell(number, acts, |p, effects| p.skipped(now, offset, effects));
@@ -404,10 +410,12 @@ impl<'s> Consumer<'s> {
                 self.owner.tell(number, acts, |p, effects| p.searched(now, &suspects, &found, effects));
             }
             What::Delivered(origin, end) => {
+                fail_point!(InAnswered);
                 current.deliveries.remove(&origin);
                 self.owner.delivery_ended(now, number, origin, end, jitter(), acts);
             }
             What::Recorded(origin, indexed) => {
+                fail_point!(InMark);
                 if let Some((id, digest, at)) = indexed {
                     self.owner.index().insert(number, at.at, id, digest, at.partition, at.offset);
                 }
@@ -419,7 +427,10 @@ impl<'s> Consumer<'s> {
                     None => p.not_parked(now, origin),
                 });
             }
-            What::Control(at, entry) => self.control(number, at, entry, acts),
+            What::Control(at, entry) => {
+                fail_point!(InControl);
+                self.control(number, at, entry, acts);
+            }
         }
     }
 

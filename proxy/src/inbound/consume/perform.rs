@@ -33,11 +33,16 @@ impl Consumer<'_> {
     }
 
     fn commit(&self, marks: Vec<(u32, Committed, Committed)>) {
+        fail_point!(InCommit, return drop(self.tell_committed.send(Err(LogError::Unavailable("a fail point".to_owned())))));
         let topics = &self.service.topics;
         let commits = marks.into_iter().flat_map(|(n, calls, parked)| [(topics.calls.partition(n), calls), (topics.parked.partition(n), parked)]).collect();
         let committed = self.membership.control().commit(commits);
         let tell = self.tell_committed.clone();
-        tokio::spawn(async move { drop(tell.send(committed.await)) });
+        tokio::spawn(async move {
+            let committed = committed.await;
+            fail_point_async!(InCommitted, return drop(tell.send(Err(LogError::Unavailable("a fail point".to_owned())))));
+            drop(tell.send(committed));
+        });
     }
 
     /// Runs something for the present tenure of a partition; its end comes back as [`Done`].
@@ -90,6 +95,7 @@ impl Consumer<'_> {
             Effect::Record(ending) => self.record(number, ending, places),
             Effect::Park(parking) => self.park(number, parking, places),
             Effect::Release => {
+                fail_point!(InRelease);
                 self.membership.control().release(vec![places.calls]);
                 self.end_tenure(number);
             }
@@ -142,14 +148,19 @@ impl Consumer<'_> {
     }
 
     fn deliver(&mut self, number: u32, delivery: Delivery, until: Moment) {
+        fail_point!(InTurn);
         let Some(tenure) = self.tenures.get(&number) else { return };
         let (app, endings, places) = (self.service.app.clone(), self.service.endings.clone(), tenure.places.clone());
         let observe = self.service.observe.clone();
+        if delivery.solo {
+            fail_point!(InSolo);
+        }
         let Delivery { origin, call, attempt, may_have_started, .. } = delivery;
         let task = self.run_for(number, false, async move {
             let Some(call) = endings.load(&call, &places).await else {
                 return What::Delivered(origin, DeliveryEnd::Failed("its parked record can't be read".to_owned()));
             };
+            fail_point_async!(InLease, return What::Delivered(origin, DeliveryEnd::NotBegun));
             // The last moment at which it can be known that this box is still the owner.
             if Moment::now() >= until {
                 return What::Delivered(origin, DeliveryEnd::NotBegun);

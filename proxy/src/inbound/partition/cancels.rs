@@ -90,6 +90,10 @@ impl Partition {
             Some(State::Blocked | State::Ready | State::Pausing(_)) if self.may_end() => {}
             _ => return true,
         }
+        if planted!(DropOnCancel) {
+            self.finish(origin);
+            return true;
+        }
         self.record(origin, Verdict::Refused(Reason::Cancelled), effects);
         true
     }

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bluebox_core::CallId;
 use bluebox_core::call::{Call, Digest, Outcome, Reason, ReplyAddress};
 use bluebox_core::log::{Offset, Timestamp, TopicPartition};
+use bluebox_core::{CallId, planted};
 
 /// Something to be done by who drives the partition. Each has an answer: the method named with it.
 #[derive(Debug, Clone, PartialEq)]
@@ -188,6 +188,17 @@ pub struct Arrival {
     pub age: Duration,
     /// The call.
     pub call: Arc<Call>,
+}
+
+impl Arrival {
+    /// How old a call is that was accepted at `accepted`, where the newest time that the log has shown is `newest`, and the box's own clock shows `wall`: a step of one
+    /// clock can only make a call younger than it is.
+    pub fn age(accepted: Timestamp, newest: Timestamp, wall: Timestamp) -> Duration {
+        if planted!(WrongClock) {
+            return wall.since(accepted);
+        }
+        newest.since(accepted).min(wall.since(accepted))
+    }
 }
 
 /// What former owners left.

@@ -61,6 +61,9 @@ impl Partition {
         let ahead: Vec<_> = lane.into_iter().flatten().take_while(|o| **o < origin).filter_map(|o| self.held.get(o)).map(|h| h.id).collect();
         let Some(held) = self.held.get_mut(&origin) else { return };
         held.state = State::Recording;
+        if planted!(CommitBeforeOutcome) && origin >= self.done.base() {
+            self.done.mark(origin);
+        }
         let known = matches!(verdict, Verdict::Known { .. } | Verdict::Refused(Reason::KeyReused | Reason::RecordedFull));
         effects.push(Effect::Record(Ending {
             origin,

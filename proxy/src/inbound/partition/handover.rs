@@ -83,7 +83,7 @@ impl Partition {
         } else {
             Suspects::Any
         };
-        let attempts = self.held.iter().filter(|(_, h)| h.attempts > 0).map(|(o, h)| (*o, h.attempts)).collect();
+        let attempts = self.held.iter().filter(|(_, h)| h.attempts > 0 && !planted!(LostAttempts)).map(|(o, h)| (*o, h.attempts)).collect();
         let calls = Mark {
             done: self.done.clone(),
             epoch: self.epoch,

@@ -12,10 +12,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
-use bluebox_core::CallId;
 use bluebox_core::call::Reason;
 use bluebox_core::clock::Moment;
 use bluebox_core::log::{Committed, Offset, Timestamp};
+use bluebox_core::{CallId, planted};
 
 use super::frontier::{Frontier, MAX_SPAN, Mark, Suspects};
 use super::recorded::{Known, Recorded};
@@ -165,8 +165,7 @@ impl Partition {
         let parked =
             parked_committed.map(|c| Mark::decode(c).unwrap_or_else(|_| Mark { done: Frontier::new(c.offset), ..Mark::default() })).unwrap_or_default();
         let unclean = mark.suspects == Suspects::Any && !virgin;
-        effects.push(Effect::Fence);
-        Self {
+        let mut partition = Self {
             phase: Phase::Fencing,
             epoch: Offset::default(),
             position: mark.done.base(),
@@ -205,7 +204,13 @@ impl Partition {
             dirty: 1,
             committed: false,
             cut_off: Vec::new(),
+        };
+        if planted!(NoFence) {
+            partition.fenced(Offset::default(), effects);
+        } else {
+            effects.push(Effect::Fence);
         }
+        partition
     }
 
     /// A call was read.
@@ -278,6 +283,7 @@ impl Partition {
         };
         let suspect = match &self.takeover.suspects {
             _ if parked_at.is_none() && origin >= self.takeover.suspect_below => false,
+            _ if planted!(NoSearch) => false,
             Suspects::Any => true,
             Suspects::Only(these) => these.contains(&origin),
         };
@@ -325,7 +331,7 @@ impl Partition {
             return;
         }
         let first = held.lane.as_ref().and_then(|lane| self.in_lane.get(lane)).and_then(|queue| queue.front());
-        if first.is_some_and(|first| *first != origin) {
+        if first.is_some_and(|first| *first != origin) && !planted!(LaneIgnored) {
             return;
         }
         if held.lane.is_some() && held.parked_at.is_some() && origin >= self.position {
@@ -384,7 +390,7 @@ impl Partition {
                     continue;
                 }
                 // Counted before it is known how it ends, and committed before it begins.
-                *crashes += 1;
+                *crashes += u32::from(!planted!(CrashNotCounted));
                 held.state = State::Announced;
                 self.dirty += 1;
             } else {
@@ -467,6 +473,9 @@ impl Partition {
     pub fn room(&self) -> u32 {
         if !matches!(self.phase, Phase::Serving) {
             return 0;
+        }
+        if planted!(UnboundedWindow) {
+            return u32::MAX;
         }
         let unfinished = self.held.len().saturating_sub(self.parked);
         // Measured from what is committed: a successor looks for suspects no further than that.

@@ -10,6 +10,7 @@ use crate::clock::{Moment, wall_clock};
 use crate::log::embedded::Fsync;
 use crate::log::embedded::partition::Partition;
 use crate::log::{AppendError, Appended, Entry, Health, LogError, TopicSpec};
+use crate::{fail_point, planted};
 
 /// What one write takes at most.
 const MAX_BATCH_JOBS: usize = 2_048;
@@ -137,8 +138,20 @@ impl Writer {
         for job in jobs {
             self.add(job, &mut batch, &mut written);
         }
+        if planted!(ReplyBeforeDurable) {
+            written.appends.drain(..).for_each(|(ack, appended)| ack(Ok(appended)));
+        }
+        fail_point!(LogWrite, {
+            drop(batch);
+            drop(store);
+            return self.broken(written, "a fail point");
+        });
         match batch.write(each_write_to_disk(&self.shared.options)) {
             Ok(()) => {
+                fail_point!(LogWritten, {
+                    drop(store);
+                    return self.broken(written, "a fail point");
+                });
                 if self.shared.options.fsync != Fsync::Always {
                     self.unsynced_since.get_or_insert_with(Instant::now);
                 }
@@ -244,6 +257,10 @@ impl Writer {
             && let Some(store) = self.shared.store()
         {
             self.unsynced_since = None;
+            fail_point!(LogSync, {
+                drop(store);
+                return self.broken(Written::default(), "a fail point");
+            });
             if let Err(e) = store.sync() {
                 drop(store);
                 self.broken(Written::default(), &e.to_string());

@@ -1,0 +1,109 @@
+//! The one command a person types.
+//!
+//! - [`up`]: `bluebox up FILE`: a whole system on one machine.
+//! - [`file`](mod@file): the file that says which boxes there are; `bluebox validate FILE`.
+//! - [`family`]: processes that end together.
+//! - [`proxy`]: `bluebox proxy`: one proxy as a process; [`log_server`]: the embedded log as one.
+//! - [`kubernetes`]: `bluebox injector`, the admission webhook; `bluebox inject`, the same by hand.
+//! - [`operate`]: looking into a running system: `bluebox ps`, `calls`, `dlq`.
+//! - [`serve`], [`limits`], [`log`], [`logging`], [`units`]: what flags and the file have in common.
+
+mod family;
+mod file;
+mod kubernetes;
+mod limits;
+mod log;
+mod log_server;
+mod logging;
+mod operate;
+mod proxy;
+mod serve;
+mod units;
+mod up;
+mod validate;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Durable HTTP for unchanged apps: a call that was accepted arrives, whatever dies on the way.
+#[derive(Debug, Parser)]
+#[command(name = "bluebox", version, after_help = "`bluebox COMMAND --help` says more, with examples.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a whole system on this machine, from one small file
+    Up(up::UpOptions),
+    /// Check a file for `up`, and start nothing
+    Validate(validate::ValidateOptions),
+    /// Run one proxy
+    Proxy(Box<proxy::ProxyOptions>),
+    /// Put the proxy into the pods of Kubernetes manifests
+    Inject(kubernetes::inject::InjectOptions),
+    /// Run the admission webhook that does so in a cluster
+    Injector(kubernetes::injector::InjectorOptions),
+    /// Show what a `bluebox up` runs
+    Ps(operate::ps::PsOptions),
+    /// Ask what became of a call
+    Calls(operate::calls::CallsOptions),
+    /// Look after dead letters: list, show, replay, drop
+    Dlq(operate::dlq::DlqOptions),
+    /// The embedded log alone.
+    #[command(hide = true)]
+    Log(log_server::LogServerOptions),
+    /// What `up` starts apps with.
+    #[command(name = family::SHIM, hide = true)]
+    BoxApp,
+    /// What becomes an app.
+    #[command(name = family::EXEC, hide = true)]
+    BoxExec,
+}
+
+/// Runs what the command line says, to its end.
+pub fn main() -> ExitCode {
+    end_with_a_panic();
+    let done = match Cli::parse().command {
+        Command::Up(options) => in_runtime(up::run(options)),
+        Command::Validate(options) => validate::run(&options),
+        Command::Proxy(options) => in_runtime(proxy::run(*options)),
+        Command::Inject(options) => kubernetes::inject::run(&options),
+        Command::Injector(options) => in_runtime(kubernetes::injector::run(options)),
+        Command::Ps(options) => operate::ps::run(&options),
+        Command::Calls(options) => in_runtime(operate::calls::run(options)),
+        Command::Dlq(options) => in_runtime(operate::dlq::run(options)),
+        Command::Log(options) => in_runtime(log_server::run(options)),
+        Command::BoxApp => family::run_shim(),
+        Command::BoxExec => family::run_exec(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A mistake that nobody catches ends the whole process, wherever it was made, so that who looks after it starts it afresh: a process that lives on without one of its
+/// parts would take calls that it never delivers. What is answered with 500 instead, because it concerns one request alone, ends nothing.
+fn end_with_a_panic() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |what| {
+        usual(what);
+        if !bluebox_proxy::outbound::panics_are_answered() {
+            std::process::exit(101);
+        }
+    }));
+}
+
+fn in_runtime(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let done = runtime.block_on(work);
+    // What is still blocked in a system call must not hold up the end.
+    runtime.shutdown_background();
+    done
+}
