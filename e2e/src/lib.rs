@@ -5,6 +5,8 @@
 //!
 //! - [`world`]: one test's log, directory and addresses.
 //! - [`process`]: a process that never outlives its test.
+//! - [`faults`]: what makes a process fail on purpose.
+//! - [`supervise`]: a process that is started again whenever it ends.
 //! - [`proxy`]: `bluebox proxy`, to be killed, stopped, started again.
 //! - [`app`]: an app whose answers are the test's.
 //! - [`client`]: a caller.
@@ -15,13 +17,17 @@
 pub mod app;
 pub mod client;
 pub mod deadline;
+pub mod faults;
 pub mod process;
 pub mod proxy;
+pub mod supervise;
 pub mod world;
 
 pub use app::{App, Delivery};
 pub use client::{Answer, Call, Lost, Running};
 pub use deadline::{eventually, within};
+pub use faults::Faults;
 pub use process::Process;
 pub use proxy::{Proxy, ProxySpec};
+pub use supervise::Supervised;
 pub use world::{LogKind, World, run};

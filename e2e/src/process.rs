@@ -95,16 +95,24 @@ impl Drop for Process {
 /// The `bluebox` of this build; it is built if it has to be.
 pub fn bluebox() -> Command {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    Command::new(BUILT.get_or_init(|| {
-        let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        build.args(["build", "--quiet", "--package", "bluebox"]).current_dir(env!("CARGO_MANIFEST_DIR"));
-        if directory().ends_with("release") {
-            build.arg("--release");
-        }
-        let status = build.status().unwrap();
-        assert!(status.success(), "{build:?}: {status}");
-        directory().join("bluebox")
-    }))
+    Command::new(BUILT.get_or_init(|| build("bluebox", &[])))
+}
+
+/// The `bluebox` that has fail points and planted bugs.
+pub fn faulty() -> Command {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    Command::new(BUILT.get_or_init(|| build("bluebox-faulty", &["--features", "faults"])))
+}
+
+fn build(program: &str, flags: &[&str]) -> PathBuf {
+    let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    build.args(["build", "--quiet", "--package", "bluebox", "--bin", program]).args(flags).current_dir(env!("CARGO_MANIFEST_DIR"));
+    if directory().ends_with("release") {
+        build.arg("--release");
+    }
+    let status = build.status().unwrap();
+    assert!(status.success(), "{build:?}: {status}");
+    directory().join(program)
 }
 
 /// The app of this crate.

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus};
 
 use http::StatusCode;
 use nix::sys::signal::Signal;
@@ -12,7 +12,9 @@ use tokio::net::TcpStream;
 use crate::app::App;
 use crate::client::{Answer, Call, Running};
 use crate::deadline::{PATIENCE, eventually, within};
+use crate::faults::Faults;
 use crate::process::{self, Process};
+use crate::supervise::Supervised;
 
 /// What a proxy will be told.
 #[derive(Debug, Clone)]
@@ -21,6 +23,7 @@ pub struct ProxySpec {
     pub(crate) listen: SocketAddr,
     pub(crate) arguments: Vec<String>,
     pub(crate) directory: PathBuf,
+    pub(crate) faults: Option<Faults>,
 }
 
 impl ProxySpec {
@@ -36,6 +39,32 @@ impl ProxySpec {
         self.arguments.retain(|there| name == "--serve" || !there.starts_with(&format!("{name}=")));
         self.arguments.push(format!("{name}={value}"));
         self
+    }
+
+    /// The `bluebox` that has fail points and planted bugs, with these.
+    #[must_use]
+    pub fn faulty(self, faults: Faults) -> Self {
+        Self { faults: Some(faults), ..self }
+    }
+
+    pub(crate) fn command(&self) -> Command {
+        let mut command = self.faults.as_ref().map_or_else(process::bluebox, Faults::command);
+        command.arg("proxy").arg(format!("--listen={}", self.listen)).args(&self.arguments).arg("--with-parent");
+        command.arg(format!("--log-level={}", std::env::var("BLUEBOX_TEST_LOG_LEVEL").unwrap_or_else(|_| "info".to_owned())));
+        command
+    }
+
+    /// Starts it under a supervisor, which starts it again whenever it ends.
+    pub async fn supervise(self) -> Supervised {
+        let (label, directory, address) = (self.label.clone(), self.directory.clone(), self.listen);
+        let supervised = Supervised::start(&label, &directory, move || self.command());
+        eventually("a proxy listens", || async move { TcpStream::connect(address).await.ok() }).await;
+        supervised
+    }
+
+    /// Where it will take calls.
+    pub fn address(&self) -> SocketAddr {
+        self.listen
     }
 
     /// Starts it. It listens when this returns; what it knows of other components comes later: [`Proxy::knows`].
@@ -57,10 +86,7 @@ impl Proxy {
     /// Starts its process again, as it was.
     pub async fn start_again(&mut self) {
         assert!(self.process.is_none(), "{} runs", self.spec.label);
-        let mut command = process::bluebox();
-        command.arg("proxy").arg(format!("--listen={}", self.spec.listen)).args(&self.spec.arguments).arg("--with-parent");
-        command.arg(format!("--log-level={}", std::env::var("BLUEBOX_TEST_LOG_LEVEL").unwrap_or_else(|_| "info".to_owned())));
-        let mut process = Process::start(&self.spec.label, command, &self.spec.directory);
+        let mut process = Process::start(&self.spec.label, self.spec.command(), &self.spec.directory);
         let address = self.spec.listen;
         eventually("a proxy listens", || {
             assert_eq!(process.ended(), None, "{}", process.said());

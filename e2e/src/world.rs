@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
@@ -10,8 +11,10 @@ use tempfile::TempDir;
 
 use crate::app::App;
 use crate::deadline::eventually;
+use crate::faults::Faults;
 use crate::process::{self, Process};
 use crate::proxy::ProxySpec;
+use crate::supervise::Supervised;
 
 /// Which log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,11 +96,32 @@ impl World {
         self.directory().join("log.sock")
     }
 
+    fn log_command(&self, mut bluebox: Command) -> Command {
+        bluebox.args(["log", "--with-parent", "--data"]).arg(self.directory().join("log")).arg("--socket").arg(self.socket());
+        bluebox
+    }
+
+    /// Starts the embedded log with faults, under a supervisor, in the place of that which runs.
+    pub async fn supervise_log(&mut self, faults: Faults) -> Supervised {
+        self.kill_log();
+        let arguments: Vec<_> = self.log_command(process::bluebox()).get_args().map(ToOwned::to_owned).collect();
+        let log = Supervised::start("log", self.directory(), move || {
+            let mut command = faults.command();
+            command.args(&arguments);
+            command
+        });
+        let socket = self.socket();
+        eventually("the log is served", || {
+            let socket = socket.clone();
+            async move { tokio::net::UnixStream::connect(socket).await.ok() }
+        })
+        .await;
+        log
+    }
+
     /// Starts the embedded log.
     pub async fn start_log(&mut self) {
-        let mut command = process::bluebox();
-        command.args(["log", "--with-parent", "--data"]).arg(self.directory().join("log")).arg("--socket").arg(self.socket());
-        let mut log = Process::start("log", command, self.directory());
+        let mut log = Process::start("log", self.log_command(process::bluebox()), self.directory());
         let socket = self.socket();
         eventually("the log is served", || {
             assert_eq!(log.ended(), None, "{}", log.said());
@@ -140,8 +164,13 @@ impl World {
     /// The proxy of a box, or a gateway: `name` is who calls.
     pub fn proxy(&self, name: &str) -> ProxySpec {
         let number = self.labels.replace(self.labels.get() + 1);
-        let spec =
-            ProxySpec { label: format!("proxy-{number}-{name}"), listen: self.address(), arguments: self.log_flags(), directory: self.directory().to_owned() };
+        let spec = ProxySpec {
+            label: format!("proxy-{number}-{name}"),
+            listen: self.address(),
+            arguments: self.log_flags(),
+            directory: self.directory().to_owned(),
+            faults: None,
+        };
         spec.flag("--name", name)
             // A Kafka on a busy machine stands still for seconds at times, and a box that is alive must not be taken for dead then.
             .flag("--session-timeout", if self.log == LogKind::Kafka { "8s" } else { "3s" })
