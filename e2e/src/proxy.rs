@@ -103,20 +103,12 @@ impl Proxy {
 
     /// Waits until it knows a component and can call it. Nothing is delivered for that: what is far too large is refused for a component, and for a component only.
     pub async fn knows(&self, component: &str) {
-        eventually(&format!("{} knows {component}", self.spec.label), || async {
-            (self.status_for_length(component, u64::MAX / 4).await? == "413").then_some(())
-        })
-        .await;
+        knows(self.address(), component).await;
     }
 
     /// The status that it answers the head of a request with, which says that a body of this length will follow; `None` if it gives none.
     pub async fn status_for_length(&self, component: &str, length: u64) -> Option<String> {
-        let head = format!("POST / HTTP/1.1\r\nhost: {component}\r\ncontent-length: {length}\r\n\r\n");
-        let mut stream = TcpStream::connect(self.address()).await.ok()?;
-        stream.write_all(head.as_bytes()).await.ok()?;
-        let mut status = [0; 12];
-        within(PATIENCE, "an answer to a head", stream.read_exact(&mut status)).await.ok()?;
-        String::from_utf8_lossy(&status).strip_prefix("HTTP/1.1 ").map(str::to_owned)
+        status_for_length(self.address(), component, length).await
     }
 
     /// Sends a call through it.
@@ -181,4 +173,21 @@ impl Proxy {
     pub fn said(&self) -> String {
         std::fs::read_to_string(self.spec.directory.join(format!("{}.log", self.spec.label))).unwrap_or_default()
     }
+}
+
+/// Waits until the proxy at an address knows a component; see [`Proxy::knows`].
+pub async fn knows(proxy: SocketAddr, component: &str) {
+    eventually(&format!("the proxy at {proxy} knows {component}"), || async {
+        (status_for_length(proxy, component, u64::MAX / 4).await? == "413").then_some(())
+    })
+    .await;
+}
+
+async fn status_for_length(proxy: SocketAddr, component: &str, length: u64) -> Option<String> {
+    let head = format!("POST / HTTP/1.1\r\nhost: {component}\r\ncontent-length: {length}\r\n\r\n");
+    let mut stream = TcpStream::connect(proxy).await.ok()?;
+    stream.write_all(head.as_bytes()).await.ok()?;
+    let mut status = [0; 12];
+    within(PATIENCE, "an answer to a head", stream.read_exact(&mut status)).await.ok()?;
+    String::from_utf8_lossy(&status).strip_prefix("HTTP/1.1 ").map(str::to_owned)
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bluebox_e2e::{App, Faults, LogKind, ProxySpec, Supervised, World};
 use nix::sys::signal::Signal;
 
-use crate::traffic::{FLAGS, Gate, Traffic, behave};
+use crate::traffic::{CALLER_FLAGS, FLAGS, Gate, Traffic, behave};
 
 /// How long the point may take to be met, and everything to be well again.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -102,12 +102,14 @@ pub(crate) async fn play(world: &mut World, row: Row, action: &str, bug: Option<
     let (app, gate) = (world.app("cart").await, Gate::default());
     behave(&app, &gate);
     let cart_spec = |world: &World| FLAGS.iter().fold(world.proxy("cart").serves("cart", &app, 2), |spec, (name, value)| spec.flag(name, value));
-    let (cart, shop) = (faulty(cart_spec(world), row.at == At::Cart), faulty(world.proxy("shop"), row.at == At::Shop));
+    let shop_spec = CALLER_FLAGS.iter().fold(world.proxy("shop"), |spec, (name, value)| spec.flag(name, value));
+    let (cart, shop) = (faulty(cart_spec(world), row.at == At::Cart), faulty(shop_spec, row.at == At::Shop));
     let shop_at = shop.address();
     let (cart, shop) = (cart.supervise().await, shop.supervise().await);
     let spare = cart_spec(world);
     let mut scene = Scene { app, gate, faults, shop_at, shop, cart, log, ended_by_test: 0 };
     let mut traffic = Traffic::default();
+    bluebox_e2e::proxy::knows(shop_at, "cart").await;
     scene.until_calls_go_through(&mut traffic).await?;
     let _spare = scene.begin(&mut traffic, row.during, spare).await?;
 
@@ -119,7 +121,9 @@ pub(crate) async fn play(world: &mut World, row: Row, action: &str, bug: Option<
         traffic.round(scene.shop_at).await?;
     }
     scene.gate.open();
+    scene.answer_held();
     scene.until_calls_go_through(&mut traffic).await?;
+    scene.answer_held();
     traffic.all_end(scene.shop_at, PATIENCE).await?;
     // In whichever partition: what has not been delivered again by now has ended.
     for _ in 0..4 {
@@ -180,6 +184,14 @@ impl Scene {
             }
         }
         Ok(None)
+    }
+
+    /// Answers what came while the gate was closed.
+    fn answer_held(&mut self) {
+        while let Some(delivery) = self.app.already() {
+            let body = delivery.asked.body.clone();
+            delivery.answer(200, body);
+        }
     }
 
     fn end_cart(&mut self, signal: Signal) {

@@ -11,7 +11,10 @@ use bytes::Bytes;
 use http::Response;
 
 /// Flags of the callee's proxy that go with the app below.
-pub(crate) const FLAGS: [(&str, &str); 2] = [("--retry-on", "500"), ("--max-attempts", "2")];
+pub(crate) const FLAGS: [(&str, &str); 2] = [("--retry-on", "500"), ("--max-attempts", "4")];
+
+/// Flags of the caller's proxy: where nobody can know whether a call was accepted, and it was not, its caller waits for nothing.
+pub(crate) const CALLER_FLAGS: [(&str, &str); 1] = [("--wait", "4s")];
 
 /// More than travels in a record.
 const LARGE_BYTES: usize = 600_000;
@@ -143,7 +146,8 @@ impl Traffic {
                 made.ended = Some(Instant::now());
                 self.outcomes += 1;
             } else {
-                made.refused = answer.header("bluebox-retry-safe") == "true";
+                // One with a key is sent again.
+                made.refused = answer.header("bluebox-retry-safe") == "true" && !made.keyed;
             }
         }
         self.made.insert(target, made);
@@ -224,14 +228,15 @@ impl Traffic {
 fn is_outcome(target: &str, body: &Bytes, answer: &Answer) -> Result<bool, String> {
     let of_the_proxy = answer.header("bluebox-error");
     if target.starts_with("/dead/") {
-        // Two failed attempts: a dead letter.
+        // Every attempt fails: a dead letter.
         return match (answer.status.as_u16(), of_the_proxy) {
-            (200, _) => Err(format!("{target}: what its app never said: {answer:?}")),
-            (status, _) => Ok(status == 502),
+            (_, "") => Err(format!("{target}: what its app never said: {answer:?}")),
+            (_, problem) => Ok(problem == "attempts"),
         };
     }
     if !of_the_proxy.is_empty() {
-        return if answer.status == 502 { Err(format!("{target} became a dead letter: {answer:?}")) } else { Ok(false) };
+        let ended = ["attempts", "poison", "deadline", "answer", "key-reused", "recorded-full", "cancelled"].contains(&of_the_proxy);
+        return if ended { Err(format!("{target} ended with what is not its app's answer: {answer:?}")) } else { Ok(false) };
     }
     if answer.status == 200 && answer.body == *body {
         return Ok(true);
