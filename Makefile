@@ -61,6 +61,7 @@ fmt-check: ## Whether the code is formatted
 
 lint: ## Clippy; a warning is an error
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked --package bluebox-core --package bluebox-proxy --package bluebox --all-targets --features bluebox/faults -- -D warnings
 
 doc: ## The documentation of the crates; a broken link is an error
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --locked --workspace --no-deps --document-private-items
