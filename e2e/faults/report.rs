@@ -99,7 +99,7 @@ impl Verdict {
             "takeover_detect_ms": times(&takeover.detect),
             "takeover_reassign_ms": times(&takeover.reassign),
             "takeover_redeliver_ms": times(&takeover.redeliver),
-            "others_silent_ms": times(&takeover.others_silent),
+            "others_ms": times(&takeover.others),
             "outcomes_per_second": { "before": self.throughput_before.round(), "after": self.throughput_after.round() },
             "growth": self.growth.iter().map(Growth::json).collect::<Vec<_>>(),
             "violations": findings.violations.iter().take(SHOWN).map(ToString::to_string).collect::<Vec<_>>(),
@@ -142,7 +142,7 @@ impl Verdict {
             ("  detect", &takeover.detect),
             ("  reassign", &takeover.reassign),
             ("  redeliver", &takeover.redeliver),
-            ("longest silence of other boxes", &takeover.others_silent),
+            ("longest call to boxes that live", &takeover.others),
         ] {
             if let (Some(half), Some(most)) = (percentile(of, 50), percentile(of, 99)) {
                 println!("  {name}: p50 {} ms, p99 {} ms, of {}", half.as_millis(), most.as_millis(), of.len());

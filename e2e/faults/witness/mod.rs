@@ -136,7 +136,7 @@ pub(crate) struct Findings {
     pub(crate) zombie_overlaps: u64,
     /// Further outcomes, of calls that a zombie and its successor both answered.
     pub(crate) zombie_outcomes: u64,
-    /// Boxes that were stopped, and from which another took over what they had begun.
+    /// Boxes that were stopped, and taken for dead meanwhile.
     pub(crate) zombies: u64,
     /// Deliveries that such a box got to after it was continued although its successor had begun them: at most one each, which was under way when it was stopped.
     pub(crate) begun_by_zombies: u64,

@@ -7,11 +7,12 @@
 //! - *redeliver*: from then until the app of another box begins with the call.
 //! - *takeover*: from the kill until the caller has its answer.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::evidence::Evidence;
 use crate::clock::Moment;
-use crate::history::{Ending, History, Note, On, Role, Said};
+use crate::history::{Ending, History, Life, Note, On, Role, Said};
 
 /// Times, each sorted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -20,8 +21,8 @@ pub(crate) struct Takeover {
     pub(crate) reassign: Vec<Duration>,
     pub(crate) redeliver: Vec<Duration>,
     pub(crate) answered: Vec<Duration>,
-    /// Of each box that went on while another was dead: the longest time in which its app was given nothing.
-    pub(crate) others_silent: Vec<Duration>,
+    /// Of each lane that another box had when one was killed, with nothing else going on: the longest that a call of it took then, beyond what the app took.
+    pub(crate) others: Vec<Duration>,
 }
 
 /// How long after a kill it is looked for what the others did.
@@ -58,33 +59,46 @@ pub(super) fn measure(evidence: &Evidence, history: &History) -> Takeover {
             }
         }
     }
-    silence(evidence, history, &mut times);
-    for times in [&mut times.detect, &mut times.reassign, &mut times.redeliver, &mut times.answered, &mut times.others_silent] {
+    others(evidence, history, &mut times);
+    for times in [&mut times.detect, &mut times.reassign, &mut times.redeliver, &mut times.answered, &mut times.others] {
         times.sort();
     }
     times
 }
 
-fn silence(evidence: &Evidence, history: &History, times: &mut Takeover) {
-    let mut begun: Vec<Vec<Moment>> = vec![Vec::new(); history.lives.len()];
-    for delivery in evidence.calls.values().flat_map(|call| &call.deliveries) {
-        if let Some(of) = delivery.life.and_then(|life| begun.get_mut(life)) {
-            of.push(delivery.began);
+/// A call of a lane, as far as its pace goes.
+struct Paced {
+    sent: Moment,
+    /// How long it took, beyond what the app took.
+    beyond: Duration,
+    /// Where it was delivered last.
+    life: Option<usize>,
+}
+
+/// A lane stays in one partition: those of boxes that live should not notice that another has died.
+fn others(evidence: &Evidence, history: &History, times: &mut Takeover) {
+    let mut lanes: BTreeMap<(u16, u16), Vec<Paced>> = BTreeMap::new();
+    for (value, call) in evidence.calls.iter().filter(|(value, _)| value.manner().laned && !value.manner().asynchronous) {
+        if let (Some(sent), Some(answered), Some(delivery)) = (call.sent(), call.answered(), call.deliveries.last()) {
+            let beyond = answered.since(sent).saturating_sub(value.takes());
+            lanes.entry((value.caller, value.worker)).or_default().push(Paced { sent, beyond, life: delivery.life });
         }
     }
-    begun.iter_mut().for_each(|moments| moments.sort());
-    for dead in history.lives.iter().filter(|life| life.of.role == Role::Callee) {
+    for (place, dead) in history.lives.iter().enumerate().filter(|(_, life)| life.of.role == Role::Callee) {
         let Some((killed, Ending::Killed(_))) = dead.ended else { continue };
         let until = killed.after(AROUND);
-        for (life, moments) in history.lives.iter().zip(&begun).filter(|(life, _)| life.of.role == Role::Callee) {
-            // Only who worked before and after, and had no trouble of its own.
-            let worked = moments.first().is_some_and(|first| *first < killed) && moments.last().is_some_and(|last| *last > until);
-            if !worked || life.ended.is_some_and(|(at, _)| at < until) || history.troubles.iter().any(|trouble| trouble.overlaps(killed, until)) {
-                continue;
+        let (from, to) = (Moment(killed.0.saturating_sub(AROUND.as_micros() as u64)), until);
+        let ended = |life: &Life| life.ended.is_some_and(|(at, _)| (from..=to).contains(&at));
+        let alone = !history.lives.iter().enumerate().any(|(other, life)| other != place && ended(life));
+        if !alone || history.troubles.iter().any(|trouble| trouble.overlaps(from, to)) {
+            continue;
+        }
+        for lane in lanes.values() {
+            let first = lane.partition_point(|call| call.sent < killed);
+            let elsewhere = first.checked_sub(1).is_some_and(|before| lane[before].life.is_some_and(|life| life != place));
+            if elsewhere {
+                times.others.extend(lane[first..].iter().take_while(|call| call.sent < until).map(|call| call.beyond).max());
             }
-            let around = moments.partition_point(|at| *at < killed).saturating_sub(1);
-            let pairs = moments[around..].windows(2).take_while(|pair| pair[0] < until);
-            times.others_silent.extend(pairs.map(|pair| pair[1].since(pair[0])).max());
         }
     }
 }
