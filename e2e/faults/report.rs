@@ -89,7 +89,7 @@ impl Verdict {
             "unknown": findings.unknown,
             "deliveries": findings.deliveries,
             "zombies": findings.zombies,
-            "begun_by_zombies": findings.begun_by_zombies,
+            "begun_by_zombies_after_ms": times(&findings.begun_by_zombies),
             "zombie_overlaps": findings.zombie_overlaps,
             "zombie_outcomes": findings.zombie_outcomes,
             "duplicates": findings.duplicates.iter().map(|(cause, count)| (cause.to_string(), json!(count))).collect::<serde_json::Map<_, _>>(),
@@ -133,8 +133,11 @@ impl Verdict {
         let duplicates = findings.duplicates.iter().map(|(cause, count)| (cause.to_string(), *count)).collect();
         println!("  {} deliveries; delivered again: {}; in flight at kills: {}", findings.deliveries, list(duplicates), findings.in_flight_at_kills);
         println!(
-            "  zombies {}, of theirs begun late {}, delivered after the outcome by their successors {}",
-            findings.zombies, findings.begun_by_zombies, findings.zombie_overlaps
+            "  zombies {}, of theirs begun late {} (at most {} ms), delivered after the outcome by their successors {}",
+            findings.zombies,
+            findings.begun_by_zombies.len(),
+            percentile(&findings.begun_by_zombies, 100).unwrap_or_default().as_millis(),
+            findings.zombie_overlaps
         );
         let takeover = &findings.takeover;
         for (name, of) in [

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use bluebox_e2e::Process;
 use nix::sys::signal::Signal;
 
@@ -96,7 +95,8 @@ impl Unit {
             Role::Caller => proxy.args(["--name=shop", "--shared-by-callers=false"]),
             Role::Callee => proxy.arg(format!("--serve={CALLEE}={},partitions={PARTITIONS}", self.app_at)),
         };
-        let mut app = Command::new(std::env::current_exe().context("this program")?);
+        // Also if it was built again since.
+        let mut app = Command::new("/proc/self/exe");
         let ledger = Self::ledger(&setup.directory, self.id);
         match self.id.role {
             Role::Caller => {

@@ -35,7 +35,7 @@ impl fmt::Display for Cause {
 }
 
 /// What makes a live box lose its session.
-const MAKES_ZOMBIES: [Kind; 4] = [Kind::StopCalleeProxy, Kind::Cut, Kind::HalfOpen, Kind::Latency];
+pub(super) const MAKES_ZOMBIES: [Kind; 4] = [Kind::StopCalleeProxy, Kind::Cut, Kind::HalfOpen, Kind::Latency];
 /// What keeps ends from becoming durable.
 const OF_THE_LOG: [Kind; 6] = [Kind::KillLog, Kind::StopLog, Kind::LeaderMove, Kind::LogDown, Kind::DiskFull, Kind::ClockStep];
 
@@ -50,7 +50,7 @@ pub(super) fn explains_a_zombie(delivery: &Delivered, until: Moment, call: &Call
 }
 
 /// What happened to the box of a delivery, or to the log, from its beginning until `until`, that lets another box begin it again.
-fn lost_its_box(delivery: &Delivered, until: Moment, history: &History) -> Option<Cause> {
+pub(super) fn lost_its_box(delivery: &Delivered, until: Moment, history: &History) -> Option<Cause> {
     let life = delivery.life.and_then(|life| history.lives.get(life))?;
     let on = On::Box(life.of);
     if let Some((at, Ending::Killed(kind))) = life.ended
@@ -91,7 +91,7 @@ fn cause(first: &Delivered, second: &Delivered, history: &History) -> Cause {
 }
 
 /// What had made its box a zombie before the first one began: it could not know of that.
-fn made_a_zombie(delivery: &Delivered, first: &Delivered, history: &History) -> Option<Kind> {
+pub(super) fn made_a_zombie(delivery: &Delivered, first: &Delivered, history: &History) -> Option<Kind> {
     let on = On::Box(delivery.life.and_then(|life| history.lives.get(life))?.of);
     let is_it = |trouble: &&Trouble| {
         MAKES_ZOMBIES.contains(&trouble.kind) && trouble.on == on && trouble.from <= first.began && trouble.overlaps(first.began, delivery.began)

@@ -136,10 +136,11 @@ pub(crate) struct Findings {
     pub(crate) zombie_overlaps: u64,
     /// Further outcomes, of calls that a zombie and its successor both answered.
     pub(crate) zombie_outcomes: u64,
-    /// Boxes that were stopped, and taken for dead meanwhile.
+    /// Times that a box was stopped or cut off, and taken for dead meanwhile.
     pub(crate) zombies: u64,
-    /// Deliveries that such a box got to after it was continued although its successor had begun them: at most one each, which was under way when it was stopped.
-    pub(crate) begun_by_zombies: u64,
+    /// Deliveries that such a box began although its successor had begun them meanwhile: at most one each, which was under way when it was stopped. For each, how long after
+    /// it could go on.
+    pub(crate) begun_by_zombies: Vec<std::time::Duration>,
     /// Further deliveries by what they came from.
     pub(crate) duplicates: BTreeMap<Cause, u64>,
     /// Deliveries that were under way in a box when it was killed.

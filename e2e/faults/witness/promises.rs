@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::duplicates::explains_a_zombie;
+use super::duplicates::{explains_a_zombie, made_a_zombie};
 use super::evidence::{Call, Evidence};
 use super::{Findings, Promise, Violation};
 use crate::call::Value;
@@ -91,6 +91,10 @@ fn deliveries(value: Value, call: &Call, history: &History, findings: &mut Findi
     }
     let Some(answered) = call.answered() else { return };
     for delivery in call.deliveries.iter().filter(|delivery| delivery.began > answered) {
+        // What a zombie begins late is another promise.
+        if made_a_zombie(delivery, &call.deliveries[0], history).is_some() {
+            continue;
+        }
         // A former owner that was stopped or cut off recorded its outcome after its successor had looked for it.
         let former = call.deliveries.iter().filter(|former| former.began < answered && former.life != delivery.life);
         if former.into_iter().any(|former| explains_a_zombie(former, answered, call, history)) {

@@ -272,7 +272,7 @@ fn a_zombie_begins_nothing_but_what_was_under_way() {
         }
         late.iter().zip(0..).fold(story, |story, (call, number)| story.begun(51, *call, 0, number))
     };
-    assert_eq!(begun(&calls[..1]).holds().begun_by_zombies, 1);
+    assert_eq!(begun(&calls[..1]).holds().begun_by_zombies, [Duration::from_millis(1)]);
     begun(&calls).breaks(Promise::BegunByZombie);
 }
 
