@@ -50,9 +50,9 @@ pub(crate) struct RunOptions {
     /// None of these.
     #[arg(long, value_name = "FAULT", value_delimiter = ',')]
     pub(crate) without: Vec<Kind>,
-    /// The pause between two faults, on average: 800ms, 2s. With a long one each recovery is seen by itself.
-    #[arg(long, value_parser = duration, default_value = "900ms")]
-    pub(crate) gap: Duration,
+    /// The pause between two faults, on average: 800ms, 8s; by default 900ms, from 500 kills on 2s. With a long one each recovery is seen by itself.
+    #[arg(long, value_parser = duration)]
+    pub(crate) gap: Option<Duration>,
     /// The session of the proxies.
     #[arg(long, value_parser = duration, default_value = "2s")]
     pub(crate) session: Duration,
@@ -82,7 +82,25 @@ pub(crate) struct RunOptions {
     pub(crate) keep: bool,
 }
 
+/// From so many kills on it is the long set.
+const LONG: u64 = 500;
+
 impl RunOptions {
+    /// Whether it is the long set.
+    pub(crate) fn is_long(&self) -> bool {
+        self.kills >= LONG
+    }
+
+    /// The pause between two faults.
+    pub(crate) fn gap(&self) -> Duration {
+        self.gap.unwrap_or(Duration::from_millis(if self.is_long() { 2_000 } else { 900 }))
+    }
+
+    /// How long the whole log is down.
+    pub(crate) fn log_down(&self) -> Duration {
+        self.log_down.unwrap_or(Duration::from_secs(if self.is_long() { 300 } else { 30 }))
+    }
+
     /// What may happen in a run.
     pub(crate) fn kinds(&self) -> Vec<Kind> {
         let all = Kind::ALL.iter().copied();
@@ -96,7 +114,7 @@ impl RunOptions {
         let mut command = format!("target/debug/bluebox-faults --log {log} --seed {seed}");
         match self.steady {
             Some(minutes) => command += &format!(" --steady {minutes}"),
-            None => command += &format!(" --kills {} --gap {}", self.kills, milliseconds(self.gap)),
+            None => command += &format!(" --kills {} --gap {}", self.kills, milliseconds(self.gap())),
         }
         if !self.only.is_empty() {
             command += &format!(" --only {}", names(&self.only));

@@ -21,8 +21,6 @@ use crate::witness::{self, Findings};
 const CALM: Duration = Duration::from_secs(4);
 /// How long what was accepted may take to be answered once everything is healed.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// From so many kills on it is the long set.
-const LONG: u64 = 500;
 
 /// Runs on each log that was asked for; whether every promise held.
 pub(crate) async fn all(options: &RunOptions) -> anyhow::Result<bool> {
@@ -70,8 +68,15 @@ async fn one(options: &RunOptions, log: LogKind, seed: u64, target: &Path, blueb
         Some(minutes) => verdict.growth = steady::watch(&mut system, Duration::from_secs(minutes * 60)).await?,
         None => {
             let available: Vec<_> = kinds.into_iter().filter(|kind| !verdict.not_run.iter().any(|(not, _)| not == kind)).collect();
-            let log_down = options.log_down.unwrap_or(Duration::from_secs(if options.kills >= LONG { 300 } else { 30 }));
-            let settings = plan::Settings { seed, log, kinds: available, kills: options.kills, session: options.session, gap: options.gap, log_down };
+            let settings = plan::Settings {
+                seed,
+                log,
+                kinds: available,
+                kills: options.kills,
+                session: options.session,
+                gap: options.gap(),
+                log_down: options.log_down(),
+            };
             injure(&mut system, Plan::new(settings)).await?;
             system.settle().await?;
         }

@@ -1,6 +1,7 @@
 //! A box as two processes that live and die together, as under `bluebox up`: when one half ends the other is killed, and both start again.
 
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -97,6 +98,7 @@ impl Unit {
         };
         // Also if it was built again since.
         let mut app = Command::new("/proc/self/exe");
+        app.arg0("bluebox-faults");
         let ledger = Self::ledger(&setup.directory, self.id);
         match self.id.role {
             Role::Caller => {
