@@ -61,7 +61,9 @@ pub async fn run(config: Config, client: Client, limits: impl Limits + 'static, 
     let mut beside = JoinSet::new();
     beside.spawn(metrics::serve(admin, metrics.clone(), Ready(trusted)));
     beside.spawn(keep::keep(client.clone(), config.names, show, trust, metrics.clone()));
-    info!(listen = %config.listen, image = config.settings.image(), "the injector started");
+    // Port 0 takes one that is free: what is said is what it became.
+    let listen = listener.local_addr().unwrap_or(config.listen);
+    info!(%listen, image = config.settings.image(), "the injector started");
     let webhook = Webhook { settings: config.settings, limits, places: Cluster(Api::all(client)), metrics };
     serve::serve(listener, Arc::new(webhook), tls, stop).await;
     info!("the injector ended");

@@ -1,0 +1,172 @@
+//! A control plane with Bluebox installed from `manifests/base`, and kubectl.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use bluebox_e2e::Process;
+use bluebox_e2e::process::bluebox;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// How long anything may take, on a machine that has much else to do.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// The cluster.
+pub(crate) struct Cluster {
+    kubeconfig: String,
+    directory: TempDir,
+    injector: Option<Process>,
+    /// Where the webhook listens; the API server was told so.
+    listen: String,
+}
+
+/// What kubectl did.
+pub(crate) struct Done {
+    pub(crate) right: bool,
+    pub(crate) said: String,
+}
+
+impl Cluster {
+    /// Installs Bluebox into the cluster that `BLUEBOX_TEST_KUBECONFIG` names; `None` without one.
+    pub(crate) fn start() -> Option<Self> {
+        let Ok(kubeconfig) = std::env::var("BLUEBOX_TEST_KUBECONFIG") else {
+            eprintln!("SKIPPED: needs a control plane: make test-kubernetes");
+            return None;
+        };
+        let mut cluster = Self { kubeconfig, directory: tempfile::tempdir().unwrap(), injector: None, listen: "127.0.0.1:0".to_owned() };
+        // The injector runs as a process here, because the cluster has no node. It is who it is in a cluster: its service account, with that one's rights and no more.
+        cluster.apply(1);
+        let token = cluster.kubectl(&["create", "token", "bluebox-injector", "-n", "bluebox"], None).output();
+        let mut config: Value = serde_json::from_str(&cluster.kubectl(&["config", "view", "--raw", "-o", "json"], None).output()).unwrap();
+        config["users"][0]["user"] = serde_json::json!({"token": token.trim()});
+        std::fs::write(cluster.directory.path().join("injector.kubeconfig"), config.to_string()).unwrap();
+        cluster.start_injector();
+        let port = cluster.listen.rsplit_once(':').unwrap().1.parse().unwrap();
+        cluster.apply(port);
+        cluster.wait_until_it_is_trusted();
+        Some(cluster)
+    }
+
+    /// Applies the manifests. The API server finds the webhook where it would find a pod's, but for the address.
+    fn apply(&self, port: u16) {
+        let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/base");
+        let copy = self.directory.path().join("base");
+        std::fs::create_dir_all(&copy).unwrap();
+        for file in std::fs::read_dir(base).unwrap() {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), copy.join(file.file_name())).unwrap();
+        }
+        let mut overlay = String::from("resources: [base]\npatches:\n");
+        let mut patch =
+            |kind: &str, operations: &str| writeln!(overlay, "- {{target: {{kind: {kind}, name: bluebox-injector}}, patch: '{operations}'}}").unwrap();
+        patch("Service", r#"[{"op": "replace", "path": "/spec", "value": {"type": "ExternalName", "externalName": "localhost"}}]"#);
+        let at = |number: u8| format!(r#"{{"op": "replace", "path": "/webhooks/{number}/clientConfig/service/port", "value": {port}}}"#);
+        patch("MutatingWebhookConfiguration", &format!("[{}, {}]", at(0), at(1)));
+        std::fs::write(self.directory.path().join("kustomization.yaml"), overlay).unwrap();
+        let done = self.kubectl(&["apply", "-k", &self.directory.path().to_string_lossy()], None);
+        assert!(done.right, "{}", done.said);
+    }
+
+    /// Starts the injector, where it was before if it ran already, and waits until it listens.
+    pub(crate) fn start_injector(&mut self) {
+        let mut command = bluebox();
+        command.args(["injector", "--listen", &self.listen, "--admin", "127.0.0.1:0", "--log-level", "debug"]);
+        command.env("KUBECONFIG", self.directory.path().join("injector.kubeconfig"));
+        let injector = Process::start("injector", command, self.directory.path());
+        self.listen = wait("the injector listens", || {
+            let said = injector.said();
+            let line = said.lines().rev().find(|line| line.contains("the injector started"))?;
+            Some(line.split_once("listen=")?.1.split_whitespace().next()?.to_owned())
+        });
+        self.injector = Some(injector);
+    }
+
+    /// Kills the injector.
+    pub(crate) fn kill_injector(&mut self) {
+        self.injector.take().unwrap().kill();
+    }
+
+    /// What the injector said.
+    pub(crate) fn injector_said(&self) -> String {
+        self.injector.as_ref().unwrap().said()
+    }
+
+    /// Until a pod of a namespace with the label is injected: the API server takes a moment to learn of webhooks and policies.
+    fn wait_until_it_is_trusted(&self) {
+        self.namespace("probe", Some("enabled"));
+        wait("the webhook and the policy work", || {
+            let mut pod = crate::pod("probe");
+            pod["spec"]["containers"][0]["env"] = serde_json::json!([{"name": "HTTP_PROXY", "value": "x"}]);
+            // Denied by the webhook, and an opted-out one of the same is not denied by the policy.
+            self.make("probe", &pod).err().filter(|said| said.contains("Bluebox can't put"))
+        });
+        wait("the policy works", || {
+            let mut pod = crate::pod("probe");
+            pod["spec"]["hostNetwork"] = true.into();
+            self.make("probe", &pod).ok()
+        });
+    }
+
+    /// A namespace with or without the label.
+    pub(crate) fn namespace(&self, name: &str, label: Option<&str>) {
+        let done = self.kubectl(&["create", "namespace", name], None);
+        assert!(done.right, "{}", done.said);
+        if let Some(label) = label {
+            let done = self.kubectl(&["label", "namespace", name, &format!("bluebox.dev/injection={label}")], None);
+            assert!(done.right, "{}", done.said);
+        }
+        wait("the namespace has its service account", || self.kubectl(&["get", "serviceaccount", "default", "-n", name], None).right.then_some(()));
+    }
+
+    /// Makes something: what it became, with warnings, or why it can't be made.
+    pub(crate) fn make(&self, namespace: &str, object: &Value) -> Result<(Value, String), String> {
+        let done = self.kubectl(&["create", "-n", namespace, "-o", "json", "-f", "-"], Some(object));
+        if !done.right {
+            return Err(done.said);
+        }
+        let json = done.said.find('{').unwrap();
+        Ok((serde_json::from_str(&done.said[json..]).unwrap(), done.said[..json].to_owned()))
+    }
+
+    /// Gets something as JSON.
+    pub(crate) fn get(&self, arguments: &[&str]) -> Value {
+        serde_json::from_str(&self.kubectl(&[&["get", "-o", "json"], arguments].concat(), None).output()).unwrap()
+    }
+
+    /// Runs kubectl.
+    pub(crate) fn kubectl(&self, arguments: &[&str], input: Option<&Value>) -> Done {
+        let mut command = Command::new("kubectl");
+        command.arg("--kubeconfig").arg(&self.kubeconfig).args(arguments);
+        command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() }).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        if let Some(input) = input {
+            child.stdin.take().unwrap().write_all(input.to_string().as_bytes()).unwrap();
+        }
+        let output = child.wait_with_output().unwrap();
+        // Warnings come first.
+        let said = format!("{}{}", String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+        Done { right: output.status.success(), said }
+    }
+}
+
+impl Done {
+    fn output(self) -> String {
+        assert!(self.right, "{}", self.said);
+        self.said
+    }
+}
+
+/// Asks until the answer is `Some`.
+pub(crate) fn wait<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(value) = ask() {
+            return value;
+        }
+        assert!(began.elapsed() < PATIENCE, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
