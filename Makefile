@@ -17,10 +17,10 @@ FAULTS ?=
 FAULTS_BINARY = "$${CARGO_TARGET_DIR:-target}/debug/bluebox-faults"
 SOME_FAULTS = $(FAULTS_BINARY) --seed 1 --without log-down
 
-.PHONY: help build release demo demo-kafka test test-fast faults faults-build faults-some fmt fmt-check lint doc deny kafka kafka-stop clean
+.PHONY: help build release demo demo-kafka test test-fast faults faults-build faults-some fmt fmt-check lint doc deny kafka kafka-stop test-kubernetes clean
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## Build everything, quickly (target/debug/bluebox)
 	$(CARGO) build --locked --workspace
@@ -52,6 +52,12 @@ faults-build:
 test-fast: ## The tests that need no Kafka
 	$(CARGO) test --locked --workspace --exclude bluebox-e2e
 	$(CONTRACT)
+
+test-kubernetes: ## The webhook and the policy on a real API server; builds Kubernetes first (10 minutes of CPU time, once)
+	scripts/kubernetes build
+	$(CARGO) build --locked --package bluebox
+	$(CARGO) test --locked --package bluebox-e2e --test kubernetes --no-run
+	scripts/kubernetes run -- $(CARGO) test --locked --package bluebox-e2e --test kubernetes -- --nocapture
 
 fmt: ## Format the code
 	$(CARGO) fmt --all

@@ -9,11 +9,14 @@ mod cluster;
 use cluster::{Cluster, wait};
 use serde_json::{Value, json};
 
+/// Something that has to hold; it ends the test if it doesn't.
+type Check = fn(&mut Cluster);
+
 /// One test, because there is one cluster and one injector; the checks come one after the other.
 #[test]
 fn the_box_on_a_real_api_server() {
     let Some(mut cluster) = Cluster::start() else { return };
-    let checks: [(&str, fn(&mut Cluster)); 11] = [
+    let checks: [(&str, Check); 11] = [
         ("an unannotated Deployment in a labelled namespace", unannotated_deployment),
         ("what was injected twice is as if once", idempotent),
         ("a labelled pod elsewhere, and one that says nothing", pod_label),
