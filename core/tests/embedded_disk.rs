@@ -49,7 +49,7 @@ async fn read(log: &Embedded, from: &TopicPartition, at: u64, count: usize) -> V
 
 async fn commit_one(log: &Embedded, group: &str, topic: &Topic, offset: u64, metadata: &str) {
     let second = Duration::from_secs(1);
-    let spec = GroupSpec { name: group.to_owned(), topics: vec![topic.clone()], session_timeout: 10 * second, release_timeout: 10 * second };
+    let spec = GroupSpec { name: group.to_owned(), topics: vec![topic.clone()], session_timeout: 10 * second, release_timeout: 10 * second, lease: second };
     let mut member = log.join(spec);
     assert!(matches!(member.next().await, Some(GroupEvent::Assigned(_))));
     let committed = Committed { offset: Offset::new(offset), metadata: metadata.to_owned() };
@@ -89,7 +89,7 @@ async fn an_owner_from_before_the_log_was_closed_may_live_on() {
         let log = Embedded::open(dir.path(), Options::default()).unwrap();
         log.create_topics(vec![spec(&topic, 1)]).await.unwrap();
         let minute = Duration::from_secs(60);
-        let group = GroupSpec { name: "group".to_owned(), topics: vec![topic.clone()], session_timeout: minute, release_timeout: minute };
+        let group = GroupSpec { name: "group".to_owned(), topics: vec![topic.clone()], session_timeout: minute, release_timeout: minute, lease: minute };
         let mut member = log.join(group.clone());
         let Some(GroupEvent::Assigned(assigned)) = member.next().await else { panic!("assigned") };
         assert_eq!(assigned[0].former_is_gone, opening == 0);

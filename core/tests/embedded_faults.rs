@@ -17,7 +17,7 @@ async fn topic(log: &Embedded, partitions: u32) -> Topic {
 }
 
 fn group(topic: &Topic) -> GroupSpec {
-    GroupSpec { name: "group".to_owned(), topics: vec![topic.clone()], session_timeout: SESSION, release_timeout: Duration::from_secs(60) }
+    GroupSpec { name: "group".to_owned(), topics: vec![topic.clone()], session_timeout: SESSION, release_timeout: Duration::from_secs(60), lease: 2 * SESSION }
 }
 
 fn commit(topic: &Topic, offset: u64) -> Vec<(bluebox_core::log::TopicPartition, Committed)> {
@@ -69,6 +69,22 @@ async fn a_zombie_goes_on_until_it_wakes_up() {
     two.kill();
     let again = assigned(&mut zombie).await;
     assert_eq!(again[0].committed.as_ref().map(|c| c.offset), Some(Offset::new(3)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_is_no_longer_than_the_session_ends_with_it() {
+    let log = Embedded::in_memory();
+    let topic = topic(&log, 1).await;
+    let (one, two) = (log.client(), log.client());
+    let mut zombie = one.join(GroupSpec { lease: SESSION, ..group(&topic) });
+    assigned(&mut zombie).await;
+    one.stop_heartbeats();
+    tokio::time::sleep(SESSION / 2).await;
+    let sent = tokio::time::Instant::now();
+    zombie.control().commit(commit(&topic, 1)).await.expect("its session has not run out");
+    let mut heir = two.join(group(&topic));
+    assert!(assigned(&mut heir).await[0].former_is_gone);
+    assert!(sent.elapsed() >= SESSION, "a commit is a sign of life");
 }
 
 #[tokio::test(start_paused = true)]

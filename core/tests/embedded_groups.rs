@@ -15,6 +15,11 @@ const RELEASE: Duration = Duration::from_secs(30);
 const HOLDERS: usize = 5;
 const TOPICS: [(&str, u32); 3] = [("a", 5), ("b", 3), ("late", 4)];
 
+/// Those of some holders end with their sessions, those of others may go on for longer.
+fn lease(holder: usize) -> Duration {
+    if holder.is_multiple_of(2) { SESSION } else { 2 * SESSION }
+}
+
 /// Something that happens to a group, or time that passes.
 #[derive(Debug, Clone)]
 enum Step {
@@ -58,6 +63,8 @@ struct Model {
     stays: BTreeMap<usize, (MemberId, BTreeSet<Topic>)>,
     owned: BTreeMap<TopicPartition, usize>,
     asked: BTreeSet<TopicPartition>,
+    /// The last sign of life of each holder.
+    seen: BTreeMap<usize, Moment>,
     /// Former owners that may still act, by partition.
     zombies: BTreeMap<TopicPartition, BTreeSet<usize>>,
     committed: BTreeMap<TopicPartition, Committed>,
@@ -117,8 +124,11 @@ impl Model {
                     self.stays.remove(&holder);
                     let owned: Vec<_> = self.owned_by(holder);
                     assert_eq!(lost, owned);
+                    let lease_is_over = self.seen[&holder] + SESSION <= self.now && lease(holder) <= SESSION;
                     for partition in owned {
-                        self.zombies.entry(partition.clone()).or_default().insert(holder);
+                        if !lease_is_over {
+                            self.zombies.entry(partition.clone()).or_default().insert(holder);
+                        }
                         self.gives_up(&partition);
                     }
                 }
@@ -140,7 +150,9 @@ impl Model {
         match step {
             Step::Join { holder, topics } if !self.stays.contains_key(&holder) => {
                 let topics: Vec<_> = topics.into_iter().map(|t| Topic::new(TOPICS[t].0)).collect();
-                let spec = GroupSpec { name: "group".to_owned(), topics: topics.clone(), session_timeout: SESSION, release_timeout: RELEASE };
+                let spec =
+                    GroupSpec { name: "group".to_owned(), topics: topics.clone(), session_timeout: SESSION, release_timeout: RELEASE, lease: lease(holder) };
+                self.seen.insert(holder, self.now);
                 let (member, effects) = self.groups.join(self.now, holder_id(holder), &spec);
                 self.stays.insert(holder, (member, topics.into_iter().collect()));
                 self.hear(effects);
@@ -148,6 +160,7 @@ impl Model {
             Step::Heartbeat(holder) => {
                 if let Some((member, _)) = self.stays.get(&holder) {
                     assert!(self.groups.heartbeat(self.now, *member));
+                    self.seen.insert(holder, self.now);
                 }
             }
             Step::Release(holder, which) => {
@@ -207,9 +220,10 @@ impl Model {
         let committed = Committed { offset: Offset::new(self.commits), metadata: "note".to_owned() };
         for (topic, partitions) in self.made.clone() {
             for partition in (0..partitions).map(|p| topic.partition(p)) {
-                let taken = self.groups.commit(member, &[(partition.clone(), committed.clone())]);
+                let taken = self.groups.commit(self.now, member, &[(partition.clone(), committed.clone())]);
                 if self.owned.get(&partition) == Some(&holder) || !self.shared.contains(&topic) {
                     assert_eq!(taken, Ok(()));
+                    self.seen.insert(holder, self.now);
                     self.committed.insert(partition, committed.clone());
                 } else {
                     assert!(matches!(taken, Err(LogError::Fenced(_))), "{partition}: {taken:?}");
@@ -275,7 +289,7 @@ proptest! {
         let topic = Topic::new("topic");
         let now = Moment::default();
         groups.topic_created(now, &topic, partitions);
-        let spec = GroupSpec { name: "group".to_owned(), topics: vec![topic.clone()], session_timeout: SESSION, release_timeout: RELEASE };
+        let spec = GroupSpec { name: "group".to_owned(), topics: vec![topic.clone()], session_timeout: SESSION, release_timeout: RELEASE, lease: SESSION };
         let mut ids = Vec::new();
         for holder in 0..members {
             let (id, mut effects) = groups.join(now, holder_id(holder), &spec);
@@ -302,7 +316,7 @@ fn nobody_is_expelled_for_a_time_when_nobody_looked() {
     let topic = Topic::new("topic");
     let start = Moment::default();
     groups.topic_created(start, &topic, 1);
-    let spec = GroupSpec { name: "group".to_owned(), topics: vec![topic], session_timeout: SESSION, release_timeout: RELEASE };
+    let spec = GroupSpec { name: "group".to_owned(), topics: vec![topic], session_timeout: SESSION, release_timeout: RELEASE, lease: SESSION };
     groups.join(start, holder_id(0), &spec);
     groups.overslept(Duration::from_secs(3600));
     assert_eq!(groups.tick(start + Duration::from_secs(3600)), []);
@@ -315,9 +329,9 @@ fn metadata_is_bounded() {
     let topic = Topic::new("topic");
     let now = Moment::default();
     groups.topic_created(now, &topic, 1);
-    let spec = GroupSpec { name: "group".to_owned(), topics: vec![topic.clone()], session_timeout: SESSION, release_timeout: RELEASE };
+    let spec = GroupSpec { name: "group".to_owned(), topics: vec![topic.clone()], session_timeout: SESSION, release_timeout: RELEASE, lease: SESSION };
     let (member, _) = groups.join(now, holder_id(0), &spec);
-    let mut commit = |metadata: String| groups.commit(member, &[(topic.partition(0), Committed { offset: Offset::default(), metadata })]);
+    let mut commit = |metadata: String| groups.commit(now, member, &[(topic.partition(0), Committed { offset: Offset::default(), metadata })]);
     assert_eq!(commit("x".repeat(4_000)), Ok(()));
     for bad in ["x".repeat(4_001), "new\nline".to_owned(), "ünicode".to_owned()] {
         assert!(matches!(commit(bad), Err(LogError::Refused(_))));

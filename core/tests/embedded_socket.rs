@@ -25,7 +25,7 @@ fn topic() -> Topic {
 }
 
 fn group() -> GroupSpec {
-    GroupSpec { name: "group".to_owned(), topics: vec![topic()], session_timeout: SESSION, release_timeout: Duration::from_secs(60) }
+    GroupSpec { name: "group".to_owned(), topics: vec![topic()], session_timeout: SESSION, release_timeout: Duration::from_secs(60), lease: 2 * SESSION }
 }
 
 async fn make_topic(log: &dyn Log, partitions: u32) {

@@ -298,6 +298,7 @@ fn group(topic: &Topic) -> GroupSpec {
         topics: vec![topic.clone()],
         session_timeout: Duration::from_millis(1_500),
         release_timeout: Duration::from_secs(30),
+        lease: Duration::from_secs(1),
     }
 }
 

@@ -327,6 +327,9 @@ pub struct GroupSpec {
     pub session_timeout: Duration,
     /// How long a member may keep a partition that it was asked for; past it, it is taken for dead.
     pub release_timeout: Duration,
+    /// How long after a commit was *sent* that succeeded a member may act as an owner. Where a commit is a sign of life, and this is no longer than the session timeout,
+    /// a member whose session has run out can't act any more, though it may still be running.
+    pub lease: Duration,
 }
 
 /// What a group commits for a partition: where its next owner starts, and a note for it.
@@ -345,8 +348,8 @@ pub struct Assignment {
     pub partition: TopicPartition,
     /// The last commit of the group; `None` if there never was one.
     pub committed: Option<Committed>,
-    /// True when the log knows that no former owner can act any more (its connection ended with its process, or it released the
-    /// partition). False: it may be a zombie.
+    /// True when the log knows that no former owner may act any more: its connection ended with its process, it released the partition, or its
+    /// [lease](GroupSpec::lease) has run out with its session. False: it may be a zombie that has not noticed.
     pub former_is_gone: bool,
 }
 

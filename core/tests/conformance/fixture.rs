@@ -26,6 +26,11 @@ pub trait Fixture: Sized + Send + Sync {
         true
     }
 
+    /// Whether a lease that is no longer than the session has run out with it, because a commit is a sign of life.
+    fn leases_end_with_sessions(&self) -> bool {
+        true
+    }
+
     /// The shortest session that the log grants.
     fn session_timeout(&self) -> Duration {
         Duration::from_millis(1_500)
@@ -66,6 +71,7 @@ pub trait Fixture: Sized + Send + Sync {
             topics: topics.iter().map(|t| (*t).clone()).collect(),
             session_timeout: self.session_timeout(),
             release_timeout: Duration::from_secs(20),
+            lease: self.session_timeout() * 2,
         }
     }
 }

@@ -55,6 +55,10 @@ impl Fixture for ConsumerProtocol {
         connect(self.0.clone()).expect("Kafka's client")
     }
 
+    fn leases_end_with_sessions(&self) -> bool {
+        false
+    }
+
     fn knows_the_dead(&self) -> bool {
         false
     }

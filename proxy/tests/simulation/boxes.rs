@@ -290,6 +290,7 @@ impl World {
                 self.request(life, Request::Join(membership));
                 for number in numbers {
                     note!(self, "box {index}: lost {number}");
+                    self.witness.seen.lost += 1;
                     if let Some(owner) = &mut self.boxes[index].owner {
                         owner.lost(number, &mut acts);
                     }
@@ -508,7 +509,8 @@ impl World {
                     owner.tell(number, acts, |p, effects| p.arrived(now, arrival, effects));
                 }
                 Value::Fence(of) if of != instance => {
-                    if owner.tell(number, acts, |p, effects| p.fence_read(now, offset, effects)) == Some(true) {
+                    let age = tenure.newest.since(at);
+                    if owner.tell(number, acts, |p, effects| p.fence_read(now, offset, age, effects)) == Some(true) {
                         owner.doubt(now);
                     }
                 }
@@ -620,7 +622,7 @@ impl World {
             Effect::Search(suspects) => {
                 note!(self, "box {index}: looks for the outcomes of {number}/{:?}", suspects.iter().map(|s| s.origin).collect::<Vec<_>>());
                 if let Some(tenure) = self.boxes[index].tenures.get(&number) {
-                    self.witness.looks_for(tenure.id, &suspects);
+                    self.witness.looks_for(self.now, tenure.id, &suspects);
                 }
                 let work = Work::search(suspects);
                 self.begin(index, number, false, work);

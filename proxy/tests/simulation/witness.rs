@@ -25,8 +25,12 @@ pub(crate) struct Accepted {
     pub ends: Vec<End>,
     /// Deliveries that were begun.
     pub begun: u32,
-    /// The newest owner that has looked for its outcome, or begun to deliver it: from then on no older one may begin.
+    /// The newest owner that has begun to deliver it: from then on no older one may begin.
     newest: Offset,
+    /// When, and in which tenure, a delivery of it was last begun.
+    last_begun: Option<(Time, u64)>,
+    /// When each tenure looked for its outcome. If that one delivers it, no older one may have begun after that: its outcome would have been overlooked.
+    searched: BTreeMap<u64, Time>,
     failed: u32,
     not_now: u32,
 }
@@ -92,6 +96,8 @@ pub(crate) struct Seen {
     pub dead_letters: u64,
     pub poisoned: u64,
     pub known: u64,
+    /// Partitions that were taken from a box that lived.
+    pub lost: u64,
 }
 
 pub(crate) struct Witness {
@@ -139,7 +145,21 @@ impl Witness {
         if let Some(key) = &call.ordering_key {
             self.lanes.entry((number, key.clone())).or_default().push(offset);
         }
-        self.calls.insert((number, offset), Accepted { at, call, manner, ends: Vec::new(), begun: 0, newest: Offset::default(), failed: 0, not_now: 0 });
+        self.calls.insert(
+            (number, offset),
+            Accepted {
+                at,
+                call,
+                manner,
+                ends: Vec::new(),
+                begun: 0,
+                newest: Offset::default(),
+                last_begun: None,
+                searched: BTreeMap::new(),
+                failed: 0,
+                not_now: 0,
+            },
+        );
     }
 
     // Tenures.
@@ -155,11 +175,11 @@ impl Witness {
     }
 
     /// An owner looks for the outcomes of these.
-    pub(crate) fn looks_for(&mut self, tenure: u64, suspects: &[Suspect]) {
-        let Some((number, (_, epoch))) = self.tenures.get(&tenure).and_then(|t| Some((t.number, t.fence?))) else { return };
+    pub(crate) fn looks_for(&mut self, now: Time, tenure: u64, suspects: &[Suspect]) {
+        let Some(number) = self.tenures.get(&tenure).map(|t| t.number) else { return };
         for suspect in suspects {
             if let Some(call) = self.calls.get_mut(&(number, suspect.origin)) {
-                call.newest = call.newest.max(epoch);
+                call.searched.insert(tenure, now);
             }
         }
     }
@@ -217,7 +237,7 @@ impl Witness {
             Reason::Attempts if !matches!(call.manner, Manner::Fails(_)) => Some("though it never failed"),
             Reason::Poison => {
                 self.seen.poisoned += 1;
-                (!matches!(call.manner, Manner::Poison(_)) && self.scenario.kills == 0).then_some("for a poison, which it isn't")
+                (!matches!(call.manner, Manner::Poison(_)) && !self.boxes_seemed_to_die()).then_some("for a poison, which it isn't")
             }
             _ => None,
         };
@@ -257,6 +277,11 @@ impl Witness {
         }
     }
 
+    /// A box that is taken for dead counts as one that died: it can't say any more that it lives.
+    fn boxes_seemed_to_die(&self) -> bool {
+        self.scenario.kills > 0 || self.seen.lost > 0
+    }
+
     // Deliveries.
 
     /// A delivery reaches the app.
@@ -270,6 +295,7 @@ impl Witness {
         }
         let Some(call) = self.calls.get_mut(&(number, origin)) else { return Manner::Answers(MS) };
         call.begun += 1;
+        call.last_begun = Some((now, tenure));
         if call.begun > 1 {
             self.seen.redeliveries += 1;
         }
@@ -298,6 +324,16 @@ impl Witness {
         }
         if call.newest > epoch {
             return Some(format!("a newer owner, with its fence at {}, has begun with it", call.newest));
+        }
+        if let (Some(searched), Some((at, other))) = (call.searched.get(&tenure), call.last_begun)
+            && at > *searched
+            && other != tenure
+        {
+            return Some(format!(
+                "tenure {other} began with it at {:.6}, after this one had looked for its outcome at {:.6}",
+                at as f64 / 1e6,
+                *searched as f64 / 1e6
+            ));
         }
         if self.all_over {
             return Some("everything had ended and been committed".to_owned());
@@ -424,7 +460,7 @@ impl Witness {
                 How::Proxy(Reason::RecordedFull) => !room,
                 How::Proxy(Reason::Deadline) => short_ttl || first.is_some(),
                 How::Proxy(Reason::Attempts) => matches!(call.manner, Manner::Fails(_)) || first.is_some(),
-                How::Proxy(Reason::Poison) => matches!(call.manner, Manner::Poison(_)) || self.scenario.kills > 0,
+                How::Proxy(Reason::Poison) => matches!(call.manner, Manner::Poison(_)) || self.boxes_seemed_to_die(),
                 How::Proxy(_) => false,
             };
             if !right {

@@ -384,6 +384,7 @@ impl World {
                     topics: vec![calls_topic()],
                     session_timeout: duration(self.scenario.session),
                     release_timeout: duration(self.scenario.drain + 15 * SECOND),
+                    lease: duration(self.scenario.lease),
                 };
                 let (member, effects) = self.groups.join(now, self.boxes[life.0].holder(life.1), &spec);
                 self.members.insert(member, life);
@@ -410,7 +411,6 @@ impl World {
                 Effect::Assigned(member, mut assignments) => {
                     for assignment in &mut assignments {
                         assignment.committed = self.commits.get(&assignment.partition).cloned();
-                        assignment.former_is_gone &= !self.scenario.kafka;
                     }
                     (member, Notice::Assigned(assignments))
                 }
@@ -462,8 +462,9 @@ impl World {
         let fenced = || LogError::Fenced("simulated".to_owned());
         let result = match member {
             None => Err(fenced()),
-            Some(member) if self.scenario.kafka => self.groups.group_of(member).map(|_| ()).ok_or_else(fenced),
-            Some(member) => self.groups.commit(member, &commits),
+            // Kafka refuses no commit for a partition that the member does not own.
+            Some(member) if self.scenario.kafka => self.groups.heartbeat(moment(self.now), member).then_some(()).ok_or_else(fenced),
+            Some(member) => self.groups.commit(moment(self.now), member, &commits),
         };
         note!(
             self,

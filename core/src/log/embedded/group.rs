@@ -75,6 +75,7 @@ struct Member {
     topics: BTreeSet<Topic>,
     session_timeout: Duration,
     release_timeout: Duration,
+    lease: Duration,
     /// The last sign of life.
     seen: Moment,
 }
@@ -86,7 +87,7 @@ struct Held {
     target: Option<MemberId>,
     /// Since when the owner is asked to release it.
     asked: Option<Moment>,
-    /// Former owners that may still act. Emptied by an orderly release, because the one who released it had dealt with them.
+    /// Former owners that may still act on their leases. Emptied by an orderly release, because the one who released it had dealt with them.
     zombies: BTreeSet<Holder>,
 }
 
@@ -123,6 +124,7 @@ impl Groups {
             topics: spec.topics.iter().cloned().collect(),
             session_timeout: spec.session_timeout.max(SHORTEST_TIMEOUT),
             release_timeout: spec.release_timeout.max(SHORTEST_TIMEOUT),
+            lease: spec.lease,
             seen: now,
         };
         let missing: Vec<_> = member.topics.iter().filter(|t| !self.topics.contains_key(*t)).cloned().collect();
@@ -143,11 +145,12 @@ impl Groups {
         true
     }
 
-    /// Commits for partitions that the member owns, or that the group does not share out, all or nothing. Is no sign of life.
+    /// Commits for partitions that the member owns, or that the group does not share out, all or nothing. A sign of life, so that a lease of a
+    /// session's length at most has run out with the session.
     ///
     /// # Errors
     /// [`LogError::Fenced`] where it is no member or another owns a partition, [`LogError::Refused`] where the metadata breaks the rules.
-    pub fn commit(&mut self, member: MemberId, commits: &[(TopicPartition, Committed)]) -> Result<(), LogError> {
+    pub fn commit(&mut self, now: Moment, member: MemberId, commits: &[(TopicPartition, Committed)]) -> Result<(), LogError> {
         let group = self.members.get(&member).and_then(|name| self.groups.get_mut(name));
         let Some(group) = group else { return Err(LogError::Fenced("the member was expelled or has left".to_owned())) };
         for (partition, committed) in commits {
@@ -163,6 +166,7 @@ impl Groups {
             }
         }
         group.commits.extend(commits.iter().cloned());
+        self.heartbeat(now, member);
         Ok(())
     }
 
@@ -240,7 +244,7 @@ impl Groups {
         let mut effects = Vec::new();
         for member in members {
             if let Some(group) = self.members.remove(&member).and_then(|name| self.groups.get_mut(&name)) {
-                group.expel(member, &mut effects);
+                group.expel(member, false, &mut effects);
                 group.rebalance(now, &self.topics, &mut effects);
             }
         }
@@ -254,7 +258,8 @@ impl Groups {
             let late: Vec<_> = group.members.keys().copied().filter(|id| group.deadline(*id).is_some_and(|at| at <= now)).collect();
             for member in &late {
                 self.members.remove(member);
-                group.expel(*member, &mut effects);
+                let lease_is_over = group.members.get(member).is_some_and(|m| m.lease <= m.session_timeout && m.seen + m.session_timeout <= now);
+                group.expel(*member, lease_is_over, &mut effects);
             }
             if !late.is_empty() {
                 group.rebalance(now, &self.topics, &mut effects);
@@ -299,14 +304,16 @@ impl Group {
         Some(asked.map_or(session, |asked| session.min(asked + member.release_timeout)))
     }
 
-    fn expel(&mut self, id: MemberId, effects: &mut Vec<Effect>) {
+    fn expel(&mut self, id: MemberId, lease_is_over: bool, effects: &mut Vec<Effect>) {
         let Some(member) = self.members.remove(&id) else { return };
         let mut lost = Vec::new();
         for (partition, held) in &mut self.partitions {
             if held.owner == Some(id) {
                 held.owner = None;
                 held.asked = None;
-                held.zombies.insert(member.holder);
+                if !lease_is_over {
+                    held.zombies.insert(member.holder);
+                }
                 lost.push(partition.clone());
             }
         }

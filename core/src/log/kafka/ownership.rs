@@ -70,8 +70,7 @@ impl Session {
         let mut owned = self.owned.lock().unwrap_or_else(PoisonError::into_inner);
         for (partition, committed) in question.partitions.into_iter().zip(found) {
             owned.insert(partition.clone(), None);
-            // Kafka does not tell whether the former owner is dead or only silent.
-            assigned.push(Assignment { partition, committed, former_is_gone: false });
+            assigned.push(Assignment { partition, committed, former_is_gone: self.leases_end_with_sessions() });
         }
         drop(owned);
         if !assigned.is_empty() {

@@ -152,7 +152,7 @@ impl Session {
                     self.lose_all("the member had to start anew");
                     self.commits.forget();
                     joined.happenings.close();
-                    close(joined);
+                    close(joined, self.spec.lease);
                     self.again = Some(Instant::now() + ASK_AGAIN);
                 }
             } else if let Some(leaving) = self.idle() {
@@ -184,6 +184,13 @@ impl Session {
                 None
             }
         }
+    }
+
+    /// Whether a member that the group has taken for dead has had its last lease. Kafka does not tell a dead member from a silent one; but with the classic protocol the
+    /// coordinator takes a commit for a sign of life, and nothing but the end of a session takes a partition from a member that holds a lease: a member that gives up or
+    /// is late to release leaves by itself, see [`close`]. With KIP-848 a commit is no sign of life.
+    pub(super) fn leases_end_with_sessions(&self) -> bool {
+        self.config.group_protocol == GroupProtocol::Classic && self.spec.lease <= self.session_timeout
     }
 
     /// How long nothing is due.
@@ -353,7 +360,7 @@ impl Session {
         if self.revoking.is_some() {
             member::release(&client.consumer);
         }
-        let closed = close(client);
+        let closed = close(client, Duration::ZERO);
         if let End::Left(reply) = end {
             let left = closed.recv_timeout(LEAVE_LIMIT).map_err(|_| LogError::Unavailable(format!("group {:?}: leaving took too long", self.spec.name)));
             let _ = reply.send(left);
@@ -361,10 +368,12 @@ impl Session {
     }
 }
 
-/// Closes a member's consumer, on a thread of its own because that takes a moment; says when it is done.
-fn close(client: Client) -> mpsc::Receiver<()> {
+/// Closes a member's consumer, on a thread of its own because that takes a moment; says when it is done. It leaves the group after `lease`: who has been told that everything is
+/// lost may take that long to notice.
+fn close(client: Client, lease: Duration) -> mpsc::Receiver<()> {
     let (done, closed) = mpsc::channel();
     let closing = std::thread::Builder::new().name("kafka-close".to_owned()).spawn(move || {
+        std::thread::sleep(lease);
         // First, because a question about commits may keep the client for a moment longer.
         client.consumer.unsubscribe();
         drop(client);

@@ -83,6 +83,7 @@ pub async fn serve(service: Service, stop: CancellationToken) {
             topics: vec![service.topics.calls.clone()],
             session_timeout: service.limits.session_timeout,
             release_timeout: service.limits.drain + Duration::from_secs(15),
+            lease: service.limits.lease,
         });
         match Consumer::new(&service, membership).run(&stop).await {
             Left::Stopped => return,
@@ -352,7 +353,7 @@ impl<'s> Consumer<'s> {
                     self.owner.tell(number, acts, |p, effects| p.skipped(now, offset, effects));
                 }
                 Ok(CallsEntry::Fence(_)) => {
-                    if self.owner.tell(number, acts, |p, effects| p.fence_read(now, offset, effects)) == Some(true) {
+                    if self.owner.tell(number, acts, |p, effects| p.fence_read(now, offset, newest.since(entry.timestamp), effects)) == Some(true) {
                         tracing::warn!(%partition, %offset, "another box has fenced this partition; nothing is delivered before the log says that it is still this one's");
                         self.owner.doubt(now);
                         self.service.observe.fenced();

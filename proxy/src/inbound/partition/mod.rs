@@ -49,6 +49,9 @@ pub const PARK_AFTER: Duration = Duration::from_secs(10);
 /// After this long without a record, those that are there are searched for.
 const QUIET_AFTER: Duration = Duration::from_millis(100);
 
+/// For so long at least a log keeps the commits of a group without members (Kafka's least `offsets.retention.minutes`).
+const COMMITS_KEPT: Duration = Duration::from_secs(60);
+
 /// How long the last commit of a handover is tried.
 const HANDING_LIMIT: Duration = Duration::from_secs(12);
 

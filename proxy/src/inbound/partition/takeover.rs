@@ -79,12 +79,13 @@ impl Partition {
     }
 
     /// A fence of another was read. `true`: it is newer than ours. Either that one has taken over and this box has not been told yet, or it is a former owner's that
-    /// came late; only the log can tell, see [`super::owner::Owner::doubt`].
+    /// came late; only the log can tell, see [`super::owner::Owner::doubt`]. `age` is how much older it is than what was read last.
     #[must_use]
-    pub fn fence_read(&mut self, now: Moment, at: Offset, effects: &mut Vec<Effect>) -> bool {
+    pub fn fence_read(&mut self, now: Moment, at: Offset, age: Duration, effects: &mut Vec<Effect>) -> bool {
         self.skipped(now, at, effects);
-        if at < self.epoch && self.takeover.virgin {
-            // There were owners, but their commits are gone (the group's offsets expired): what lies before may have been started.
+        if at < self.epoch && self.takeover.virgin && age >= COMMITS_KEPT {
+            // There were owners, but their commits are gone (the group's offsets expired): what lies before may have been started. A younger fence without a
+            // commit is of one that gave the partition up before it began anything.
             for held in self.held.range_mut(..at).map(|(_, h)| h).filter(|h| h.state == State::Suspect) {
                 held.may_have_started = true;
             }

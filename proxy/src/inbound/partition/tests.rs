@@ -291,6 +291,23 @@ fn an_owner_carries_out_the_cancels_that_it_inherits_before_it_delivers() {
 }
 
 #[test]
+fn where_nobody_ever_committed_only_an_old_fence_says_that_a_call_may_have_started() {
+    for (age, may_have_started) in [(COMMITS_KEPT, true), (Duration::from_secs(1), false)] {
+        let mut effects = Vec::new();
+        let mut partition = Partition::new(time(0), RULES, None, None, true, &mut effects);
+        partition.fenced(at(9), &mut effects);
+        partition.loaded(time(0), Inheritance::default(), &mut effects);
+        partition.arrived(time(0), arrival(0, None, None), &mut effects);
+        assert!(!partition.fence_read(time(0), at(1), age, &mut effects), "it is older than ours");
+        partition.tick(time(1_000), &mut effects);
+        let Some(Effect::Search(suspects)) = effects.pop() else { panic!("{effects:?}") };
+        partition.searched(time(1_000), &suspects, &HashMap::new(), &mut effects);
+        let delivery = partition.next_delivery(time(1_000), &mut Recorded::new(1, Duration::from_secs(60)), &mut effects);
+        assert_eq!(delivery.map(|d| d.may_have_started), Some(may_have_started), "{age:?}");
+    }
+}
+
+#[test]
 fn cancels_of_calls_that_never_come_are_bounded() {
     let mut partition = serving(&clean(), 9, Vec::new());
     let mut effects = Vec::new();

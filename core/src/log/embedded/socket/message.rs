@@ -78,6 +78,8 @@ pub(super) struct JoinAsk {
     session_timeout_ms: u64,
     #[prost(uint64, tag = "4")]
     release_timeout_ms: u64,
+    #[prost(uint64, tag = "5")]
+    lease_ms: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -251,6 +253,7 @@ impl JoinAsk {
             topics: spec.topics.iter().map(|t| t.as_str().to_owned()).collect(),
             session_timeout_ms: millis(spec.session_timeout),
             release_timeout_ms: millis(spec.release_timeout),
+            lease_ms: millis(spec.lease),
         }
     }
 
@@ -260,6 +263,7 @@ impl JoinAsk {
             topics: self.topics.iter().map(|t| Topic::new(t)).collect(),
             session_timeout: Duration::from_millis(self.session_timeout_ms),
             release_timeout: Duration::from_millis(self.release_timeout_ms),
+            lease: Duration::from_millis(self.lease_ms),
         }
     }
 }
