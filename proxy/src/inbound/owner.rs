@@ -155,9 +155,11 @@ impl Owner {
     }
 
     fn take(&mut self, number: u32, effects: Vec<Effect>, acts: &mut Vec<Act>) {
-        for effect in effects {
-            match effect {
-                Effect::Cut(origin) => self.ended(number, origin),
+        for mut effect in effects {
+            match &mut effect {
+                // The first end of a recorded call is the one that counts.
+                Effect::Record(ending) => ending.indexed &= ending.replay > 0 || !self.index.knows(&ending.id),
+                Effect::Cut(origin) => self.ended(number, *origin),
                 Effect::Release => self.forget(number),
                 _ => {}
             }

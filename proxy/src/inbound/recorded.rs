@@ -62,6 +62,11 @@ impl Recorded {
         }
     }
 
+    /// Whether a call of this id has ended.
+    pub fn knows(&self, id: &CallId) -> bool {
+        self.by_id.contains_key(id)
+    }
+
     /// Where the outcome of a call lies.
     pub fn ended(&self, id: &CallId, digest: &Digest) -> Option<(&TopicPartition, Offset)> {
         let entry = self.by_id.get(id).filter(|entry| *digest == entry.digest)?;

@@ -85,6 +85,9 @@ impl Partition {
             None => None,
         };
         self.cancels.remember(cancel);
+        if self.may_be_known(origin) {
+            return true;
+        }
         match state {
             Some(State::Delivering) if self.may_end() => effects.push(Effect::Cut(origin)),
             Some(State::Blocked | State::Ready | State::Pausing(_)) if self.may_end() => {}

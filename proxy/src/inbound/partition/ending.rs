@@ -49,6 +49,15 @@ impl Partition {
         }
     }
 
+    /// Whether the end of this call may lie in an earlier one: it is a retry of a recorded call, and what became of that isn't known yet. Then its own deadline and its
+    /// cancel have to wait for its turn, because its end would be taken for the end of that one.
+    pub(super) fn may_be_known(&self, origin: Offset) -> bool {
+        let Some(held) = self.held.get(&origin).filter(|h| h.recorded.is_some() && h.replay == 0) else { return false };
+        let lane = held.lane.as_ref().and_then(|lane| self.in_lane.get(lane));
+        let mut ahead = lane.into_iter().flatten().take_while(|o| **o < origin).filter_map(|o| self.held.get(o));
+        !self.index_ready || ahead.any(|earlier| earlier.id == held.id)
+    }
+
     pub(super) fn give_up(&mut self, origin: Offset, reason: Reason, detail: &str, effects: &mut Vec<Effect>) {
         let Some(held) = self.held.get(&origin) else { return };
         let Some(call) = held.payload() else { return };
@@ -56,9 +65,6 @@ impl Partition {
     }
 
     pub(super) fn record(&mut self, origin: Offset, verdict: Verdict, effects: &mut Vec<Effect>) {
-        // A retry that ends before the call that it repeats (its deadline was nearer, it was cancelled) says nothing about that.
-        let lane = self.held.get(&origin).and_then(|h| self.in_lane.get(h.lane.as_ref()?));
-        let ahead: Vec<_> = lane.into_iter().flatten().take_while(|o| **o < origin).filter_map(|o| self.held.get(o)).map(|h| h.id).collect();
         let Some(held) = self.held.get_mut(&origin) else { return };
         held.state = State::Recording;
         if planted!(CommitBeforeOutcome) && origin >= self.done.base() {
@@ -71,7 +77,7 @@ impl Partition {
             replay: held.replay,
             reply_to: held.reply_to.clone(),
             digest: held.recorded,
-            indexed: held.recorded.is_some() && !known && !ahead.contains(&held.id),
+            indexed: held.recorded.is_some() && !known,
             attempts: held.attempts,
             accepted: held.accepted,
             verdict,

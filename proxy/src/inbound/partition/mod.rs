@@ -52,6 +52,9 @@ const QUIET_AFTER: Duration = Duration::from_millis(100);
 /// For so long at least a log keeps the commits of a group without members (Kafka's least `offsets.retention.minutes`).
 const COMMITS_KEPT: Duration = Duration::from_secs(60);
 
+/// A retry whose deadline has passed before the end of the call that it repeats was known is looked at again after this long.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
 /// How long the last commit of a handover is tried.
 const HANDING_LIMIT: Duration = Duration::from_secs(12);
 
@@ -456,10 +459,15 @@ impl Partition {
     }
 
     fn timer(&mut self, now: Moment, origin: Offset, effects: &mut Vec<Effect>) {
+        let may_be_known = self.may_be_known(origin);
         let Some(held) = self.held.get_mut(&origin) else { return };
         let waits = matches!(held.state, State::Blocked | State::Ready | State::Pausing(_));
         if waits && now >= held.deadline {
-            self.give_up(origin, Reason::Deadline, "the deadline passed", effects);
+            if may_be_known {
+                self.timers.insert((now + LOOK_AGAIN, origin));
+            } else {
+                self.give_up(origin, Reason::Deadline, "the deadline passed", effects);
+            }
             return;
         }
         if let State::Pausing(until) = held.state {

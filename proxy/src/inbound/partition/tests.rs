@@ -212,16 +212,30 @@ fn suspects_are_searched_for_though_more_could_be_read() {
 }
 
 #[test]
-fn a_retry_that_ends_first_says_nothing_about_the_call_it_repeats() {
+fn a_retry_does_not_end_before_the_call_that_it_repeats() {
     let mut partition = serving(&clean(), 9, Vec::new());
     let mut effects = Vec::new();
     partition.arrived(time(0), arrival(0, None, Some([1; 32])), &mut effects);
     partition.arrived(time(0), arrival(1, None, Some([2; 32])), &mut effects);
     assert_eq!(ready(&mut partition), [0]);
     effects.clear();
+    // Its deadline passes, and it is cancelled.
     partition.tick(time(1_000), &mut effects);
-    let [Effect::Record(ending)] = effects.as_slice() else { panic!("{effects:?}") };
-    assert!(ending.origin == at(1) && !ending.indexed);
+    partition.cancel(Cancel { at: at(0), origin: at(1), id: CallId::from_bytes([9; 16]) }, &mut effects);
+    assert_eq!(effects, []);
+    let end = DeliveryEnd::Failed("reset".to_owned());
+    for attempt in 1..=3 {
+        partition.delivery_ended(time(1_000), at(0), end.clone(), 0.0, &mut effects);
+        partition.tick(time(attempt * 10_000), &mut effects);
+        ready_into(&mut partition, &mut effects);
+    }
+    assert!(matches!(effects.as_slice(), [Effect::Record(Ending { verdict: Verdict::DeadLetter { reason: Reason::Attempts, .. }, .. })]), "{effects:?}");
+    partition.recorded(at(0));
+    let mut index = Recorded::new(1, Duration::from_secs(3_600));
+    index.insert(0, Timestamp::default(), CallId::from_bytes([9; 16]), [2; 32], Topic::new("replies").partition(0), at(7));
+    effects.clear();
+    assert_eq!(partition.next_delivery(time(50_000), &mut index, &mut effects), None);
+    assert!(matches!(effects.as_slice(), [Effect::Record(Ending { verdict: Verdict::Known { .. }, .. })]), "{effects:?}");
 }
 
 #[test]
