@@ -525,8 +525,9 @@ impl World {
         let life = simulated.life();
         let inbox = std::mem::take(&mut simulated.inbox);
         note!(self, "box {index}: goes on, with {} messages waiting", inbox.len());
-        for (n, what) in inbox.into_iter().enumerate() {
-            self.after(n as Time * 20, Event::ToBox(life, what));
+        // All before anything that is still on its way: a connection keeps its order.
+        for what in inbox {
+            self.after(0, Event::ToBox(life, what));
         }
     }
 

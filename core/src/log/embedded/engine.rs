@@ -215,7 +215,7 @@ impl Engine {
             return ack(Err(LogError::Unavailable("too much waits for the disk".to_owned())));
         }
         let group = coordinator.groups.group_of(member).unwrap_or_default().to_owned();
-        let decided = coordinator.groups.commit(Moment::now(), member, &commits);
+        let decided = coordinator.groups.commit(self.now(), member, &commits);
         match (&self.disk, decided) {
             // Under the lock, so that commits are written in the order in which they were decided.
             (Some(disk), Ok(())) => disk.write(Job::Commit { group, commits, ack }),
