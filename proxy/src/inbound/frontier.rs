@@ -7,9 +7,11 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
-use bluebox_core::log::{Committed, Offset};
+use bluebox_core::log::{Committed, Offset, Topic};
 use bluebox_core::planted;
 use prost::Message as _;
+
+use super::partition::Note;
 
 /// How far above the frontier an end may lie. A bitmap of this many bits fits into a commit.
 pub const MAX_SPAN: u64 = 16_384;
@@ -98,6 +100,8 @@ pub struct Mark {
     pub unclean_owners: u32,
     /// From where in the control partition cancels may not have been carried out.
     pub control_from: Offset,
+    /// How far reply partitions were searched.
+    pub searched: Vec<Note>,
     /// Solo deliveries that were under way, or ended in a crash, by offset.
     pub crashes: BTreeMap<Offset, u32>,
     /// Deliveries begun, by offset, where there were any and the room allows it.
@@ -111,6 +115,15 @@ pub enum Suspects {
     Any,
     /// Only these: a handover. None at all is a *clean* commit.
     Only(Vec<Offset>),
+}
+
+impl Suspects {
+    /// These, in whatever order they come.
+    pub fn only(mut these: Vec<Offset>) -> Self {
+        these.sort_unstable();
+        these.dedup();
+        Self::Only(these)
+    }
 }
 
 impl Default for Suspects {
@@ -149,6 +162,8 @@ struct Metadata {
     unclean_owners: u32,
     #[prost(uint64, tag = "11")]
     control_from: u64,
+    #[prost(message, repeated, tag = "12")]
+    searched: Vec<SearchedMessage>,
     /// Distance and count, alternating.
     #[prost(sint64, repeated, tag = "7")]
     crashes: Vec<i64>,
@@ -157,19 +172,36 @@ struct Metadata {
     attempts: Vec<i64>,
 }
 
+#[derive(Clone, PartialEq, prost::Message)]
+struct SearchedMessage {
+    #[prost(string, tag = "1")]
+    topic: String,
+    #[prost(uint32, tag = "2")]
+    partition: u32,
+    #[prost(sint64, tag = "3")]
+    below: i64,
+    #[prost(uint64, tag = "4")]
+    end: u64,
+}
+
 impl Mark {
-    /// The commit that says this. Always within [`MAX_METADATA_BYTES`]: what can be done without is left out first (attempts), then what can be
+    /// The commit that says this. Always within [`MAX_METADATA_BYTES`]: what can be done without is left out first (how far was searched, attempts), then what can be
     /// said less exactly (suspects).
     pub fn encode(&self) -> Committed {
         let base = self.done.base;
         let far = |offset: &Offset| offset.get().wrapping_sub(base.get()).cast_signed();
         let pairs = |of: &BTreeMap<Offset, u32>, most: usize| of.iter().take(most).flat_map(|(o, n)| [far(o), i64::from(*n)]).collect();
+        let said = |note: &Note| {
+            let Note { partition, below, end } = note;
+            SearchedMessage { topic: partition.topic.as_str().to_owned(), partition: partition.partition, below: far(below), end: end.get() }
+        };
         let mut metadata = Metadata {
             version: 1,
             epoch: self.epoch.get(),
             parked_end: self.parked_end.map(Offset::get),
             unclean_owners: self.unclean_owners,
             control_from: self.control_from.get(),
+            searched: self.searched.iter().map(said).collect(),
             // At most one solo delivery is under way in a box; more are remembered only from former owners.
             crashes: pairs(&self.crashes, 16),
             attempts: pairs(&self.attempts, 256),
@@ -181,6 +213,9 @@ impl Mark {
         }
         self.write_runs(&mut metadata);
         let limit = MAX_METADATA_BYTES / 4 * 3;
+        if metadata.encoded_len() > limit {
+            metadata.searched.clear();
+        }
         if metadata.encoded_len() > limit {
             metadata.attempts.clear();
         }
@@ -251,6 +286,10 @@ impl Mark {
                 })
                 .collect()
         };
+        let heard = |note: SearchedMessage| {
+            let partition = Topic::new(&note.topic).partition(note.partition);
+            Ok(Note { partition, below: near(note.below)?, end: Offset::new(note.end) })
+        };
         let suspects = if metadata.any_suspect { Suspects::Any } else { Suspects::Only(metadata.suspects.iter().map(|n| near(*n)).collect::<Result<_, _>>()?) };
         Ok(Self {
             epoch: Offset::new(metadata.epoch),
@@ -258,6 +297,7 @@ impl Mark {
             suspects,
             unclean_owners: metadata.unclean_owners,
             control_from: Offset::new(metadata.control_from),
+            searched: metadata.searched.into_iter().map(heard).collect::<Result<_, _>>()?,
             crashes: pairs(&metadata.crashes)?,
             attempts: pairs(&metadata.attempts)?,
             done,
@@ -298,6 +338,7 @@ mod tests {
         }
         let crashes: BTreeMap<_, _> = (0..16).map(|n| (at((1 << 40) + 16_000 + n * 2), 3)).collect();
         let attempts = (0..1024).map(|n| (at((1 << 40) + n * 2), 9)).collect();
+        let searched = (0..16).map(|n| Note { partition: Topic::new("bluebox.a-caller.replies").partition(n), below: at(1 << 40), end: at(1 << 40) }).collect();
         let many: Vec<_> = (0..64).map(|n| at((1 << 40) + 15_000 + n * 2)).collect();
         let mark = Mark {
             done,
@@ -306,6 +347,7 @@ mod tests {
             suspects: Suspects::Only(many),
             unclean_owners: 2,
             control_from: at(u64::MAX),
+            searched,
             crashes,
             attempts,
         };
@@ -336,7 +378,8 @@ mod tests {
             for n in 0..2100 {
                 prop_assert_eq!(frontier.is_done(at(n)), model.contains(&n));
             }
-            let mark = Mark { done: frontier, suspects: Suspects::Only(vec![at(first_missing)]), ..Mark::default() };
+            let note = Note { partition: Topic::new("replies").partition(3), below: at(first_missing + 1), end: at(base) };
+            let mark = Mark { done: frontier, suspects: Suspects::Only(vec![at(first_missing)]), searched: vec![note], ..Mark::default() };
             prop_assert_eq!(Mark::decode(&mark.encode()), Ok(mark));
         }
 

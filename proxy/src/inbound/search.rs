@@ -13,7 +13,7 @@ use bluebox_core::log::{AppendError, Appended, Bounds, Committed, Entry, Log, Lo
 use bluebox_core::wire::{ControlEntry, ParkedCall, RecordedEntry, Reply};
 use bluebox_core::{CallId, InstanceId, planted};
 
-use super::partition::{Arrival, Cancel, Found, ParkedArrival, Suspect};
+use super::partition::{Arrival, Cancel, Findings, Found, ParkedArrival, Suspect};
 
 /// The pause before the log is asked again.
 const AGAIN: Duration = Duration::from_millis(200);
@@ -95,10 +95,10 @@ pub async fn range(log: &Arc<dyn Log>, of: &TopicPartition, from: Offset, end: O
     }
 }
 
-/// Looks for the outcomes of suspects: where each of those lies that has one.
-pub async fn outcomes(log: &Arc<dyn Log>, suspects: &[Suspect]) -> HashMap<Offset, Found> {
+/// Looks for the outcomes of suspects.
+pub async fn outcomes(log: &Arc<dyn Log>, suspects: &[Suspect]) -> Findings {
     fail_point_async!(InSearch);
-    let mut found = HashMap::new();
+    let mut findings = Findings::default();
     for (partition, mut wanted) in Wanted::by_partition(suspects) {
         let Some(bounds) = bounds(log, partition).await else { continue };
         range(log, partition, wanted.least.max(bounds.start), bounds.end, |entry| {
@@ -107,10 +107,11 @@ pub async fn outcomes(log: &Arc<dyn Log>, suspects: &[Suspect]) -> HashMap<Offse
             }
         })
         .await;
-        found.extend(wanted.found);
+        findings.found.extend(wanted.found);
+        findings.ends.push((partition.clone(), bounds.end));
     }
     fail_point_async!(InSearched);
-    found
+    findings
 }
 
 /// The outcomes that are looked for in one reply partition. Pure.

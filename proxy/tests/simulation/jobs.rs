@@ -1,6 +1,5 @@
 //! What a box does that takes time: the tasks of `consume.rs`, `search.rs` and `ending.rs`, a step at a time.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use bluebox_core::InstanceId;
@@ -9,7 +8,7 @@ use bluebox_core::clock::Moment;
 use bluebox_core::log::{AppendError, Assignment, Offset, Timestamp, TopicPartition};
 use bluebox_core::wire::{DeadLetter, ParkedCall, RecordedEntry, Reply};
 use bluebox_proxy::inbound::owner::Act;
-use bluebox_proxy::inbound::partition::{Arrival, Delivery, DeliveryEnd, Ending, Found, Inheritance, ParkedArrival, Parking, Payload, Suspect, Verdict};
+use bluebox_proxy::inbound::partition::{Arrival, Delivery, DeliveryEnd, Ending, Findings, Inheritance, ParkedArrival, Parking, Payload, Suspect, Verdict};
 use bluebox_proxy::inbound::search::{Entries, Wanted};
 use http::{HeaderMap, StatusCode};
 
@@ -23,7 +22,7 @@ pub(crate) enum Work {
     Fence(InstanceId),
     LoadParked { from: Offset, end: Option<Offset>, now: Timestamp },
     LoadIndex,
-    Search { suspects: Vec<Suspect>, todo: Vec<u32>, found: HashMap<Offset, Found> },
+    Search { suspects: Vec<Suspect>, todo: Vec<u32>, findings: Findings },
     Deliver(u64, Delivery, Moment),
     Record { ending: Box<Ending>, epoch: Offset, step: Step },
     Park(Parking, Offset),
@@ -43,7 +42,7 @@ pub(crate) enum Input {
 impl Work {
     pub(crate) fn search(suspects: Vec<Suspect>) -> Self {
         let todo = Wanted::by_partition(&suspects).into_keys().map(|of| of.partition).collect();
-        Self::Search { suspects, todo, found: HashMap::new() }
+        Self::Search { suspects, todo, findings: Findings::default() }
     }
 
     pub(crate) fn record(ending: Ending, epoch: Offset) -> Self {
@@ -106,14 +105,14 @@ impl World {
                 self.tell_partition(index, number, acts, |p, effects| p.loaded(now, inheritance, effects));
             }
             Work::LoadIndex => self.load_index(index, number, acts),
-            Work::Search { suspects, todo, found } => {
+            Work::Search { suspects, todo, findings } => {
                 if let Some(reply) = todo.pop() {
-                    self.look_for(suspects, reply, found);
+                    self.look_for(suspects, reply, findings);
                     let delay = self.delay(index);
                     self.after(delay, Event::ToBox(life, Inbox::Go(job)));
                 } else {
-                    note!(self, "box {index}: of the suspects of {number}, {:?} had ended", found.keys().collect::<std::collections::BTreeSet<_>>());
-                    self.tell_partition(index, number, acts, |p, effects| p.searched(now, suspects, found, effects));
+                    note!(self, "box {index}: of the suspects of {number}, {:?} had ended", findings.found.keys().collect::<std::collections::BTreeSet<_>>());
+                    self.tell_partition(index, number, acts, |p, effects| p.searched(now, suspects, findings, effects));
                 }
             }
             Work::Deliver(delivery_number, delivery, until) => {
@@ -184,15 +183,17 @@ impl World {
     }
 
     /// As `search::outcomes`, for one reply partition.
-    fn look_for(&self, suspects: &[Suspect], reply: u32, found: &mut HashMap<Offset, Found>) {
+    fn look_for(&self, suspects: &[Suspect], reply: u32, findings: &mut Findings) {
         let place = Place::Replies(reply);
         let Some((_, mut wanted)) = Wanted::by_partition(suspects).into_iter().find(|(of, _)| **of == replies(reply)) else { return };
-        for (offset, _, value) in self.log.range(place, wanted.least, self.log.end(place)) {
+        let end = self.log.end(place);
+        for (offset, _, value) in self.log.range(place, wanted.least, end) {
             if let Value::Reply(reply) = value {
                 wanted.see(offset, reply.clone());
             }
         }
-        found.extend(wanted.found);
+        findings.found.extend(wanted.found);
+        findings.ends.push((replies(reply), end));
     }
 
     /// As `Consumer::record` and `Endings::record`.

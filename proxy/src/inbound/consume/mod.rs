@@ -21,7 +21,7 @@ use crate::config::{Inbound, Served};
 use crate::inbound::deliver::App;
 use crate::inbound::ending::{Endings, Indexed, Places};
 use crate::inbound::owner::{Act, Owner, Shared};
-use crate::inbound::partition::{Arrival, Cancel, DeliveryEnd, Found, Inheritance, Rules, Suspect};
+use crate::inbound::partition::{Arrival, Cancel, DeliveryEnd, Findings, Inheritance, Rules, Suspect};
 use crate::inbound::recorded::Recorded;
 use crate::inbound::search;
 
@@ -113,7 +113,7 @@ enum What {
     Fenced(Appended),
     Loaded(Inheritance),
     IndexLoaded(Vec<(Timestamp, RecordedEntry)>),
-    Searched(Vec<Suspect>, HashMap<Offset, Found>),
+    Searched(Vec<Suspect>, Findings),
     Delivered(Offset, DeliveryEnd),
     Recorded(Offset, Option<(CallId, Digest, Indexed)>),
     Parked(Offset, Option<Offset>),
@@ -406,9 +406,9 @@ impl<'s> Consumer<'s> {
                 }
                 self.owner.tell(number, acts, |p, _| p.index_loaded());
             }
-            What::Searched(suspects, found) => {
-                tracing::info!(component = %self.service.served.name, partition = number, suspects = suspects.len(), had_ended = found.len(), "took over what another box had begun");
-                self.owner.tell(number, acts, |p, effects| p.searched(now, &suspects, &found, effects));
+            What::Searched(suspects, findings) => {
+                tracing::info!(component = %self.service.served.name, partition = number, suspects = suspects.len(), had_ended = findings.found.len(), "took over what another box had begun");
+                self.owner.tell(number, acts, |p, effects| p.searched(now, &suspects, &findings, effects));
             }
             What::Delivered(origin, end) => {
                 fail_point!(InAnswered);

@@ -83,8 +83,8 @@ impl Consumer<'_> {
             Effect::Start(from) => self.membership.control().start(&places.calls, from),
             Effect::Search(suspects) => {
                 self.run_for(number, false, async move {
-                    let found = search::outcomes(&log, &suspects).await;
-                    What::Searched(suspects, found)
+                    let findings = search::outcomes(&log, &suspects).await;
+                    What::Searched(suspects, findings)
                 });
             }
             Effect::Cut(origin) => {

@@ -1,5 +1,6 @@
 //! What goes into a partition and what comes out of it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,6 +56,15 @@ pub struct Suspect {
     pub digest: Option<Digest>,
     /// Where its outcome would be.
     pub reply_to: ReplyAddress,
+}
+
+/// What a search has found.
+#[derive(Debug, Clone, Default)]
+pub struct Findings {
+    /// The outcomes, by the offsets of their calls.
+    pub found: HashMap<Offset, Found>,
+    /// To where each reply partition was read.
+    pub ends: Vec<(TopicPartition, Offset)>,
 }
 
 /// The end of a suspect that a search has found.

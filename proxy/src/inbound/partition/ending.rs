@@ -105,6 +105,7 @@ impl Partition {
         self.crashes.remove(&origin);
         self.former_attempts.remove(&origin);
         self.cancels.carried_out(origin);
+        self.searched.done(origin);
         self.dirty += 1;
         let Some(lane) = held.lane else { return };
         let Some(queue) = self.in_lane.get_mut(&lane) else { return };

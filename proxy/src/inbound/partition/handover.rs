@@ -76,10 +76,15 @@ impl Partition {
             let mut suspects = self.cut_off.clone();
             // What was not cleared up is handed on as it was found.
             suspects.extend(self.held.iter().filter(|(_, h)| h.state == State::Suspect || h.may_have_started).map(|(o, _)| *o));
-            suspects.sort_unstable();
-            suspects.dedup();
-            let unread = self.takeover.suspects == Suspects::Any && self.position < self.takeover.suspect_below;
-            if unread { Suspects::Any } else { Suspects::Only(suspects) }
+            // Nor was what has not been read.
+            match &self.takeover.suspects {
+                Suspects::Any if self.position < self.takeover.suspect_below => Suspects::Any,
+                Suspects::Any => Suspects::only(suspects),
+                Suspects::Only(former) => {
+                    suspects.extend(former.iter().filter(|o| **o >= self.position && !self.done.is_done(**o)));
+                    Suspects::only(suspects)
+                }
+            }
         } else {
             Suspects::Any
         };
@@ -91,6 +96,7 @@ impl Partition {
             suspects,
             unclean_owners: self.unclean_owners,
             control_from: self.cancels.note(),
+            searched: self.searched.notes().to_vec(),
             crashes: self.crashes.iter().filter(|(_, n)| **n > 0).map(|(o, n)| (*o, *n)).collect(),
             attempts,
         };

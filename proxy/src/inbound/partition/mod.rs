@@ -26,6 +26,7 @@ mod ending;
 mod handover;
 mod held;
 mod parking;
+mod searched;
 mod status;
 mod takeover;
 #[cfg(test)]
@@ -36,6 +37,8 @@ pub use cancels::{Cancel, MAX_CANCELS};
 pub use effects::*;
 use ending::uncount;
 use held::{Held, Lane, State};
+pub use searched::Note;
+use searched::Searched;
 
 /// Unfinished calls that a partition may hold at once; beyond, reading it pauses.
 pub const MAX_UNFINISHED: usize = 1_024;
@@ -137,6 +140,7 @@ pub struct Partition {
     takeover: Takeover,
     unclean_owners: u32,
     cancels: Cancels,
+    searched: Searched,
     crashes: BTreeMap<Offset, u32>,
     former_attempts: BTreeMap<Offset, u32>,
     /// The next offset to be read.
@@ -189,6 +193,7 @@ impl Partition {
             // Who handed over what it had not cleared up itself is no new death, and no end of the row either.
             unclean_owners: if unclean { mark.unclean_owners.saturating_add(1) } else { mark.unclean_owners },
             cancels: Cancels::new(mark.control_from),
+            searched: Searched::new(mark.searched),
             crashes: mark.crashes,
             former_attempts: mark.attempts,
             done: mark.done,

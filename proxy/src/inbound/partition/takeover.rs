@@ -1,5 +1,7 @@
 //! Taking over: the fence, what the former owner parked, and the search for what it had begun.
 
+use bluebox_core::call::ReplyAddress;
+
 use super::*;
 
 impl Partition {
@@ -107,10 +109,20 @@ impl Partition {
         }
         if self.takeover.waiting > 0 {
             let waiting = self.held.iter().filter(|(_, h)| h.state == State::Suspect);
-            let suspects = waiting.map(|(o, h)| Suspect { origin: *o, id: h.id, replay: h.replay, digest: h.recorded, reply_to: h.reply_to.clone() }).collect();
+            let suspects = waiting.map(|(o, h)| {
+                let ReplyAddress { partition, position } = &h.reply_to;
+                let reply_to = ReplyAddress { partition: partition.clone(), position: self.searched.from(*o, partition, *position) };
+                Suspect { origin: *o, id: h.id, replay: h.replay, digest: h.recorded, reply_to }
+            });
+            let suspects = suspects.collect();
             self.takeover.searching = true;
             effects.push(Effect::Search(suspects));
-        } else if !unread && self.unclean_owners > 0 && !self.has_suspects() {
+            return;
+        }
+        if !unread && self.takeover.suspects == Suspects::Any {
+            self.searched.complete(self.takeover.suspect_below);
+        }
+        if !unread && self.unclean_owners > 0 && !self.has_suspects() {
             // All that the former owners left has ended: the next crash is the first again.
             self.unclean_owners = 0;
             self.dirty += 1;
@@ -118,12 +130,13 @@ impl Partition {
     }
 
     /// The search has ended: of `looked_for`, these have an outcome, there.
-    pub fn searched(&mut self, now: Moment, looked_for: &[Suspect], found: &HashMap<Offset, Found>, effects: &mut Vec<Effect>) {
+    pub fn searched(&mut self, now: Moment, looked_for: &[Suspect], findings: &Findings, effects: &mut Vec<Effect>) {
         self.takeover.searching = false;
+        self.searched.add(findings);
         for origin in looked_for.iter().map(|s| s.origin) {
             let Some(held) = self.held.get_mut(&origin).filter(|h| h.state == State::Suspect) else { continue };
             self.takeover.waiting -= 1;
-            if let Some(Found { partition, offset, refused }) = found.get(&origin) {
+            if let Some(Found { partition, offset, refused }) = findings.found.get(&origin) {
                 effects.push(Effect::Suppressed(held.id));
                 if held.recorded.is_some() && !refused {
                     let verdict = Verdict::Found { partition: partition.clone(), offset: *offset };

@@ -175,7 +175,7 @@ fn who_hands_over_suspects_does_not_end_the_row_of_unclean_owners() {
     let mut third = serving(&left, 20, Vec::new());
     third.arrived(time(200), arrival(0, None, None), &mut effects);
     let Some(Effect::Search(suspects)) = effects.pop() else { panic!("{effects:?}") };
-    third.searched(time(200), &suspects, &HashMap::new(), &mut effects);
+    third.searched(time(200), &suspects, &Findings::default(), &mut effects);
     let delivery = third.next_delivery(time(200), &mut Recorded::new(1, Duration::ZERO), &mut effects).unwrap();
     assert!(delivery.solo);
 }
@@ -246,7 +246,7 @@ fn a_refusal_that_is_found_is_no_end_for_the_index() {
     partition.arrived(time(2_000), arrival(0, None, Some([1; 32])), &mut effects);
     let Some(Effect::Search(suspects)) = effects.pop() else { panic!("{effects:?}") };
     let found = Found { partition: Topic::new("replies").partition(0), offset: at(4), refused: true };
-    partition.searched(time(2_000), &suspects, &[(at(0), found)].into(), &mut effects);
+    partition.searched(time(2_000), &suspects, &Findings { found: [(at(0), found)].into(), ends: Vec::new() }, &mut effects);
     assert!(matches!(effects.as_slice(), [Effect::Suppressed(_)]), "{effects:?}");
     assert_eq!(partition.held_calls(), 0);
 }
@@ -315,10 +315,19 @@ fn where_nobody_ever_committed_only_an_old_fence_says_that_a_call_may_have_start
         assert!(!partition.fence_read(time(0), at(1), age, &mut effects), "it is older than ours");
         partition.tick(time(1_000), &mut effects);
         let Some(Effect::Search(suspects)) = effects.pop() else { panic!("{effects:?}") };
-        partition.searched(time(1_000), &suspects, &HashMap::new(), &mut effects);
+        partition.searched(time(1_000), &suspects, &Findings::default(), &mut effects);
         let delivery = partition.next_delivery(time(1_000), &mut Recorded::new(1, Duration::from_secs(60)), &mut effects);
         assert_eq!(delivery.map(|d| d.may_have_started), Some(may_have_started), "{age:?}");
     }
+}
+
+#[test]
+fn suspects_that_were_handed_on_and_not_read_are_handed_on_again() {
+    let left = (Mark { suspects: Suspects::Only(vec![at(0), at(2)]), ..Mark::default() }.encode(), clean().1);
+    let mut partition = serving(&left, 9, Vec::new());
+    partition.arrived(time(0), arrival(0, None, None), &mut Vec::new());
+    let (calls, _) = hand_over(&mut partition);
+    assert_eq!(Mark::decode(&calls).unwrap().suspects, Suspects::Only(vec![at(0), at(2)]));
 }
 
 #[test]
@@ -342,7 +351,7 @@ fn a_solo_delivery_that_was_only_announced_is_not_begun_by_a_commit_after_the_re
     let mut effects = Vec::new();
     partition.arrived(time(2_000), arrival(0, None, None), &mut effects);
     let Some(Effect::Search(suspects)) = effects.pop() else { panic!("{effects:?}") };
-    partition.searched(time(2_000), &suspects, &HashMap::new(), &mut effects);
+    partition.searched(time(2_000), &suspects, &Findings::default(), &mut effects);
     assert_eq!(ready(&mut partition), [0]);
     let (calls, _) = hand_over(&mut partition);
     assert!(!partition.announced(at(0)));
