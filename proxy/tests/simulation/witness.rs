@@ -349,7 +349,12 @@ impl Witness {
         for (n, o) in retries {
             let Some(other) = self.calls.get(&(*n, *o)) else { continue };
             let itself = (*n, *o) == (number, origin);
-            for end in other.ends.iter().filter(|end| (itself || executed(end.how)) && (end.of <= origin || matches!(end.how, How::App | How::Known))) {
+            // A refusal is the end of the call that was refused; its other retries go on, under the same key.
+            for end in other
+                .ends
+                .iter()
+                .filter(|end| (itself && end.of == origin || executed(end.how)) && (end.of <= origin || matches!(end.how, How::App | How::Known)))
+            {
                 if end.tenure == tenure {
                     return Some(format!("the same owner had ended {n}/{o} ({:?}) at {:.6}", end.how, end.at as f64 / 1e6));
                 }
