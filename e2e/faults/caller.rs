@@ -45,6 +45,8 @@ pub(crate) const CALLEE: &str = "cart";
 const UNASKED: usize = 6;
 /// The pause before something is tried again.
 const AGAIN: Duration = Duration::from_millis(100);
+/// By how much the workers with large bodies pause longer.
+const LARGE_ARE_SLOWER: u32 = 15;
 /// How long an answer may take beyond what the proxy may hold the connection.
 const NO_ANSWER: Duration = Duration::from_secs(60);
 
@@ -134,7 +136,9 @@ async fn work(app: &Rc<App>, worker: u16, past: past::Worker) -> anyhow::Result<
         while let Some(ended) = asking.try_join_next() {
             ended??;
         }
-        sleep(app.think.mul_f64(value.share() + 0.5)).await;
+        // Large bodies would soon fill the disk.
+        let slower = if manner.large { LARGE_ARE_SLOWER } else { 1 };
+        sleep(app.think.mul_f64(value.share() + 0.5) * slower).await;
     }
     while let Some(ended) = asking.join_next().await {
         ended??;

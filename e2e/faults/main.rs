@@ -38,7 +38,11 @@ async fn main() -> ExitCode {
     let done = match cli.command {
         Some(Command::Caller(options)) => caller::run(options).await.map(|()| true),
         Some(Command::Callee(options)) => callee::run(options).await.map(|()| true),
-        None => run::all(&cli.run).await,
+        // Dropped, it ends all its processes and gives back what it has mounted.
+        None => tokio::select! {
+            done = run::all(&cli.run) => done,
+            name = asked_to_end() => Err(anyhow::anyhow!("ended by {name}")),
+        },
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -48,4 +52,14 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Done with the first SIGINT or SIGTERM.
+async fn asked_to_end() -> &'static str {
+    use tokio::signal::unix::{SignalKind, signal};
+    // Without a handler the signal ends the process, as it does anyway.
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
+        return std::future::pending().await;
+    };
+    tokio::select! { _ = interrupt.recv() => "SIGINT", _ = terminate.recv() => "SIGTERM" }
 }

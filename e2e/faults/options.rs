@@ -74,6 +74,9 @@ pub(crate) struct RunOptions {
     /// A further flag for every proxy, such as --group-protocol=consumer.
     #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
     pub(crate) proxy_flag: Vec<String>,
+    /// The program to be tested; by default the `bluebox` beside this one.
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) bluebox: Option<PathBuf>,
     /// Where the report is written.
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
@@ -132,6 +135,9 @@ impl RunOptions {
             self.callees,
             milliseconds(self.think)
         );
+        if let Some(program) = &self.bluebox {
+            command += &format!(" --bluebox {}", program.display());
+        }
         for flag in &self.proxy_flag {
             command += &format!(" --proxy-flag={flag}");
         }

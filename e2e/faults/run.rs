@@ -27,7 +27,7 @@ pub(crate) async fn all(options: &RunOptions) -> anyhow::Result<bool> {
     ensure!(options.lease < options.session, "--session ({:?}) must be above --lease ({:?})", options.session, options.lease);
     let program = std::env::current_exe().context("this program")?;
     let binaries = program.parent().context("this program has no directory")?;
-    let bluebox = binaries.join("bluebox");
+    let bluebox = options.bluebox.clone().unwrap_or_else(|| binaries.join("bluebox"));
     ensure!(bluebox.exists(), "{}: not there; `cargo build --bin bluebox` makes it", bluebox.display());
     let target = binaries.parent().context("the directory of this program has none above it")?.to_owned();
     let report_at = options.report.clone().unwrap_or_else(|| target.join("faults.json"));
@@ -79,6 +79,9 @@ async fn one(options: &RunOptions, log: LogKind, seed: u64, target: &Path, blueb
             };
             injure(&mut system, Plan::new(settings)).await?;
             system.settle().await?;
+            if !system.goes_on(PATIENCE).await? {
+                system.history.broken.push(format!("no caller had an outcome within {} s after everything was healed", PATIENCE.as_secs()));
+            }
         }
     }
     verdict.throughput_after = throughput(&mut system).await?;

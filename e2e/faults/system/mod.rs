@@ -267,6 +267,15 @@ impl System {
         self.pass(self.settings.session * 2 + self.settings.lease + Duration::from_secs(2)).await
     }
 
+    /// Whether callers learn outcomes, now or within this time.
+    pub(crate) async fn goes_on(&mut self, patience: Duration) -> anyhow::Result<bool> {
+        let (began, before) = (Moment::now(), self.outcomes);
+        while self.outcomes == before && Moment::now().since(began) < patience {
+            self.pass(TICK).await?;
+        }
+        Ok(self.outcomes > before)
+    }
+
     /// The callers send nothing new, and learn what they can still learn; false if they don't get to the end of it.
     pub(crate) async fn drain(&mut self, patience: Duration) -> anyhow::Result<bool> {
         let began = Moment::now();
