@@ -249,6 +249,10 @@ impl Plan {
             return Duration::ZERO;
         }
         let gap = u64::try_from(self.settings.gap.as_millis()).unwrap_or(u64::MAX);
+        if self.settings.gap >= self.settings.session * 3 {
+            // One by one: what follows is seen by itself.
+            return Duration::from_millis(self.random.between(gap * 2 / 3, gap * 4 / 3));
+        }
         Duration::from_millis(match self.random.between(0, 100) {
             // Two at once, or in the middle of a recovery.
             0..20 => 0,
@@ -325,6 +329,14 @@ mod tests {
         assert!(only(&[Kind::StopCalleeProxy]).iter().all(|fault| fault.kind == Kind::StopCalleeProxy));
         assert_eq!(only(&[Kind::Storm]).iter().map(|fault| fault.kind).collect::<Vec<_>>(), [Kind::Storm]);
         assert_eq!(only(&[Kind::DiskFull]), []);
+    }
+
+    #[test]
+    fn with_a_long_pause_faults_come_one_by_one() {
+        let faults = all(Settings { gap: Duration::from_secs(8), ..settings(LogKind::Kafka, 100) });
+        assert!(faults.iter().all(|fault| fault.after > Duration::from_secs(5) || fault.kind.weight(LogKind::Kafka) == 0));
+        let close = all(settings(LogKind::Kafka, 100));
+        assert!(close.iter().any(|fault| fault.after < Duration::from_millis(100)));
     }
 
     #[test]

@@ -30,16 +30,22 @@ impl Disk {
         self.mounted.join("ballast")
     }
 
+    fn free_bytes(&self) -> anyhow::Result<u64> {
+        let found = statvfs(&self.mounted).context("statvfs")?;
+        Ok(found.blocks_available() * found.fragment_size())
+    }
+
     /// Fills it, but for so many bytes.
     pub(crate) fn fill(&self, leave_bytes: u64) -> anyhow::Result<()> {
-        let found = statvfs(&self.mounted).context("statvfs")?;
-        let free = found.blocks_available() * found.fragment_size();
         let ballast = File::create(self.ballast())?;
-        let length = i64::try_from(free.saturating_sub(leave_bytes))?;
-        // Somebody else may have taken the last blocks meanwhile: full is what it was to be.
-        if length > 0 && posix_fallocate(&ballast, 0, length).is_err() {
-            posix_fallocate(&ballast, 0, length - length / 100).context("the disk can't be filled")?;
+        // The log takes room, and gives it back, meanwhile.
+        for _ in 0..20 {
+            let length = i64::try_from(ballast.metadata()?.len() + self.free_bytes()?.saturating_sub(leave_bytes))?;
+            if length == 0 || posix_fallocate(&ballast, 0, length).is_ok() {
+                return Ok(());
+            }
         }
+        // What could not be had was taken by another: full it is.
         Ok(())
     }
 

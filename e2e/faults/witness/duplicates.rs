@@ -53,8 +53,10 @@ pub(super) fn explains_a_zombie(delivery: &Delivered, until: Moment, call: &Call
 pub(super) fn lost_its_box(delivery: &Delivered, until: Moment, history: &History) -> Option<Cause> {
     let life = delivery.life.and_then(|life| history.lives.get(life))?;
     let on = On::Box(life.of);
+    // One half outlives the other by a moment, in which the app still reads what the proxy had sent.
     if let Some((at, Ending::Killed(kind))) = life.ended
-        && (delivery.began..=until).contains(&at)
+        && at <= until
+        && life.gone.unwrap_or(at) >= delivery.began
     {
         return Some(Cause::Box(kind));
     }
@@ -131,10 +133,10 @@ fn in_flight_at_kills(evidence: &Evidence, history: &History) -> u64 {
     for call in evidence.calls.values() {
         for delivery in &call.deliveries {
             let killed = delivery.life.and_then(|life| history.lives.get(life)).and_then(|life| match life.ended {
-                Some((at, Ending::Killed(_))) => Some(at),
+                Some((at, Ending::Killed(_))) => Some((at, life.gone.unwrap_or(at))),
                 _ => None,
             });
-            count += u64::from(killed.is_some_and(|at| delivery.began <= at && call.answered().is_none_or(|answered| answered > at)));
+            count += u64::from(killed.is_some_and(|(at, gone)| delivery.began <= gone && call.answered().is_none_or(|answered| answered > at)));
         }
     }
     count

@@ -39,7 +39,7 @@ pub(super) fn measure(evidence: &Evidence, history: &History) -> Takeover {
         for (at, delivery) in call.deliveries.iter().enumerate() {
             let Some(life) = delivery.life.and_then(|life| history.lives.get(life)) else { continue };
             let Some((killed, Ending::Killed(_))) = life.ended else { continue };
-            if delivery.began > killed || call.answered().is_some_and(|answered| answered <= killed) {
+            if delivery.began > life.gone.unwrap_or(killed) || call.answered().is_some_and(|answered| answered <= killed) {
                 continue;
             }
             let again = call.deliveries[at + 1..].iter().find(|other| other.life != delivery.life && other.began >= killed);

@@ -238,6 +238,11 @@ fn a_duplicate_has_a_reason() {
     twice().left(10, 0).breaks(Promise::DuplicateByRebalance);
     let killed = twice().killed(10, 0).holds();
     assert_eq!((killed.duplicates.values().sum::<u64>(), killed.in_flight_at_kills), (1, 1));
+    // The app read it when its proxy was dead already.
+    let mut late = twice().killed(1, 0);
+    late.history.lives[0].gone = Some(Moment(3_000));
+    assert_eq!(late.holds().in_flight_at_kills, 1);
+    twice().killed(1, 0).breaks(Promise::DuplicateUnexplained);
     twice().trouble(Kind::Cut, On::Box(cart(0)), 5, 20).holds();
     twice().trouble(Kind::KillLog, On::Log(0), 5, 20).holds();
     twice().said(12, On::Box(cart(0)), Said::TakenForDead).holds();
