@@ -36,7 +36,7 @@ demo-kafka: ## The demo on a Kafka that is started for it
 	scripts/kafka run -- bash -c '$(MAKE) demo BROKERS="$$BLUEBOX_TEST_BROKERS"'
 
 test: fmt-check lint ## Formatting, lints and all tests, on the embedded log and on a real Kafka
-	scripts/kafka run -- bash -c '$(CARGO) test --locked --workspace --exclude bluebox-e2e && $(CONTRACT)'
+	scripts/kafka run --secure -- bash -c '$(CARGO) test --locked --workspace --exclude bluebox-e2e && $(CONTRACT)'
 	$(MAKE) faults-some
 
 faults: faults-build ## Injure a running system and check that nothing accepted is lost, on all logs; KILLS=1000 for the long set, LOGS=kafka, FAULTS="--seed 7"

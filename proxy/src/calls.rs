@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use bluebox_core::call::{Digest, Outcome, ReplyAddress};
+use bluebox_core::call::{Digest, Outcome, ReplyAddress, Source};
 use bluebox_core::clock::wall_clock;
 use bluebox_core::log::{Health, Offset, Read, Record, Timestamp};
 use bluebox_core::name::RESERVED;
-use bluebox_core::wire::{CallStatus, CallsEntry, ControlEntry, Reply};
+use bluebox_core::wire::{CallStatus, ControlEntry, Reply};
 use bluebox_core::{CallId, ComponentName};
 use bytes::{Buf, BufMut, Bytes};
 use http::header::{self, HeaderValue};
@@ -35,11 +35,9 @@ const OWNER_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a look into the reply partition may take.
 const SEARCH_TIMEOUT: Duration = Duration::from_secs(10);
 /// The version of IDs that is written; others are refused.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// The longest ID, in characters; what is longer is none.
 const LONGEST_ID: usize = 400;
-/// How much of a digest an ID shows.
-const PROOF_BYTES: usize = 16;
 
 /// Everything that must be known of a call to say what has become of it. Its text is what stands in a `Location`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,8 +58,9 @@ pub struct CallRef {
     pub id: CallId,
     /// Until then what is asked for is kept, by the log's clock.
     pub kept_until: Timestamp,
-    /// The start of the call's digest. The id of a call with an `Idempotency-Key` can be guessed by who guesses the key; this can't.
-    pub proof: [u8; PROOF_BYTES],
+    /// The call's digest. The id of a call with an `Idempotency-Key` can be guessed by who guesses the key; this can't. With it here nobody has to read what was
+    /// called to say what became of it.
+    pub digest: Digest,
 }
 
 impl CallRef {
@@ -77,7 +76,7 @@ impl CallRef {
             position: reply_to.position,
             id,
             kept_until: Timestamp::from_millis(accepted.appended.timestamp.as_millis().saturating_add(kept)),
-            proof: std::array::from_fn(|i| digest[i]),
+            digest: *digest,
         }
     }
 
@@ -100,7 +99,7 @@ impl CallRef {
         bytes.put_u64(self.position.get());
         bytes.put_slice(self.id.as_bytes());
         bytes.put_u64(self.kept_until.as_millis());
-        bytes.put_slice(&self.proof);
+        bytes.put_slice(&self.digest);
         URL_SAFE_NO_PAD.encode(bytes)
     }
 
@@ -120,7 +119,7 @@ impl CallRef {
             *bytes = rest;
             ComponentName::try_new(std::str::from_utf8(name).ok()?).ok()
         }
-        fn sixteen(bytes: &mut &[u8]) -> Option<[u8; 16]> {
+        fn some<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
             let (first, rest) = bytes.split_first_chunk()?;
             *bytes = rest;
             Some(*first)
@@ -132,9 +131,9 @@ impl CallRef {
             offset: Offset::new(bytes.try_get_u64().ok()?),
             reply_partition: bytes.try_get_u32().ok()?,
             position: Offset::new(bytes.try_get_u64().ok()?),
-            id: CallId::from_bytes(sixteen(&mut bytes)?),
+            id: CallId::from_bytes(some(&mut bytes)?),
             kept_until: Timestamp::from_millis(bytes.try_get_u64().ok()?),
-            proof: sixteen(&mut bytes)?,
+            digest: some(&mut bytes)?,
         };
         bytes.is_empty().then_some(call)
     }
@@ -198,8 +197,8 @@ async fn status(side: &OutboundSide, call: &CallRef) -> Result<Status, Problem> 
         None if !directory.complete => return Err(Problem::new(Kind::NotReady, "the registry has not been read yet; ask again")),
         _ => return Err(no_such_call()),
     }
-    let digest = prove(side, call).await?;
-    match ask_owner(side, call, digest).await? {
+    is_kept(side, call).await?;
+    match ask_owner(side, call).await? {
         Some(CallStatus::Pending { attempts }) => Ok(Status::Pending { attempts: Some(attempts) }),
         Some(CallStatus::Ended { partition, offset }) => {
             let outcome = read_outcome(&*side.log, &partition, offset, &call.id).await;
@@ -207,7 +206,7 @@ async fn status(side: &OutboundSide, call: &CallRef) -> Result<Status, Problem> 
         }
         Some(CallStatus::Unknown) | None => {
             let mut found = None;
-            match (tokio::time::timeout(SEARCH_TIMEOUT, search(side, call, digest, &mut found)).await, found) {
+            match (tokio::time::timeout(SEARCH_TIMEOUT, search(side, call, &mut found)).await, found) {
                 (_, Some(outcome)) => Ok(Status::Ended(outcome)),
                 (Ok(Ok(())), None) => Ok(Status::Pending { attempts: None }),
                 (Ok(Err(problem)), None) => Err(problem),
@@ -225,37 +224,23 @@ fn no_such_call() -> Problem {
     Problem::new(Kind::NoSuchResource, "there is no such call")
 }
 
-/// Whether the one who asks was given the ID: it must fit to the call that lies at the place that it names. The digest of that tells it apart from others with
-/// the same key.
-async fn prove(side: &OutboundSide, call: &CallRef) -> Result<Digest, Problem> {
-    let topics = side.config.prefix.topics(&call.callee);
-    let partition = topics.calls.partition(call.partition);
-    let away = |e: &dyn std::fmt::Display| Problem::new(Kind::LogAway, format!("{partition}: {e}"));
-    let bounds = match side.log.bounds(&partition).await {
-        Ok(bounds) => bounds,
-        Err(bluebox_core::log::LogError::NotFound(_)) => return Err(no_such_call()),
-        Err(e) => return Err(away(&e)),
-    };
-    if call.offset >= bounds.end {
-        return Err(no_such_call());
-    }
-    if call.offset < bounds.start {
-        return Err(gone());
-    }
-    let mut reader = side.log.read(&partition, call.offset);
-    let read = tokio::time::timeout(SEARCH_TIMEOUT, reader.next()).await.map_err(|_| away(&"the log does not answer"))?;
-    let Some(Read::Entries(entries)) = read else { return Err(gone()) };
-    match entries.into_iter().next().and_then(|e| e.record.value).map(CallsEntry::decode) {
-        Some(Ok(CallsEntry::Call(there))) if there.id == call.id => there.recorded.filter(|d| d[..PROOF_BYTES] == call.proof).ok_or_else(no_such_call),
-        _ => Err(no_such_call()),
+/// Whether the place that the ID names is there, and what was there is kept.
+async fn is_kept(side: &OutboundSide, call: &CallRef) -> Result<(), Problem> {
+    let partition = side.config.prefix.topics(&call.callee).calls.partition(call.partition);
+    match side.log.bounds(&partition).await {
+        Ok(bounds) if call.offset >= bounds.end => Err(no_such_call()),
+        Ok(bounds) if call.offset < bounds.start => Err(gone()),
+        Ok(_) => Ok(()),
+        Err(bluebox_core::log::LogError::NotFound(_)) => Err(no_such_call()),
+        Err(e) => Err(Problem::new(Kind::LogAway, format!("{partition}: {e}"))),
     }
 }
 
 /// Asks the owner of the call's partition; `None` when there is no answer within a second.
-async fn ask_owner(side: &OutboundSide, call: &CallRef, digest: Digest) -> Result<Option<CallStatus>, Problem> {
+async fn ask_owner(side: &OutboundSide, call: &CallRef) -> Result<Option<CallStatus>, Problem> {
     let query = CallId::random();
     let mut ticket = side.pending.expect_status(query)?;
-    let entry = ControlEntry::Query { query, id: call.id, offset: call.offset, digest, reply_to: ticket.reply_to() };
+    let entry = ControlEntry::Query { query, id: call.id, offset: call.offset, digest: call.digest, reply_to: ticket.reply_to() };
     let control = side.config.prefix.topics(&call.callee).control.partition(call.partition);
     let asked = async {
         side.log.append(&control, Record::new(entry.encode())).await.ok()?;
@@ -266,7 +251,7 @@ async fn ask_owner(side: &OutboundSide, call: &CallRef, digest: Digest) -> Resul
 
 /// Looks for the outcome where it must lie if there is one. Within a life of the call the first counts, and the last life: that of a dead letter that was
 /// replayed.
-async fn search(side: &OutboundSide, call: &CallRef, digest: Digest, found: &mut Option<Box<Outcome>>) -> Result<(), Problem> {
+async fn search(side: &OutboundSide, call: &CallRef, found: &mut Option<Box<Outcome>>) -> Result<(), Problem> {
     let mut take = |outcome: Box<Outcome>| {
         if found.as_ref().is_none_or(|f| f.replay < outcome.replay) {
             *found = Some(outcome);
@@ -276,7 +261,7 @@ async fn search(side: &OutboundSide, call: &CallRef, digest: Digest, found: &mut
     let away = |e: &dyn std::fmt::Display| Problem::new(Kind::LogAway, format!("{partition}: {e}"));
     let bounds = side.log.bounds(&partition).await.map_err(|e| away(&e))?;
     let mut next = call.position;
-    let mut truncated = false;
+    let (mut truncated, mut forged) = (false, false);
     let mut reader = side.log.read(&partition, next);
     while next < bounds.end {
         match reader.next().await {
@@ -284,8 +269,10 @@ async fn search(side: &OutboundSide, call: &CallRef, digest: Digest, found: &mut
                 for entry in entries {
                     next = entry.offset.next();
                     match entry.record.value.map(Reply::decode) {
-                        Some(Ok(Reply::Outcome(outcome))) if outcome.id == call.id && outcome.digest == Some(digest) => take(outcome),
-                        Some(Ok(Reply::At { id, digest: its, partition, offset, .. })) if id == call.id && its == digest => {
+                        Some(Ok(Reply::Outcome(outcome))) if outcome.id == call.id && outcome.digest == Some(call.digest) => take(outcome),
+                        // It ended, and it was another call: of who guessed the key and did not know the rest.
+                        Some(Ok(Reply::Outcome(outcome))) if outcome.id == call.id && outcome.source == Source::App => forged = true,
+                        Some(Ok(Reply::At { id, digest: its, partition, offset, .. })) if id == call.id && its == call.digest => {
                             take(Box::new(read_outcome(&*side.log, &partition, offset, &id).await.map_err(|why| Problem::new(Kind::OutcomeUnreadable, why))?));
                         }
                         _ => {}
@@ -299,7 +286,11 @@ async fn search(side: &OutboundSide, call: &CallRef, digest: Digest, found: &mut
             None => return Err(away(&"the log's client was closed")),
         }
     }
-    if truncated { Err(gone()) } else { Ok(()) }
+    match (truncated, forged) {
+        (true, _) => Err(gone()),
+        (false, true) => Err(no_such_call()),
+        (false, false) => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -318,7 +309,7 @@ mod tests {
             position: Offset::new(12),
             id: CallId::random(),
             kept_until: Timestamp::from_millis(99),
-            proof: [7; PROOF_BYTES],
+            digest: [7; 32],
         }
     }
 

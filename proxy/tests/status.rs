@@ -82,7 +82,7 @@ async fn ids_that_are_forged_or_too_old_show_nothing() {
     let ask = async |call: bluebox_proxy::calls::CallRef| get_status(&system, &call.location()).await;
     assert_eq!(ask(good.clone()).await.body, b"secret");
     let mut forged = good.clone();
-    forged.proof = [0; 16];
+    forged.digest = [0; 32];
     assert_eq!(ask(forged).await.status, 400, "who guesses the key does not know the request");
     let mut unknown = good.clone();
     unknown.callee = common::name("nobody");

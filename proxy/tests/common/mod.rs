@@ -90,7 +90,7 @@ impl System {
                 position: Offset::new(0),
                 id: bluebox_core::CallId::random(),
                 kept_until: bluebox_core::log::Timestamp::from_millis(u64::MAX),
-                proof: [0; 16],
+                digest: [0; 32],
             };
             let status = self.ask(&format!("GET /v1/calls/{} HTTP/1.1\r\nHost: bluebox\r\nConnection: close\r\n\r\n", id.encode())).await;
             let probe = self.ask("GET / HTTP/1.1\r\nHost: cart\r\nPrefer: wait=0\r\nbluebox-ordering-key: \r\nConnection: close\r\n\r\n").await;

@@ -441,7 +441,7 @@ impl<'s> Consumer<'s> {
             None => {}
             Some(ControlEntry::Query { query, id, offset, digest, reply_to }) => {
                 let ended = self.owner.index().ended(&id, &digest).map(|(partition, offset)| CallStatus::Ended { partition: partition.clone(), offset });
-                let held = self.owner.partition(number).and_then(|p| p.attempts_of(offset, &id)).map(|attempts| CallStatus::Pending { attempts });
+                let held = self.owner.partition(number).and_then(|p| p.attempts_of(offset, &id, &digest)).map(|attempts| CallStatus::Pending { attempts });
                 let unread = self.owner.partition(number).filter(|p| p.is_unread(offset)).map(|_| CallStatus::Pending { attempts: 0 });
                 let status = ended.or(held).or(unread).unwrap_or(CallStatus::Unknown);
                 let answer = Record::new(Reply::Status { query, status }.encode());

@@ -1,5 +1,7 @@
 //! What can be asked of a partition.
 
+use bluebox_core::call::Digest;
+
 use super::*;
 
 impl Partition {
@@ -8,9 +10,9 @@ impl Partition {
         !self.held.is_empty()
     }
 
-    /// What this owner knows of a call: deliveries begun, if it is held.
-    pub fn attempts_of(&self, origin: Offset, id: &CallId) -> Option<u32> {
-        self.held.get(&origin).filter(|h| h.id == *id).map(|h| h.attempts)
+    /// What this owner knows of a recorded call: deliveries begun, if it is held.
+    pub fn attempts_of(&self, origin: Offset, id: &CallId, digest: &Digest) -> Option<u32> {
+        self.held.get(&origin).filter(|h| h.id == *id && h.recorded.as_ref() == Some(digest)).map(|h| h.attempts)
     }
 
     /// Whether this offset has not been read yet, because others are in front of it.
