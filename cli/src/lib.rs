@@ -5,7 +5,7 @@
 //! - [`family`]: processes that end together.
 //! - [`proxy`]: `bluebox proxy`: one proxy as a process; [`log_server`]: the embedded log as one.
 //! - [`kubernetes`]: `bluebox injector`, the admission webhook; `bluebox inject`, the same by hand.
-//! - [`operate`]: looking into a running system: `bluebox ps`, `calls`, `dlq`.
+//! - [`operate`]: looking into a running system: `bluebox ps`, `calls`, `drain`, `dlq`.
 //! - [`serve`], [`limits`], [`log`], [`logging`], [`units`]: what flags and the file have in common.
 
 mod family;
@@ -50,6 +50,8 @@ enum Command {
     Ps(operate::ps::PsOptions),
     /// Ask what became of a call
     Calls(operate::calls::CallsOptions),
+    /// Tell a proxy to take no more calls, because its app is about to end
+    Drain(operate::drain::DrainOptions),
     /// Look after dead letters: list, show, replay, drop
     Dlq(operate::dlq::DlqOptions),
     /// The embedded log alone.
@@ -74,6 +76,7 @@ pub fn main() -> ExitCode {
         Command::Injector(options) => in_runtime(kubernetes::injector::run(options)),
         Command::Ps(options) => operate::ps::run(&options),
         Command::Calls(options) => in_runtime(operate::calls::run(options)),
+        Command::Drain(options) => in_runtime(operate::drain::run(options)),
         Command::Dlq(options) => in_runtime(operate::dlq::run(options)),
         Command::Log(options) => in_runtime(log_server::run(options)),
         Command::BoxApp => family::run_shim(),

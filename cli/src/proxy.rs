@@ -44,9 +44,12 @@ pub(crate) struct ProxyOptions {
     /// Where calls are taken: what the app's HTTP_PROXY names.
     #[arg(long, env = "BLUEBOX_LISTEN", value_name = "HOST:PORT", default_value = "127.0.0.1:4140")]
     listen: SocketAddr,
-    /// Where /metrics, /healthz and /readyz are answered; by default nowhere.
+    /// Where /metrics, /healthz, /readyz and /drained are answered; by default nowhere.
     #[arg(long, env = "BLUEBOX_ADMIN", value_name = "HOST:PORT")]
     admin: Option<SocketAddr>,
+    /// Where `bluebox drain` tells it to take no more calls; on loopback; by default nowhere.
+    #[arg(long, env = "BLUEBOX_CONTROL", value_name = "HOST:PORT", value_parser = loopback)]
+    control: Option<SocketAddr>,
     /// The callers are strangers to each other: Authorization and Cookie count when an Idempotency-Key comes again. By default true for a gateway.
     #[arg(long, env = "BLUEBOX_SHARED_BY_CALLERS", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     shared_by_callers: Option<bool>,
@@ -99,6 +102,7 @@ impl ProxyOptions {
             serves: self.serve.clone(),
             listen: self.listen,
             admin: self.admin,
+            control: self.control,
             shared_by_callers: self.shared_by_callers.unwrap_or(self.serve.is_empty()),
             prefix: self.log.kafka.topic_prefix.clone(),
             retention: Retention {
@@ -113,6 +117,12 @@ impl ProxyOptions {
         check(&config)?;
         Ok(config)
     }
+}
+
+/// Reads an address that only this machine, or this pod, can reach: who reaches it can change something.
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text.parse().map_err(|_| "an address is written as 127.0.0.1:4142".to_owned())?;
+    if address.ip().is_loopback() { Ok(address) } else { Err("on loopback only: 127.0.0.1 or [::1]".to_owned()) }
 }
 
 /// Whether the limits go together.

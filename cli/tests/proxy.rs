@@ -72,6 +72,7 @@ fn what_is_wrong_with_its_flags() {
         (&["--brokers", "a:1", "--serve", "Cart!=127.0.0.1:80"], "component \"Cart!\": names are lower-case DNS labels"),
         (&["--brokers", "a:1", "--name", "bluebox"], "reserved"),
         (&["--brokers", "a:1", "--attempt-timeout", "300"], "`300s`"),
+        (&["--brokers", "a:1", "--control", "0.0.0.0:4142"], "on loopback only"),
         (&["--brokers", "a:1", "--ttl", "100h"], "keep-calls (2days) must be above ttl (4days 4h)"),
         (&["--brokers", "a:1", "--serve", "a=127.0.0.1:1", "--serve", "a=127.0.0.1:2"], "component `a` is served twice"),
         (&["--brokers", "a:1", "--log-level", "loud=very"], "--log-level"),
@@ -132,4 +133,16 @@ fn configured_by_environment_alone() {
     let rest = std::thread::spawn(move || lines.map_while(Result::ok).collect::<Vec<_>>().join("\n"));
     assert_eq!(child.wait().unwrap().code(), Some(0));
     assert!(rest.join().unwrap().contains("asked to end"));
+}
+
+#[test]
+fn it_is_told_to_drain_even_with_the_log_away() {
+    let (control, app) = (nobody().to_string(), nobody());
+    let (status, said) = run(bluebox().args(["drain", "--control", &control]));
+    assert!(status.code() == Some(1) && said.contains("nobody listens") && said.contains("--control"), "{said}");
+    let proxy = Proxy::start(&["--brokers", &nobody().to_string(), "--control", &control, "--serve", &format!("cart={app}")]);
+    proxy.expect("can't be reached");
+    let (status, said) = run(bluebox().args(["drain", "--control", &control, "--within", "30s"]));
+    assert!(status.success(), "{said}");
+    proxy.expect("asked to drain");
 }

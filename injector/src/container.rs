@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::annotations::{Asked, Protocol};
 use crate::identity::Identity;
-use crate::settings::{ADMIN_PORT, OUTBOUND_PORT, PROXY, Settings};
+use crate::settings::{ADMIN_PORT, CONTROL_PORT, OUTBOUND_PORT, PROGRAM, PROXY, Settings};
 
 /// The volume with the Secret that says which Kafka.
 pub const KAFKA_VOLUME: &str = "bluebox-kafka";
@@ -29,8 +29,23 @@ pub fn volumes(settings: &Settings) -> [Value; 2] {
     [json!({"name": KAFKA_VOLUME, "secret": {"secretName": settings.kafka_secret(), "defaultMode": 0o644}}), json!({"name": EMPTY_VOLUME, "emptyDir": {}})]
 }
 
-/// The proxy's container.
-pub fn proxy(identity: &Identity, asked: &Asked, guaranteed: bool, settings: &Settings) -> Value {
+/// How long calls may take to end once the pod is told to: two thirds of its grace, in seconds. The rest is the app's, to end in.
+pub fn drain_seconds(grace: Option<i64>) -> i64 {
+    // What the API server fills in if nothing is said.
+    const USUAL: i64 = 30;
+    (grace.unwrap_or(USUAL).clamp(0, 3600)) / 3 * 2
+}
+
+/// The hook of an app's container that lets it end only when its calls have. The kubelet runs all hooks of a pod at once; the proxy's stops the calls.
+pub fn wait_for_drain(seconds: i64) -> Value {
+    json!({"httpGet": {"path": format!("{DRAINED}?within={seconds}"), "port": ADMIN_PORT, "scheme": "HTTP"}})
+}
+
+/// The path that [`wait_for_drain`] asks.
+pub const DRAINED: &str = "/drained";
+
+/// The proxy's container, in a pod with that many seconds for its calls to end.
+pub fn proxy(identity: &Identity, asked: &Asked, guaranteed: bool, drain_seconds: i64, settings: &Settings) -> Value {
     let probe = |path: &str, period: u32, failures: u32| {
         json!({
             "httpGet": {"path": path, "port": ADMIN_PORT, "scheme": "HTTP"},
@@ -50,6 +65,8 @@ pub fn proxy(identity: &Identity, asked: &Asked, guaranteed: bool, settings: &Se
         "startupProbe": probe("/readyz", 1, 60),
         "readinessProbe": probe("/readyz", 5, 3),
         "livenessProbe": probe("/healthz", 10, 3),
+        // The kubelet ends a sidecar only after the app. Calls have to stop before.
+        "lifecycle": {"preStop": {"exec": {"command": [PROGRAM, "drain", format!("--control=127.0.0.1:{CONTROL_PORT}"), format!("--within={drain_seconds}s")]}}},
         "securityContext": {
             "runAsUser": settings.uid(),
             "runAsGroup": settings.uid(),
@@ -76,6 +93,7 @@ fn arguments(identity: &Identity, asked: &Asked) -> Vec<String> {
     arguments.extend(identity.serves.iter().map(|(name, port)| format!("--serve={name}=127.0.0.1:{port}{}", serve_options(*port, identity.protocol, asked))));
     arguments.push(format!("--listen=127.0.0.1:{OUTBOUND_PORT}"));
     arguments.push(format!("--admin=0.0.0.0:{ADMIN_PORT}"));
+    arguments.push(format!("--control=127.0.0.1:{CONTROL_PORT}"));
     arguments.push(format!("--kafka-properties={KAFKA_PATH}/client.properties"));
     arguments.extend(asked.log_level.iter().map(|level| format!("--log-level={level}")));
     if asked.log_json {

@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::{Container, ContainerPort, Pod, PodSpec};
 
 use crate::annotations::{Asked, Named, PREFIX, Protocol};
 use crate::mistake::Mistake;
-use crate::settings::{ADMIN_PORT, OUTBOUND_PORT};
+use crate::settings::PORTS;
 
 /// Who a pod is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,8 +59,8 @@ pub fn is_app(container: &Container, asked: &Asked) -> bool {
 }
 
 fn check_ports(serves: &[(ComponentName, u16)]) -> Result<(), Vec<Mistake>> {
-    let taken = |port: u16| [OUTBOUND_PORT, ADMIN_PORT].contains(&port);
-    let remedy = || format!("the proxy itself listens at {OUTBOUND_PORT} and {ADMIN_PORT}: let the app listen elsewhere");
+    let taken = |port: u16| PORTS.contains(&port);
+    let remedy = || format!("the proxy itself listens at {PORTS:?}: let the app listen elsewhere");
     let mistakes: Vec<_> =
         serves.iter().filter(|(_, port)| taken(*port)).map(|(name, port)| Mistake::new(format!("the port of {name}"), &port.to_string(), remedy())).collect();
     if mistakes.is_empty() { Ok(()) } else { Err(mistakes) }

@@ -11,7 +11,7 @@ use crate::annotations::{Asked, INJECTED, PREFIX};
 use crate::container::{self, VOLUME_PREFIX};
 use crate::identity::{Identity, is_app};
 use crate::mistake::Mistake;
-use crate::settings::{ADMIN_PORT, OUTBOUND_PORT, PROXY, Settings};
+use crate::settings::{OUTBOUND_PORT, PORTS, PROXY, Settings};
 
 /// A pod with its proxy.
 #[derive(Debug, Clone, PartialEq)]
@@ -66,13 +66,22 @@ pub fn inject(raw: &Value, pod: &Pod, spec: &PodSpec, asked: &Asked, identity: &
     let others = || spec.init_containers.iter().flatten().chain(&spec.containers).filter(|container| container.name != PROXY);
     let app_containers: Vec<_> = others().filter(|container| is_app(container, asked)).map(|container| container.name.clone()).collect();
 
-    let proxy = container::proxy(identity, asked, container::are_guaranteed(others()), settings);
+    let drain_seconds = container::drain_seconds(spec.termination_grace_period_seconds);
+    let proxy = container::proxy(identity, asked, container::are_guaranteed(others()), drain_seconds, settings);
     let spec_map = object(&mut changed, "spec");
     for list in ["initContainers", "containers"] {
         let app = spec_map.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten().filter_map(Value::as_object_mut);
         for container in app.filter(|container| container.get("name").and_then(Value::as_str).is_some_and(|name| app_containers.iter().any(|app| app == name)))
         {
             point_to_proxy(container, asked, &mut mistakes, &mut warnings);
+            if list == "containers" && !identity.serves.is_empty() {
+                let lifecycle = object_in(container, "lifecycle");
+                // The app's own hook is the app's own.
+                let hook = lifecycle.entry("preStop").or_insert(Value::Null);
+                if hook.is_null() {
+                    *hook = container::wait_for_drain(drain_seconds);
+                }
+            }
         }
     }
     if !mistakes.is_empty() {
@@ -147,7 +156,7 @@ fn check_containers(spec: &PodSpec, asked: &Asked, settings: &Settings, mistakes
     }
     for container in init().chain(&spec.containers).filter(|container| container.name != PROXY) {
         for port in container.ports.iter().flatten().map(|port| port.container_port) {
-            if [OUTBOUND_PORT, ADMIN_PORT].map(i32::from).contains(&port) {
+            if PORTS.map(i32::from).contains(&port) {
                 let remedy = "the proxy itself listens there: let the app listen elsewhere";
                 mistakes.push(Mistake::new(format!("a port of container {}", container.name), &port.to_string(), remedy));
             }

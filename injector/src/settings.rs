@@ -4,8 +4,14 @@
 pub const PROXY: &str = "proxy";
 /// Where the proxy takes the app's requests, on loopback.
 pub const OUTBOUND_PORT: u16 = 4140;
-/// Where the proxy answers `/metrics`, `/healthz` and `/readyz`, on all addresses: the kubelet asks.
+/// Where the proxy answers `/metrics`, `/healthz`, `/readyz` and `/drained`, on all addresses: the kubelet asks.
 pub const ADMIN_PORT: u16 = 4141;
+/// Where the proxy is told to take no more calls, on loopback.
+pub const CONTROL_PORT: u16 = 4142;
+/// All of them.
+pub const PORTS: [u16; 3] = [OUTBOUND_PORT, ADMIN_PORT, CONTROL_PORT];
+/// Where the image of the proxies has the program.
+pub const PROGRAM: &str = "/bluebox";
 /// The user that the proxy runs as if the installation doesn't say another.
 pub const DEFAULT_UID: i64 = 64140;
 /// The Secret in each namespace that says which Kafka, if the installation doesn't say another.

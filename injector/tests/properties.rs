@@ -41,6 +41,7 @@ fn containers() -> BoxedStrategy<Value> {
         ("volumeMounts", list_of(any_of(json!([{"name": "data", "mountPath": "/d"}])))),
         ("securityContext", any_of(json!([{"privileged": true, "runAsUser": 0}, {}]))),
         ("fieldOfTomorrow", any_of(json!([{"a": [1, null]}, "b"]))),
+        ("lifecycle", any_of(json!([{"preStop": {"exec": {"command": ["x"]}}}, {"preStop": {"sleep": {"seconds": 3}}}]))),
         ("restartPolicy", any_of(json!(["Always", "Never"]))),
     ]);
     let named = (container, any_of(json!(["app", "web", "proxy", "logs", "init-1", "init-2"]))).prop_map(|(mut container, name)| {
@@ -100,6 +101,9 @@ fn apps(pod: &Value, list: &str) -> Vec<Value> {
     for app in &mut apps {
         if let Some(env) = app["env"].as_array_mut() {
             env.retain(|variable| !["HTTP_PROXY", "http_proxy", "NO_PROXY", "no_proxy"].iter().any(|name| variable["name"] == *name));
+        }
+        if app["lifecycle"]["preStop"]["httpGet"]["path"].as_str().is_some_and(|path| path.starts_with("/drained")) {
+            app.as_object_mut().unwrap().remove("lifecycle");
         }
         if app["env"] == json!([]) || app["env"].is_null() {
             app.as_object_mut().unwrap().remove("env");

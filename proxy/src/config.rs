@@ -17,8 +17,10 @@ pub struct ProxyConfig {
     pub serves: Vec<Served>,
     /// Where the app's outbound requests arrive.
     pub listen: SocketAddr,
-    /// Where `/metrics`, `/healthz` and `/readyz` are answered; `None`: nowhere.
+    /// Where `/metrics`, `/healthz`, `/readyz` and `/drained` are answered; `None`: nowhere.
     pub admin: Option<SocketAddr>,
+    /// Where the proxy can be told to take no more calls (`POST /drain`); loopback. `None`: nowhere.
+    pub control: Option<SocketAddr>,
     /// Whether the callers are strangers to each other (a gateway): then Authorization and Cookie count when a keyed call comes again.
     pub shared_by_callers: bool,
     /// Names of topics begin with it.

@@ -14,12 +14,14 @@
 //! Into the app: see [`inbound`].
 //!
 //! Used by both: [`config`], [`registry`] (which components there are), [`bulk`] (bodies, small and large), [`fields`] (which header fields
-//! travel), [`problem`] (the proxy's own errors), [`calls`] (`http://bluebox/v1/calls/ID`), [`metrics`].
+//! travel), [`problem`] (the proxy's own errors), [`calls`] (`http://bluebox/v1/calls/ID`), [`metrics`], [`admin`] and [`drain`].
 
+pub mod admin;
 pub mod append;
 pub mod bulk;
 pub mod calls;
 pub mod config;
+pub mod drain;
 pub mod envelope;
 pub mod fields;
 pub mod framing;
@@ -48,8 +50,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use crate::admin::Rights;
 use crate::bulk::Bulk;
 use crate::config::ProxyConfig;
+use crate::drain::Drain;
 use crate::metrics::Metrics;
 use crate::outbound::OutboundSide;
 use crate::passthrough::PassThrough;
@@ -91,6 +95,7 @@ pub struct Proxy {
     listener: TcpListener,
     listen: SocketAddr,
     admin: Option<(TcpListener, SocketAddr)>,
+    control: Option<(TcpListener, SocketAddr)>,
 }
 
 /// Opens the listeners and runs until `shutdown` is done; see [`Proxy::bind`] and [`Proxy::run`].
@@ -112,7 +117,11 @@ impl Proxy {
             Some(address) => Some(bind(address).await?),
             None => None,
         };
-        Ok(Self { config, instance: InstanceId::random(), listener, listen, admin })
+        let control = match config.control {
+            Some(address) => Some(bind(address).await?),
+            None => None,
+        };
+        Ok(Self { config, instance: InstanceId::random(), listener, listen, admin, control })
     }
 
     /// Where the app's requests are taken.
@@ -125,6 +134,11 @@ impl Proxy {
         self.admin.as_ref().map(|(_, address)| *address)
     }
 
+    /// Where it can be told to drain.
+    pub fn control(&self) -> Option<SocketAddr> {
+        self.control.as_ref().map(|(_, address)| *address)
+    }
+
     /// Runs until `shutdown` is done: then intake stops, deliveries end or are handed over, and requests under way get the time of the drain.
     ///
     /// Nothing waits for the log: with it away pass-through works, and calls get 503.
@@ -132,7 +146,7 @@ impl Proxy {
     /// # Errors
     /// When this box can't be what it is told to be, or a part of it has ended by itself.
     pub async fn run(self, log: Arc<dyn Log>, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
-        let Self { config, instance, listener, listen, admin } = self;
+        let Self { config, instance, listener, listen, admin, control } = self;
         let config = Arc::new(config);
         let metrics = Metrics::try_new()?;
         let topics = config.prefix.topics(&config.name);
@@ -145,8 +159,11 @@ impl Proxy {
         // What runs beside the calls, for as long as the proxy does.
         let mut beside = JoinSet::new();
         beside.spawn(pending.clone().read());
-        if let Some((listener, _)) = admin {
-            beside.spawn(metrics::serve(listener, metrics.clone(), AlwaysReady));
+        let drain = Drain::default();
+        for (listener, rights) in [(admin, Rights::Look), (control, Rights::Change)] {
+            if let Some((listener, _)) = listener {
+                beside.spawn(admin::serve(listener, metrics.clone(), drain.clone(), rights));
+            }
         }
         let registration =
             Registration { prefix: config.prefix.clone(), caller: config.name.clone(), serves: config.serves.clone(), retention: config.retention };
@@ -173,16 +190,32 @@ impl Proxy {
         let mut calls_out = JoinSet::new();
         calls_out.spawn(intercept::serve(listener, Arc::new(side), stop.clone(), config.inbound.drain));
 
-        let result = tokio::select! {
-            result = registered => match result {
-                Ok(()) => Ok(()), // the log's client was closed: the process ends
-                Err(problem) => Err(problem.into()),
-            },
-            // None of these ends before it is told to. A proxy without one of them must not live on.
-            Some(ended) = beside.join_next() => Err(ended_by_itself("what reads replies", ended)),
-            Some(ended) = calls_in.join_next() => Err(ended_by_itself("what delivers calls", ended)),
-            Some(ended) = calls_out.join_next() => Err(ended_by_itself("what takes requests", ended)),
-            () = shutdown => Ok(()),
+        let (mut registered, mut shutdown) = (std::pin::pin!(registered), std::pin::pin!(shutdown));
+        let mut draining = false;
+        let result = loop {
+            tokio::select! {
+                result = registered.as_mut() => break match result {
+                    Ok(()) => Ok(()), // the log's client was closed: the process ends
+                    Err(problem) => Err(problem.into()),
+                },
+                // None of these ends before it is told to. A proxy without one of them must not live on.
+                Some(ended) = beside.join_next() => break Err(ended_by_itself("what reads replies", ended)),
+                Some(ended) = calls_in.join_next() => {
+                    if !draining || ended.is_err() {
+                        break Err(ended_by_itself("what delivers calls", ended));
+                    }
+                }
+                Some(ended) = calls_out.join_next() => break Err(ended_by_itself("what takes requests", ended)),
+                () = drain.asked(), if !draining => {
+                    info!("asked to drain: no new calls into the app; calls out of it go on");
+                    draining = true;
+                    stop_deliveries.cancel();
+                }
+                () = shutdown.as_mut() => break Ok(()),
+            }
+            if draining && calls_in.is_empty() {
+                drain.finish();
+            }
         };
 
         stop_deliveries.cancel();
@@ -216,14 +249,4 @@ async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), RunError
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let at = listener.local_addr().map_err(failed)?;
     Ok((listener, at))
-}
-
-/// Ready as soon as the listeners are up.
-#[derive(Clone)]
-struct AlwaysReady;
-
-impl metrics::Readiness for AlwaysReady {
-    fn ready(&self) -> Result<(), String> {
-        Ok(())
-    }
 }

@@ -1,18 +1,8 @@
-//! What is counted, and where it can be read: `/metrics`, `/healthz` and `/readyz` on the admin listener.
+//! What is counted.
 
-use std::convert::Infallible;
-use std::time::Duration;
-
-use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::core::Collector;
 use prometheus::{Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
-use tokio::net::TcpListener;
-use tracing::{debug, warn};
+use tracing::warn;
 
 /// The counts of a proxy. Cheap to clone; clones count together.
 ///
@@ -83,64 +73,6 @@ impl Metrics {
 fn registered<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> Result<C, prometheus::Error> {
     registry.register(Box::new(collector.clone()))?;
     Ok(collector)
-}
-
-/// What the admin listener is asked besides the metrics.
-pub trait Readiness: Clone + Send + Sync + 'static {
-    /// Whether app and proxy are ready to be sent traffic; else why not. Does not depend on the log.
-    fn ready(&self) -> Result<(), String>;
-}
-
-/// Connections to the admin listener that may be open at once.
-const ADMIN_CONNECTIONS: usize = 16;
-
-/// Answers `/metrics`, `/healthz` (this process answers: 200) and `/readyz` (200 or 503), until it is dropped.
-pub async fn serve<R: Readiness>(listener: TcpListener, metrics: Metrics, readiness: R) {
-    let places = std::sync::Arc::new(tokio::sync::Semaphore::new(ADMIN_CONNECTIONS));
-    let mut connections = tokio::task::JoinSet::new();
-    loop {
-        while connections.try_join_next().is_some() {}
-        let Ok(place) = places.clone().acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(problem) => {
-                warn!(%problem, "a connection to the admin listener could not be accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let (metrics, readiness) = (metrics.clone(), readiness.clone());
-        connections.spawn(async move {
-            let _place = place;
-            let service = service_fn(|request| std::future::ready(Ok::<_, Infallible>(answer(&request, &metrics, &readiness))));
-            let mut http = hyper::server::conn::http1::Builder::new();
-            let served = http.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30)).max_buf_size(16 << 10);
-            if let Err(problem) = served.serve_connection(TokioIo::new(stream), service).await {
-                debug!(%problem, "a connection to the admin listener broke off");
-            }
-        });
-    }
-}
-
-fn answer(request: &Request<Incoming>, metrics: &Metrics, readiness: &impl Readiness) -> Response<Full<Bytes>> {
-    let plain = |status, text: Vec<u8>| {
-        let mut response = Response::new(Full::new(text.into()));
-        *response.status_mut() = status;
-        response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
-        response
-    };
-    if ![Method::GET, Method::HEAD].contains(request.method()) {
-        return plain(StatusCode::METHOD_NOT_ALLOWED, b"GET only\n".to_vec());
-    }
-    match request.uri().path() {
-        "/metrics" => plain(StatusCode::OK, metrics.text()),
-        "/healthz" => plain(StatusCode::OK, b"ok\n".to_vec()),
-        "/readyz" => match readiness.ready() {
-            Ok(()) => plain(StatusCode::OK, b"ready\n".to_vec()),
-            Err(why) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n").into()),
-        },
-        _ => plain(StatusCode::NOT_FOUND, b"there are /metrics, /healthz and /readyz\n".to_vec()),
-    }
 }
 
 #[cfg(test)]

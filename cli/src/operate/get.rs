@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use http::{Request, Response, Uri};
+use http::{Method, Request, Response, Uri};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -16,13 +16,18 @@ const MAX_BYTES: usize = 64 << 20;
 
 /// GETs a URL through the proxy that listens at `proxy`.
 pub(crate) async fn get(proxy: SocketAddr, url: &str, patience: Duration) -> anyhow::Result<Response<Bytes>> {
+    ask(Method::GET, proxy, url, patience).await
+}
+
+/// The same by any method; without a body.
+pub(crate) async fn ask(method: Method, proxy: SocketAddr, url: &str, patience: Duration) -> anyhow::Result<Response<Bytes>> {
     let asked = async {
         let url: Uri = url.parse().with_context(|| format!("{url:?}"))?;
         let stream = TcpStream::connect(proxy).await.with_context(|| format!("nobody listens at {proxy}"))?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         let _connection = tokio::spawn(connection);
         let host = url.authority().map_or_else(|| proxy.to_string(), ToString::to_string);
-        let request = Request::get(url).header("host", host).body(Empty::<Bytes>::new())?;
+        let request = Request::builder().method(method).uri(url).header("host", host).body(Empty::<Bytes>::new())?;
         let (head, body) = sender.send_request(request).await?.into_parts();
         let body = Limited::new(body, MAX_BYTES).collect().await.map_err(anyhow::Error::from_boxed)?;
         Ok(Response::from_parts(head, body.to_bytes()))

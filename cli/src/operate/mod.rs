@@ -8,6 +8,7 @@
 
 pub(crate) mod calls;
 pub(crate) mod dlq;
+pub(crate) mod drain;
 pub(crate) mod get;
 pub(crate) mod ps;
 

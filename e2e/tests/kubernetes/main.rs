@@ -73,6 +73,8 @@ fn unannotated_deployment(cluster: &mut Cluster) {
     assert_eq!((proxy["restartPolicy"].as_str(), proxy["image"].as_str()), (Some("Always"), Some("bluebox:0.1.0")));
     assert!(proxy["args"].as_array().unwrap().contains(&json!("--serve=cart=127.0.0.1:8080")), "{proxy}");
     assert!(pod["spec"]["containers"][0]["env"].as_array().unwrap().contains(&json!({"name": "HTTP_PROXY", "value": "http://127.0.0.1:4140"})));
+    assert_eq!(proxy["lifecycle"]["preStop"]["exec"]["command"][1], "drain");
+    assert_eq!(pod["spec"]["containers"][0]["lifecycle"]["preStop"]["httpGet"]["path"], "/drained?within=20");
     let report: Value = serde_json::from_str(pod["metadata"]["annotations"]["bluebox.dev/injected"].as_str().unwrap()).unwrap();
     assert_eq!((&report["name"], &report["serves"]), (&json!("cart"), &json!(["cart=8080"])));
 }

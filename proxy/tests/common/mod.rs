@@ -46,6 +46,7 @@ pub fn config() -> ProxyConfig {
         serves: Vec::new(),
         listen: "127.0.0.1:0".parse().unwrap(),
         admin: Some("127.0.0.1:0".parse().unwrap()),
+        control: None,
         shared_by_callers: false,
         prefix: Prefix::default(),
         retention: Retention::default(),
