@@ -71,14 +71,20 @@ pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Up(options) => in_runtime(up::run(options)),
         Command::Validate(options) => validate::run(&options),
-        Command::Proxy(options) => in_runtime(proxy::run(*options)),
+        Command::Proxy(options) => {
+            open_many_files();
+            in_runtime(proxy::run(*options))
+        }
         Command::Inject(options) => kubernetes::inject::run(&options),
         Command::Injector(options) => in_runtime(kubernetes::injector::run(options)),
         Command::Ps(options) => operate::ps::run(&options),
         Command::Calls(options) => in_runtime(operate::calls::run(options)),
         Command::Drain(options) => in_runtime(operate::drain::run(options)),
         Command::Dlq(options) => in_runtime(operate::dlq::run(options)),
-        Command::Log(options) => in_runtime(log_server::run(options)),
+        Command::Log(options) => {
+            open_many_files();
+            in_runtime(log_server::run(options))
+        }
         Command::BoxApp => family::run_shim(),
         Command::BoxExec => family::run_exec(),
     };
@@ -101,6 +107,13 @@ fn end_with_a_panic() {
             std::process::exit(101);
         }
     }));
+}
+
+/// Takes as many open files as the process may have: each connection is one. Not where apps are started, which would inherit it, and some can't cope.
+fn open_many_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    // Where it can't be had, the limit that there is will be told when it is met.
+    let _ = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
 }
 
 fn in_runtime(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
