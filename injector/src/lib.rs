@@ -2,7 +2,7 @@
 //!
 //! The judgement is pure: a pod, its namespace's labels and the installation's settings go in, a decision comes out. In the order in which a pod meets it:
 //!
-//! - [`decide`]: all of it.
+//! - [`decide`](mod@decide): all of it.
 //! - [`selection`]: who gets a proxy, and the one list of exemptions.
 //! - [`annotations`]: what the pod's annotations ask for ([`quantity`]: amounts of CPU and memory).
 //! - [`identity`]: who the pod is and where its app listens, when no annotation says it.

@@ -8,7 +8,7 @@
 //! - `disk`: one thread writes what has come together into one fjall database, and acknowledges it. Old records are read from there, new ones from memory.
 //! - [`group`]: who owns which partition, as a pure state machine; `seat` is a member's place in it, and feeds it.
 //!
-//! What holds beyond the contract of [`Log`](crate::log::Log):
+//! What holds beyond the contract of [`Log`]:
 //!
 //! - An acknowledged record survives the death of this process at any moment. What a power failure can take is said by [`Fsync`].
 //! - With less than [`Options::keep_free_bytes`] left, or a store that fails, appends are refused as not persisted and [`Health::Away`] is said, until it is mended.

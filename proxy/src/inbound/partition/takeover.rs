@@ -81,7 +81,7 @@ impl Partition {
     }
 
     /// A fence of another was read. `true`: it is newer than ours. Either that one has taken over and this box has not been told yet, or it is a former owner's that
-    /// came late; only the log can tell, see [`super::owner::Owner::doubt`]. `age` is how much older it is than what was read last.
+    /// came late; only the log can tell, see [`crate::inbound::owner::Owner::doubt`]. `age` is how much older it is than what was read last.
     #[must_use]
     pub fn fence_read(&mut self, now: Moment, at: Offset, age: Duration, effects: &mut Vec<Effect>) -> bool {
         self.skipped(now, at, effects);
