@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Namespace;
+use kube::api::GetParams;
 use kube::{Api, Client};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -15,7 +16,7 @@ use tracing::info;
 use crate::annotations::Limits;
 use crate::keep::{self, Names};
 use crate::metrics::{self, Metrics, Readiness};
-use crate::selection::Place;
+use crate::selection::{ENABLED, INJECTION, Place};
 use crate::serve::{self, Places, Webhook};
 use crate::settings::Settings;
 
@@ -80,14 +81,23 @@ impl Readiness for Ready {
     }
 }
 
-/// Asks the API server for a namespace's labels. Each time, and for the newest ones: a pod often comes right after its namespace, or after the label.
+/// Asks the API server for a namespace's labels. Each time: a pod often comes right after its namespace, or after the label.
 struct Cluster(Api<Namespace>);
 
 impl Places for Cluster {
     async fn place(&self, namespace: &str) -> Result<Place, String> {
         const PATIENCE: Duration = Duration::from_secs(2);
-        let asked = tokio::time::timeout(PATIENCE, self.0.get_metadata(namespace)).await;
-        let found = asked.map_err(|_| format!("no answer within {} s", PATIENCE.as_secs()))?.map_err(|error| error.to_string())?;
-        Ok(Place { namespace: namespace.to_owned(), labels: found.metadata.labels.unwrap_or_default() })
+        let ask = async |params: GetParams| {
+            let found = self.0.get_metadata_with(namespace, &params).await.map_err(|error| error.to_string())?;
+            Ok(Place { namespace: namespace.to_owned(), labels: found.metadata.labels.unwrap_or_default() })
+        };
+        let asked = async {
+            // What the API server has in memory is had fastest. It may be a moment old: only what is asked for there is believed.
+            match ask(GetParams::any()).await {
+                Ok(place) if place.labels.get(INJECTION).is_some_and(|value| value == ENABLED) => Ok(place),
+                _ => ask(GetParams::default()).await,
+            }
+        };
+        tokio::time::timeout(PATIENCE, asked).await.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())))
     }
 }
