@@ -100,6 +100,8 @@ impl Verdict {
             "takeover_reassign_ms": times(&takeover.reassign),
             "takeover_redeliver_ms": times(&takeover.redeliver),
             "others_ms": times(&takeover.others),
+            "moved_ms": times(&takeover.moved),
+            "in_storms_ms": times(&takeover.in_storms),
             "outcomes_per_second": { "before": self.throughput_before.round(), "after": self.throughput_after.round() },
             "growth": self.growth.iter().map(Growth::json).collect::<Vec<_>>(),
             "violations": findings.violations.iter().take(SHOWN).map(ToString::to_string).collect::<Vec<_>>(),
@@ -145,7 +147,9 @@ impl Verdict {
             ("  detect", &takeover.detect),
             ("  reassign", &takeover.reassign),
             ("  redeliver", &takeover.redeliver),
-            ("longest call to boxes that live", &takeover.others),
+            ("longest call to partitions that stay", &takeover.others),
+            ("longest call to partitions that move", &takeover.moved),
+            ("calls during storms", &takeover.in_storms),
         ] {
             if let (Some(half), Some(most)) = (percentile(of, 50), percentile(of, 99)) {
                 println!("  {name}: p50 {} ms, p99 {} ms, of {}", half.as_millis(), most.as_millis(), of.len());

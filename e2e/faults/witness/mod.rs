@@ -52,6 +52,8 @@ pub(crate) enum Promise {
     DuplicateByRebalance,
     /// A second delivery did not say that there may have been a first.
     DuplicateUnmarked,
+    /// A caller saw an error while boxes only came and went in good order.
+    ErrorInStorm,
     /// A zombie began a call that its successor had begun, after its lease was over.
     BegunByZombie,
     /// The harness itself: a ledger has a gap.
@@ -76,6 +78,7 @@ impl Promise {
             Self::DuplicateUnexplained => "duplicates_unexplained",
             Self::DuplicateByRebalance => "duplicates_by_rebalance",
             Self::DuplicateUnmarked => "duplicates_unmarked",
+            Self::ErrorInStorm => "errors_in_storms",
             Self::BegunByZombie => "begun_by_zombie",
             Self::Gap => "gaps_in_ledgers",
             Self::Broken => "broken_processes",
@@ -83,7 +86,7 @@ impl Promise {
     }
 
     /// All of them.
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::Lost,
         Self::GivenUp,
         Self::DeliveredAfterOutcome,
@@ -96,6 +99,7 @@ impl Promise {
         Self::DuplicateUnexplained,
         Self::DuplicateByRebalance,
         Self::DuplicateUnmarked,
+        Self::ErrorInStorm,
         Self::BegunByZombie,
         Self::Gap,
         Self::Broken,

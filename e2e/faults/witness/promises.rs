@@ -6,6 +6,7 @@ use super::duplicates::{explains_a_zombie, made_a_zombie};
 use super::evidence::{Call, Evidence};
 use super::{Findings, Promise, Violation};
 use crate::call::Value;
+use crate::clock::Moment;
 use crate::history::History;
 use crate::ledger::Entry;
 
@@ -24,6 +25,18 @@ pub(super) fn judge(evidence: &Evidence, history: &History, findings: &mut Findi
         }
         outcomes(*value, call, history, findings);
         deliveries(*value, call, history, findings);
+        no_error_in_storms(*value, call, history, findings);
+    }
+}
+
+/// Boxes that come and go in good order are not noticed by who calls.
+fn no_error_in_storms(value: Value, call: &Call, history: &History, findings: &mut Findings) {
+    let in_storm = |at: Moment| history.storms.iter().any(|(from, to)| (*from..=*to).contains(&at));
+    let is_error = |entry: &Entry| matches!(entry, Entry::NotAccepted(_) | Entry::Problem(..) | Entry::Broken(_) | Entry::Forgotten(_));
+    // What was sent before may still suffer from what was before.
+    let sent = call.sent().is_some_and(in_storm);
+    if let Some((at, entry)) = call.told.iter().find(|(at, entry)| sent && in_storm(*at) && is_error(entry)) {
+        findings.violations.push(found(value, call, history, Promise::ErrorInStorm, format!("{entry:?} at {at}")));
     }
 }
 

@@ -21,8 +21,12 @@ pub(crate) struct Takeover {
     pub(crate) reassign: Vec<Duration>,
     pub(crate) redeliver: Vec<Duration>,
     pub(crate) answered: Vec<Duration>,
-    /// Of each lane that another box had when one was killed, with nothing else going on: the longest that a call of it took then, beyond what the app took.
+    /// Of each lane that another box had when one was killed, and kept, with nothing else going on: the longest that a call of it took then, beyond what the app took.
     pub(crate) others: Vec<Duration>,
+    /// The same of lanes whose partition went, in good order, from a box that lives to one that came back.
+    pub(crate) moved: Vec<Duration>,
+    /// How long calls took beyond what the app took that were sent while boxes came and went in good order.
+    pub(crate) in_storms: Vec<Duration>,
 }
 
 /// How long after a kill it is looked for what the others did.
@@ -60,7 +64,8 @@ pub(super) fn measure(evidence: &Evidence, history: &History) -> Takeover {
         }
     }
     others(evidence, history, &mut times);
-    for times in [&mut times.detect, &mut times.reassign, &mut times.redeliver, &mut times.answered, &mut times.others] {
+    for times in [&mut times.detect, &mut times.reassign, &mut times.redeliver, &mut times.answered, &mut times.others, &mut times.moved, &mut times.in_storms]
+    {
         times.sort();
     }
     times
@@ -77,6 +82,12 @@ struct Paced {
 
 /// A lane stays in one partition: those of boxes that live should not notice that another has died.
 fn others(evidence: &Evidence, history: &History, times: &mut Takeover) {
+    let in_storm = |at: Moment| history.storms.iter().any(|(from, to)| (*from..=*to).contains(&at));
+    for (value, call) in evidence.calls.iter().filter(|(value, _)| !value.manner().asynchronous) {
+        if let (Some(sent), Some(answered)) = (call.sent().filter(|at| in_storm(*at)), call.answered()) {
+            times.in_storms.push(answered.since(sent).saturating_sub(value.takes()));
+        }
+    }
     let mut lanes: BTreeMap<(u16, u16), Vec<Paced>> = BTreeMap::new();
     for (value, call) in evidence.calls.iter().filter(|(value, _)| value.manner().laned && !value.manner().asynchronous) {
         if let (Some(sent), Some(answered), Some(delivery)) = (call.sent(), call.answered(), call.deliveries.last()) {
@@ -95,10 +106,10 @@ fn others(evidence: &Evidence, history: &History, times: &mut Takeover) {
         }
         for lane in lanes.values() {
             let first = lane.partition_point(|call| call.sent < killed);
-            let elsewhere = first.checked_sub(1).is_some_and(|before| lane[before].life.is_some_and(|life| life != place));
-            if elsewhere {
-                times.others.extend(lane[first..].iter().take_while(|call| call.sent < until).map(|call| call.beyond).max());
-            }
+            let Some(owner) = first.checked_sub(1).and_then(|before| lane[before].life).filter(|life| *life != place) else { continue };
+            let then = || lane[first..].iter().take_while(|call| call.sent < until);
+            let times = if then().all(|call| call.life == Some(owner)) { &mut times.others } else { &mut times.moved };
+            times.extend(then().map(|call| call.beyond).max());
         }
     }
 }

@@ -261,6 +261,18 @@ fn a_storm_makes_no_duplicates() {
 }
 
 #[test]
+fn nobody_notices_a_storm() {
+    let call = value(PLAIN, 0);
+    let with_error = |at| {
+        let mut story = Story::new().sent(5, call).told(at, call, Entry::NotAccepted("x".into())).told(60, call, Entry::Sending(2));
+        story.history.storms.push((Moment(1_000), Moment(10_000)));
+        story.begun(61, call, 0, 0).ended(62, call, 0, 0).answered(63, call, 0, 0)
+    };
+    with_error(6).breaks(Promise::ErrorInStorm);
+    assert_eq!(with_error(50).holds().takeover.in_storms.len(), 1);
+}
+
+#[test]
 fn a_second_delivery_says_that_there_may_have_been_a_first() {
     let call = value(PLAIN, 0);
     let story = Story::new().sent(1, call).begun(2, call, 0, 0).begun(30, call, 1, 0).ended(31, call, 1, 0).answered(32, call, 1, 0);
