@@ -202,7 +202,7 @@ async fn status(side: &OutboundSide, call: &CallRef) -> Result<Status, Problem> 
         Some(CallStatus::Pending { attempts }) => Ok(Status::Pending { attempts: Some(attempts) }),
         Some(CallStatus::Ended { partition, offset }) => {
             let outcome = read_outcome(&*side.log, &partition, offset, &call.id).await;
-            outcome.map(|o| Status::Ended(Box::new(o))).map_err(|why| Problem::new(Kind::OutcomeUnreadable, why))
+            outcome.map(|o| Status::Ended(Box::new(o))).map_err(|unread| unread.problem(Kind::LogAway))
         }
         Some(CallStatus::Unknown) | None => {
             let mut found = None;
@@ -273,7 +273,7 @@ async fn search(side: &OutboundSide, call: &CallRef, found: &mut Option<Box<Outc
                         // It ended, and it was another call: of who guessed the key and did not know the rest.
                         Some(Ok(Reply::Outcome(outcome))) if outcome.id == call.id && outcome.source == Source::App => forged = true,
                         Some(Ok(Reply::At { id, digest: its, partition, offset, .. })) if id == call.id && its == call.digest => {
-                            take(Box::new(read_outcome(&*side.log, &partition, offset, &id).await.map_err(|why| Problem::new(Kind::OutcomeUnreadable, why))?));
+                            take(Box::new(read_outcome(&*side.log, &partition, offset, &id).await.map_err(|unread| unread.problem(Kind::LogAway))?));
                         }
                         _ => {}
                     }

@@ -172,7 +172,7 @@ impl OutboundSide {
             Ok(Carried::Ended(answer)) => {
                 self.metrics.call_seconds.with_label_values(&[callee.as_str()]).observe(began.elapsed().as_secs_f64());
                 fail_point_async!(BackFirstByte, return Err(Problem::new(Kind::OutcomeUnreadable, "a fail point")));
-                let outcome = answer.map_err(|why| Problem::new(Kind::OutcomeUnreadable, why));
+                let outcome = answer.map_err(|unread| unread.problem(Kind::NoOutcomeYet));
                 let answered = match &outcome {
                     Ok(outcome) => respond::recorded(&outcome.response, &self.bulk, asked).await.map_err(|p| p.about(outcome.id)),
                     Err(problem) => Err(problem.clone()),

@@ -56,7 +56,28 @@ struct Waiter {
 }
 
 /// What came for a call: its outcome, or why it can't be read.
-pub type Answer = Result<Arc<Outcome>, String>;
+pub type Answer = Result<Arc<Outcome>, Unread>;
+
+/// Why an outcome that was recorded can't be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unread {
+    /// The log does not answer: it is there, and can be asked for again.
+    #[error("{0}")]
+    NotNow(String),
+    /// What was recorded is not there any more, or is something else.
+    #[error("{0}")]
+    Gone(String),
+}
+
+impl Unread {
+    /// As a problem; `not_now` says what it is called that the log doesn't answer.
+    pub fn problem(self, not_now: Kind) -> Problem {
+        match self {
+            Self::NotNow(why) => Problem::new(not_now, why),
+            Self::Gone(why) => Problem::new(Kind::OutcomeUnreadable, why),
+        }
+    }
+}
 
 /// A place among those who wait for the outcome of a call. Dropping it gives the place back.
 pub struct Ticket {
@@ -251,20 +272,20 @@ impl Shared {
 /// Reads the outcome that lies at one place.
 ///
 /// # Errors
-/// In words, when there is none of this call.
-pub async fn read_outcome(log: &dyn Log, partition: &TopicPartition, offset: Offset, id: &CallId) -> Result<Outcome, String> {
+/// When there is none of this call, or the log does not answer for half a minute.
+pub async fn read_outcome(log: &dyn Log, partition: &TopicPartition, offset: Offset, id: &CallId) -> Result<Outcome, Unread> {
     let mut reader = log.read(partition, offset);
     let place = format!("{partition} offset {offset}");
     match tokio::time::timeout(FOLLOW_TIMEOUT, reader.next()).await {
-        Err(_) => Err(format!("{place}: the log did not answer")),
+        Err(_) => Err(Unread::NotNow(format!("{place}: the log did not answer"))),
         Ok(Some(Read::Entries(entries))) => {
-            let entry = entries.into_iter().next().filter(|e| e.offset == offset).ok_or_else(|| format!("{place}: the record is gone"))?;
+            let entry = entries.into_iter().next().filter(|e| e.offset == offset).ok_or_else(|| Unread::Gone(format!("{place}: the record is gone")))?;
             match entry.record.value.map(Reply::decode) {
                 Some(Ok(Reply::Outcome(outcome))) if outcome.id == *id => Ok(*outcome),
-                _ => Err(format!("{place}: this is not the outcome of call {id}")),
+                _ => Err(Unread::Gone(format!("{place}: this is not the outcome of call {id}"))),
             }
         }
-        Ok(_) => Err(format!("{place}: the record is gone")),
+        Ok(_) => Err(Unread::Gone(format!("{place}: the record is gone"))),
     }
 }
 
@@ -285,7 +306,7 @@ impl Ticket {
     /// Waits for the outcome, for ever if none comes. Cancel safe; to be awaited until it is there once.
     pub async fn answer(&mut self) -> Answer {
         // The sender goes only by sending.
-        (&mut self.answer).await.unwrap_or_else(|_| Err("the proxy is closing".to_owned()))
+        (&mut self.answer).await.unwrap_or_else(|_| Err(Unread::NotNow("the proxy is closing".to_owned())))
     }
 }
 
@@ -316,5 +337,24 @@ impl QueryTicket {
 impl Drop for QueryTicket {
     fn drop(&mut self) {
         self.shared.waiting().queries.remove(&self.query);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bluebox_core::log::Topic;
+    use bluebox_core::log::embedded::Embedded;
+
+    use super::*;
+
+    /// A broker that is away for longer than anyone waits has lost nothing: who asks is told to ask again, and not that the outcome can't be read.
+    #[tokio::test(start_paused = true)]
+    async fn an_outcome_that_the_log_does_not_give_now_can_be_asked_for_again() {
+        let log = Embedded::in_memory();
+        let nowhere = Topic::new("bluebox.shop.replies").partition(0);
+        let unread = read_outcome(&*log, &nowhere, Offset::new(7), &CallId::random()).await.unwrap_err();
+        assert!(matches!(unread, Unread::NotNow(_)), "{unread:?}");
+        let problem = unread.problem(Kind::LogAway);
+        assert_eq!(problem.kind(), Kind::LogAway);
     }
 }

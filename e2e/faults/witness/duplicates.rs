@@ -112,7 +112,11 @@ pub(super) fn judge(evidence: &Evidence, history: &History, findings: &mut Findi
             let promise = match cause {
                 Cause::Nothing => Some(Promise::DuplicateUnexplained),
                 Cause::Rebalance => Some(Promise::DuplicateByRebalance),
-                _ if second.saw.attempt < 2 && !second.saw.may_have_started && made_a_zombie(second, &earlier[0], history).is_none() => {
+                _ if second.handed == second.began
+                    && second.saw.attempt < 2
+                    && !second.saw.may_have_started
+                    && made_a_zombie(second, &earlier[0], history).is_none() =>
+                {
                     Some(Promise::DuplicateUnmarked)
                 }
                 _ => None,

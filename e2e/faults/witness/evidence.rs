@@ -1,16 +1,20 @@
 //! Everything that is known of each call.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use crate::call::Value;
 use crate::clock::Moment;
-use crate::history::{BoxId, History};
+use crate::history::{BoxId, History, On, Trouble};
 use crate::ledger::{Delivery, Entry, Line};
+use crate::plan::Kind;
 
 /// A delivery, from its beginning to the app's answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Delivered {
     pub(crate) began: Moment,
+    /// When it may have been handed over at the earliest: an app that was stopped reads only later what was sent to it meanwhile.
+    pub(crate) handed: Moment,
     /// When the app was about to answer; `None`: it never was.
     pub(crate) ended: Option<Moment>,
     /// What arrived was not what was sent.
@@ -76,6 +80,17 @@ impl Call {
     }
 }
 
+/// How long an app that goes on may take to read what was sent to it.
+const CATCHES_UP: Duration = Duration::from_secs(1);
+
+fn handed(began: Moment, life: Option<usize>, history: &History) -> Moment {
+    let Some(on) = life.and_then(|life| history.lives.get(life)).map(|life| On::Box(life.of)) else { return began };
+    let stopped = |trouble: &&Trouble| {
+        trouble.kind == Kind::StopCalleeApp && trouble.on == on && trouble.from <= began && trouble.to.is_some_and(|to| to.after(CATCHES_UP) >= began)
+    };
+    history.troubles.iter().filter(stopped).map(|trouble| trouble.from).min().unwrap_or(began)
+}
+
 /// All calls.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Evidence {
@@ -100,7 +115,7 @@ impl Evidence {
                     Entry::Begin(saw) => {
                         let life = saw.name.rsplit_once('.').and_then(|(life, _)| lives.get(life)).copied();
                         open.insert(saw.name.clone(), (value, call.deliveries.len()));
-                        call.deliveries.push(Delivered { began: at, ended: None, torn: false, saw, life });
+                        call.deliveries.push(Delivered { began: at, handed: handed(at, life, history), ended: None, torn: false, saw, life });
                     }
                     Entry::End(name) | Entry::Torn(name) if !open.contains_key(&name) => {
                         all.gaps.push(format!("{id} has the end of {name}, which never began, at {at}"));

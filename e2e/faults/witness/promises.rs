@@ -103,7 +103,7 @@ fn deliveries(value: Value, call: &Call, history: &History, findings: &mut Findi
         findings.violations.push(found(value, call, history, Promise::NotAcceptedButDelivered, format!("delivered as {ids:?}")));
     }
     let Some(answered) = call.answered() else { return };
-    for delivery in call.deliveries.iter().filter(|delivery| delivery.began > answered) {
+    for delivery in call.deliveries.iter().filter(|delivery| delivery.handed > answered) {
         // What a zombie begins late is another promise.
         if made_a_zombie(delivery, &call.deliveries[0], history).is_some() {
             continue;

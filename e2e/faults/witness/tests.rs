@@ -201,6 +201,16 @@ fn nothing_is_delivered_after_its_outcome() {
 }
 
 #[test]
+fn an_app_that_was_stopped_reads_late_what_it_was_sent_before() {
+    let call = value(PLAIN, 0);
+    let late = || Story::new().good(1, call, 0).begun(50, call, 1, 0).ended(51, call, 1, 0);
+    late().trouble(Kind::StopCalleeApp, On::Box(cart(1)), 0, 49).holds();
+    // It was stopped only after the outcome was there, or another one was.
+    assert_eq!(late().trouble(Kind::StopCalleeApp, On::Box(cart(1)), 40, 49).judge().count(Promise::DeliveredAfterOutcome), 1);
+    assert_eq!(late().trouble(Kind::StopCalleeApp, On::Box(cart(0)), 0, 49).judge().count(Promise::DeliveredAfterOutcome), 1);
+}
+
+#[test]
 fn what_was_not_accepted_must_not_arrive() {
     let call = value(PLAIN, 0);
     let story = Story::new().sent(1, call).told(2, call, Entry::NotAccepted("not-accepted".into()));
