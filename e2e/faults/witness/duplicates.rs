@@ -86,6 +86,9 @@ fn cause(first: &Delivered, second: &Delivered, history: &History) -> Cause {
     if let Some(kind) = made_a_zombie(second, first, history) {
         return Cause::Box(kind);
     }
+    if second.handed < first.began {
+        return Cause::Box(Kind::StopCalleeApp);
+    }
     let left =
         first.life.and_then(|life| history.lives.get(life)).is_some_and(|life| life.ended.is_some_and(|(at, how)| how == Ending::Asked && at <= second.began));
     let storm = history.storms.iter().any(|(from, to)| *from <= second.began && first.began <= *to);
