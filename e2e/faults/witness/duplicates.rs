@@ -56,7 +56,7 @@ pub(super) fn lost_its_box(delivery: &Delivered, until: Moment, history: &Histor
     // One half outlives the other by a moment, in which the app still reads what the proxy had sent.
     if let Some((at, Ending::Killed(kind))) = life.ended
         && at <= until
-        && life.gone.unwrap_or(at) >= delivery.began
+        && life.gone.unwrap_or(at) >= delivery.handed
     {
         return Some(Cause::Box(kind));
     }
@@ -65,7 +65,7 @@ pub(super) fn lost_its_box(delivery: &Delivered, until: Moment, history: &Histor
         history
             .troubles
             .iter()
-            .find(|trouble| kinds.contains(&trouble.kind) && here(trouble.on) && trouble.overlaps(delivery.began, until))
+            .find(|trouble| kinds.contains(&trouble.kind) && here(trouble.on) && trouble.overlaps(delivery.handed, until))
             .map(|trouble| trouble.kind)
     };
     if let Some(kind) = trouble(&MAKES_ZOMBIES, &|there| there == on) {
@@ -74,7 +74,7 @@ pub(super) fn lost_its_box(delivery: &Delivered, until: Moment, history: &Histor
     if let Some(kind) = trouble(&OF_THE_LOG, &|there| matches!(there, On::Log(_))) {
         return Some(Cause::Log(kind));
     }
-    let said = |note: &&Note| note.said == Said::TakenForDead && note.by == on && note.at >= delivery.began && note.at <= until.after(SAYS_SO_WITHIN);
+    let said = |note: &&Note| note.said == Said::TakenForDead && note.by == on && note.at >= delivery.handed && note.at <= until.after(SAYS_SO_WITHIN);
     history.notes.iter().find(said).map(|_| Cause::SessionRanOut)
 }
 
