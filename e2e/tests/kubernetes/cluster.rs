@@ -84,6 +84,14 @@ impl Cluster {
         self.injector = Some(injector);
     }
 
+    /// Starts another injector beside it; the API server doesn't ask it.
+    pub(crate) fn another_injector(&self) -> Process {
+        let mut command = bluebox();
+        command.args(["injector", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+        command.env("KUBECONFIG", self.directory.path().join("injector.kubeconfig"));
+        Process::start("another-injector", command, self.directory.path())
+    }
+
     /// Kills the injector.
     pub(crate) fn kill_injector(&mut self) {
         self.injector.take().unwrap().kill();

@@ -16,7 +16,7 @@ type Check = fn(&mut Cluster);
 #[test]
 fn the_box_on_a_real_api_server() {
     let Some(mut cluster) = Cluster::start() else { return };
-    let checks: [(&str, Check); 11] = [
+    let checks: [(&str, Check); 13] = [
         ("an unannotated Deployment in a labelled namespace", unannotated_deployment),
         ("what was injected twice is as if once", idempotent),
         ("a labelled pod elsewhere, and one that says nothing", pod_label),
@@ -26,6 +26,8 @@ fn the_box_on_a_real_api_server() {
         ("a pod of a service account keeps its token from the proxy", no_token),
         ("limits that others set by default stay", limit_range),
         ("a Job, a CronJob and a StatefulSet", workloads),
+        ("a pod that passes the standard `restricted` passes it with the proxy", restricted),
+        ("two injectors agree on their certificates", two_injectors),
         ("a certificate that was lost is made anew, and the API server trusts it", certificates),
         ("with the injector away labelled pods wait, everything else starts", injector_away),
     ];
@@ -206,6 +208,47 @@ fn workloads(cluster: &mut Cluster) {
     let done = cluster.kubectl(&["create", "job", "nightly-29384756", "--from=cronjob/nightly", "-n", "cron"], None);
     assert!(done.right, "{}", done.said);
     assert_eq!(name(&pods(cluster, "cron")[0]), (json!("nightly"), json!([])));
+}
+
+fn restricted(cluster: &mut Cluster) {
+    cluster.namespace("restricted", Some("enabled"));
+    let done = cluster.kubectl(&["label", "namespace", "restricted", "pod-security.kubernetes.io/enforce=restricted"], None);
+    assert!(done.right, "{}", done.said);
+    let said = wait("the standard is enforced", || {
+        cluster
+            .make(
+                "restricted",
+                &json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"generateName": "loose-", "labels": {"app": "loose"}}, "spec": pod("x")["spec"]}),
+            )
+            .err()
+    });
+    // Only the app's container is at fault.
+    assert!(said.contains("restricted") && said.contains("\"app\"") && !said.contains("\"proxy\""), "{said}");
+    let mut strict = pod("strict");
+    strict["spec"]["securityContext"] = json!({"runAsNonRoot": true, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}});
+    strict["spec"]["containers"][0]["securityContext"] = json!({"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}});
+    assert!(proxy(&cluster.make("restricted", &strict).unwrap().0).is_some());
+}
+
+/// Both find that there are no certificates. One makes them, and the other takes them over.
+fn two_injectors(cluster: &mut Cluster) {
+    let other = cluster.another_injector();
+    let bundle = |cluster: &Cluster| cluster.get(&["mutatingwebhookconfiguration", "bluebox-injector"])["webhooks"][0]["clientConfig"]["caBundle"].clone();
+    let shown = |said: &str| said.lines().filter(|line| line.contains("a new certificate is shown")).count();
+    wait("both show a certificate", || (shown(&other.said()) > 0 && shown(&cluster.injector_said()) > 0).then_some(()));
+    let before = (shown(&other.said()), shown(&cluster.injector_said()), bundle(cluster));
+    let done =
+        cluster.kubectl(&["patch", "secret", "bluebox-injector-certificates", "-n", "bluebox", "--type=merge", "-p", &json!({"data": null}).to_string()], None);
+    assert!(done.right, "{}", done.said);
+    wait("both show a new one, and it is trusted", || {
+        (shown(&other.said()) > before.0 && shown(&cluster.injector_said()) > before.1 && bundle(cluster) != before.2).then_some(())
+    });
+    // Not one each, but the same one: that of the Secret.
+    let until = |said: &str| {
+        said.lines().rfind(|line| line.contains("a new certificate is shown")).and_then(|line| line.split_once("until=")).map(|(_, until)| until.to_owned())
+    };
+    assert_eq!((shown(&other.said()), shown(&cluster.injector_said())), (before.0 + 1, before.1 + 1));
+    assert_eq!(until(&other.said()), until(&cluster.injector_said()));
 }
 
 fn certificates(cluster: &mut Cluster) {
