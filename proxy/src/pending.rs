@@ -3,7 +3,6 @@
 //! The first outcome of a call wins; later ones find nobody waiting. An outcome that isn't for anybody here belongs to another instance that reads the same
 //! partition, or to a caller who has gone.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,11 +12,16 @@ use bluebox_core::log::{Log, Offset, Read, TopicPartition};
 use bluebox_core::topics::{REPLY_PARTITIONS, Topics};
 use bluebox_core::wire::{CallStatus, Reply};
 use bluebox_core::{CallId, InstanceId};
-use bluebox_core::{fail_point, fail_point_async, planted};
+use bluebox_core::{fail_point, fail_point_async};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tracing::{debug, error, warn};
 
 use crate::problem::{Kind, Problem};
+
+pub mod waiting;
+
+pub use waiting::Answer;
+use waiting::Waiting;
 
 /// How long the one record that a reply points to may take to be read.
 const FOLLOW_TIMEOUT: Duration = Duration::from_secs(30);
@@ -39,24 +43,6 @@ struct Shared {
     max_waiting: usize,
     waiting: Mutex<Waiting>,
 }
-
-#[derive(Default)]
-struct Waiting {
-    /// Who waits for a call's outcome; several where a recorded call was sent more than once, or another one with the same key.
-    calls: HashMap<CallId, Vec<Waiter>>,
-    queries: HashMap<CallId, oneshot::Sender<CallStatus>>,
-    next_ticket: u64,
-}
-
-struct Waiter {
-    ticket: u64,
-    /// For a recorded call: its digest. Another one with the same key has the same id, and its outcome is none of ours.
-    digest: Option<Digest>,
-    sender: oneshot::Sender<Answer>,
-}
-
-/// What came for a call: its outcome, or why it can't be read.
-pub type Answer = Result<Arc<Outcome>, Unread>;
 
 /// Why an outcome that was recorded can't be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -148,12 +134,7 @@ impl Pending {
     /// When the reply partition could not be read yet, or too many are waiting.
     pub fn expect(&self, id: CallId) -> Result<Ticket, Problem> {
         let place = self.place()?;
-        let (sender, answer) = oneshot::channel();
-        let mut waiting = self.shared.waiting();
-        let ticket = waiting.next_ticket;
-        waiting.next_ticket += 1;
-        waiting.calls.entry(id).or_default().push(Waiter { ticket, digest: None, sender });
-        drop(waiting);
+        let (ticket, answer) = self.shared.waiting().expect(id);
         Ok(Ticket { shared: self.shared.clone(), id, ticket, answer, _place: place })
     }
 
@@ -163,8 +144,7 @@ impl Pending {
     /// As [`Self::expect`].
     pub fn expect_status(&self, query: CallId) -> Result<QueryTicket, Problem> {
         let place = self.place()?;
-        let (sender, answer) = oneshot::channel();
-        self.shared.waiting().queries.insert(query, sender);
+        let answer = self.shared.waiting().expect_status(query);
         Ok(QueryTicket { shared: self.shared.clone(), query, answer, _place: place })
     }
 
@@ -236,7 +216,7 @@ impl Shared {
         match reply {
             Reply::Outcome(outcome) => self.answer(outcome.id, outcome.digest, Ok(Arc::from(outcome))),
             Reply::At { id, digest, partition, offset, .. } => {
-                if self.waiting().calls.contains_key(&id) {
+                if self.waiting().wants(&id) {
                     let shared = self.clone();
                     // One for each call that waits here at most: bounded by those.
                     tokio::spawn(async move {
@@ -246,7 +226,7 @@ impl Shared {
                 }
             }
             Reply::Status { query, status } => {
-                if let Some(sender) = self.waiting().queries.remove(&query) {
+                if let Some(sender) = self.waiting().end_query(&query) {
                     // One who has gone is told nothing.
                     let _ = sender.send(status);
                 }
@@ -255,16 +235,13 @@ impl Shared {
     }
 
     fn answer(&self, id: CallId, digest: Option<Digest>, answer: Answer) {
-        let mut waiting = self.waiting();
-        let Some(waiters) = waiting.calls.remove(&id) else { return };
-        fail_point!(BackMatched, return); // they hear that the proxy is closing
-        let (its, others): (Vec<_>, Vec<_>) = waiters.into_iter().partition(|w| w.digest == digest || planted!(DigestIgnored));
-        if !others.is_empty() {
-            waiting.calls.insert(id, others);
+        let waiters = self.waiting().answered(id, digest);
+        if !waiters.is_empty() {
+            fail_point!(BackMatched, return); // they hear that the proxy is closing
         }
-        drop(waiting);
-        for waiter in its {
-            let _ = waiter.sender.send(answer.clone());
+        for waiter in waiters {
+            // One who has gone is told nothing.
+            let _ = waiter.send(answer.clone());
         }
     }
 }
@@ -292,10 +269,7 @@ pub async fn read_outcome(log: &dyn Log, partition: &TopicPartition, offset: Off
 impl Ticket {
     /// Says which recorded call of those with the same key is waited for. To be said before it is appended.
     pub fn only(&self, digest: Option<Digest>) {
-        let mut waiting = self.shared.waiting();
-        if let Some(waiter) = waiting.calls.get_mut(&self.id).and_then(|waiters| waiters.iter_mut().find(|w| w.ticket == self.ticket)) {
-            waiter.digest = digest;
-        }
+        self.shared.waiting().only(&self.id, self.ticket, digest);
     }
 
     /// Where the outcome is awaited, for a call that is appended after this was asked.
@@ -312,13 +286,7 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let mut waiting = self.shared.waiting();
-        if let Some(waiters) = waiting.calls.get_mut(&self.id) {
-            waiters.retain(|waiter| waiter.ticket != self.ticket);
-            if waiters.is_empty() {
-                waiting.calls.remove(&self.id);
-            }
-        }
+        self.shared.waiting().give_up(&self.id, self.ticket);
     }
 }
 
@@ -336,7 +304,7 @@ impl QueryTicket {
 
 impl Drop for QueryTicket {
     fn drop(&mut self) {
-        self.shared.waiting().queries.remove(&self.query);
+        drop(self.shared.waiting().end_query(&self.query));
     }
 }
 

@@ -57,7 +57,7 @@ named! {
 
         /// A client's append has reached the embedded log
         LogAppend = "log.append",
-        /// The log is about to write a batch
+        /// The log is about to write a batch of records
         LogWrite = "log.write",
         /// The batch is written and not acknowledged
         LogWritten = "log.written",

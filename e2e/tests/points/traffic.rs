@@ -54,6 +54,8 @@ struct Made {
     lane: Option<&'static str>,
     /// Where to ask for the outcome of a call that was accepted.
     location: Option<String>,
+    /// The proxy said that it was accepted, and no more.
+    accepted: bool,
     /// The proxy said that it was not accepted.
     refused: bool,
     /// When its caller knew its outcome.
@@ -146,6 +148,7 @@ impl Traffic {
                 made.ended = Some(Instant::now());
                 self.outcomes += 1;
             } else {
+                made.accepted = answer.header("bluebox-error") == "no-outcome-yet";
                 // One with a key is sent again.
                 made.refused = answer.header("bluebox-retry-safe") == "true" && !made.keyed;
             }
@@ -213,7 +216,7 @@ impl Traffic {
             }
         }
         let mut last: BTreeMap<&str, (usize, &str)> = BTreeMap::new();
-        for (target, made) in self.made.iter().filter(|(_, made)| made.location.is_some()) {
+        for (target, made) in self.made.iter().filter(|(_, made)| made.location.is_some() || made.accepted) {
             let Some(place) = first.get(target) else { return Err(format!("{target} was accepted and never delivered")) };
             let Some(lane) = made.lane else { continue };
             if let Some((before, other)) = last.insert(lane, (*place, target)).filter(|(before, _)| before > place) {

@@ -7,12 +7,13 @@ use bluebox_core::InstanceId;
 use bluebox_core::clock::Moment;
 use bluebox_core::log::embedded::group::{Holder, MemberId};
 use bluebox_core::log::{AppendError, Assignment, Committed, LogError, Offset, Timestamp};
+use bluebox_core::wire::ControlEntry;
 use bluebox_proxy::inbound::owner::{Act, Owner, Shared};
-use bluebox_proxy::inbound::partition::{Arrival, DeliveryEnd, Effect, Partition, Rules};
+use bluebox_proxy::inbound::partition::{Arrival, Cancel, DeliveryEnd, Effect, Partition, Rules};
 use bluebox_proxy::inbound::recorded::Recorded;
 
 use crate::jobs::{Input, Work};
-use crate::log::{Value, calls_topic, parked_topic, timestamp};
+use crate::log::{Place, Value, calls_topic, parked_topic, timestamp};
 use crate::scenario::{MS, SECOND, Scenario, Time};
 use crate::world::{Event, Life, Notice, Request, World, duration, moment, note};
 
@@ -30,6 +31,8 @@ pub(crate) enum Inbox {
     Revoking(Vec<u32>),
     Lost(MemberId, Vec<u32>),
     Records(u32, Vec<(Offset, Timestamp, Value)>),
+    /// There is more in the control partition of a tenure.
+    Control(u32, u64),
     // Ends of what takes time.
     Go(Job),
     Appended(Job, Result<(Offset, Timestamp), AppendError>),
@@ -56,6 +59,8 @@ pub(crate) struct Tenure {
     /// By call: the number of the delivery, from when it is asked for.
     pub deliveries: BTreeMap<Offset, u64>,
     newest: Timestamp,
+    /// The next record of the control partition, once that is followed.
+    control: Option<Offset>,
 }
 
 /// Reads a partition for the client.
@@ -299,6 +304,7 @@ impl World {
                 }
             }
             Inbox::Records(number, entries) => self.records(index, number, entries, &mut acts),
+            Inbox::Control(number, tenure) => self.control(index, number, tenure, &mut acts),
             Inbox::Delivered(number, tenure, origin, end) => {
                 let (now, jitter) = (moment(self.now), self.random.fraction());
                 let at_box = &mut self.boxes[index];
@@ -465,7 +471,7 @@ impl World {
             let (id, number) = (self.last_number, assignment.partition.partition);
             note!(self, "box {index}: assigned {number} (tenure {id}), former is gone: {}", assignment.former_is_gone);
             self.witness.assigned(id, number, index);
-            let tenure = Tenure { id, deliveries: BTreeMap::new(), newest: Timestamp::default() };
+            let tenure = Tenure { id, deliveries: BTreeMap::new(), newest: Timestamp::default(), control: None };
             self.boxes[index].tenures.insert(number, tenure);
             self.begin(index, number, false, Work::Commits(assignment));
         }
@@ -517,6 +523,34 @@ impl World {
                 _ => {
                     owner.tell(number, acts, |p, effects| p.skipped(now, offset, effects));
                 }
+            }
+        }
+    }
+
+    /// As `Consumer::watch_control`.
+    pub(crate) fn follow_control(&mut self, index: usize, number: u32, from: Offset) {
+        if let Some(tenure) = self.boxes[index].tenures.get_mut(&number) {
+            tenure.control = Some(from);
+        }
+        self.control_grows(index, number);
+    }
+
+    /// Tells a box that follows it.
+    pub(crate) fn control_grows(&mut self, index: usize, number: u32) {
+        let Some(tenure) = self.boxes[index].tenures.get(&number).filter(|t| t.control.is_some()) else { return };
+        let (life, id, delay) = (self.boxes[index].life(), tenure.id, self.delay(index));
+        self.after(delay, Event::ToBox(life, Inbox::Control(number, id)));
+    }
+
+    fn control(&mut self, index: usize, number: u32, tenure: u64, acts: &mut Vec<Act>) {
+        let end = self.log.end(Place::Control(number));
+        let at_box = &mut self.boxes[index];
+        let Some(from) = at_box.tenures.get_mut(&number).filter(|t| t.id == tenure).and_then(|t| t.control.replace(end)) else { return };
+        let Some(owner) = &mut at_box.owner else { return };
+        for (at, _, value) in self.log.range(Place::Control(number), from, end) {
+            owner.tell(number, acts, |p, _| p.control_read(at));
+            if let Value::Control(ControlEntry::Cancel { id, offset: origin }) = value {
+                owner.tell(number, acts, |p, effects| p.cancel(Cancel { at, origin, id }, effects));
             }
         }
     }
@@ -607,9 +641,9 @@ impl World {
                 let instance = self.boxes[index].instance();
                 self.begin(index, number, false, Work::Fence(instance));
             }
-            Effect::Load { parked_from: from, parked_end: end, .. } => {
+            Effect::Load { parked_from: from, parked_end: end, control_from } => {
                 let now = self.boxes[index].tenures.get(&number).map(|t| t.newest).unwrap_or_default();
-                self.begin(index, number, false, Work::LoadParked { from, end, now });
+                self.begin(index, number, false, Work::Load { from, end, now, control_from });
             }
             Effect::Start(from) => {
                 let at_box = &mut self.boxes[index];

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bluebox_core::call::{Body, Call, ReplyAddress, Request};
 use bluebox_core::log::Offset;
+use bluebox_core::topics::partition_of;
 use bluebox_core::{CallId, ComponentName};
 use bytes::Bytes;
 use http::{HeaderMap, Method};
@@ -31,11 +32,17 @@ impl Plan {
         let key = random.between(0, 1 + scenario.calls.min(80) / 4);
         let lanes = if scenario.kind == Kind::Flood { 40 } else { 4 };
         let lane = if recorded { key.is_multiple_of(3).then_some(key % lanes) } else { random.per_mille(scenario.keyed).then(|| random.between(0, lanes)) };
-        let by = lane.unwrap_or(if recorded { key } else { random.next() });
-        let number = (by % u64::from(scenario.partitions)) as u32;
-        let id = if recorded { key + 1_000_000 } else { n };
-        let mut bytes = [0; 16];
-        bytes[8..].copy_from_slice(&id.to_be_bytes());
+        let name = |name| ComponentName::try_new(name).unwrap();
+        let ordering_key = lane.map(|lane| Bytes::from(format!("lane-{lane}")));
+        let id = if recorded {
+            CallId::keyed(&name("caller"), &name("app"), ordering_key.as_deref(), &key.to_be_bytes())
+        } else {
+            let mut bytes = [0; 16];
+            bytes[..8].copy_from_slice(&random.next().to_be_bytes());
+            bytes[8..].copy_from_slice(&n.to_be_bytes());
+            CallId::from_random(bytes)
+        };
+        let number = partition_of(&id, ordering_key.as_deref(), scenario.partitions);
         let digest = [if random.per_mille(150) { 2 } else { 1 }; 32];
         let manner = if poison {
             Manner::Poison(random.between(MS, 300 * MS))
@@ -56,13 +63,12 @@ impl Plan {
             Manner::Answers(random.between(MS, 200 * MS))
         };
         let ttl = if random.per_mille(scenario.short_ttl) { random.between(100 * MS, 30 * SECOND) } else { 24 * 3600 * SECOND };
-        let name = |name| ComponentName::try_new(name).unwrap();
         let call = Call {
-            id: CallId::from_bytes(bytes),
+            id,
             replay: 0,
             caller: name("caller"),
             callee: name("app"),
-            ordering_key: lane.map(|lane| Bytes::from(format!("lane-{lane}"))),
+            ordering_key,
             reply_to: ReplyAddress { partition: replies(random.between(0, u64::from(scenario.replies)) as u32), position: Offset::default() },
             ttl: Duration::from_micros(ttl),
             wait: random.per_mille(500).then(|| Duration::from_secs(random.between(1, 300))),

@@ -6,9 +6,11 @@ use bluebox_core::InstanceId;
 use bluebox_core::call::{Body, Call, Digest, Outcome, Reason, Response, Source};
 use bluebox_core::clock::Moment;
 use bluebox_core::log::{AppendError, Assignment, Offset, Timestamp, TopicPartition};
-use bluebox_core::wire::{DeadLetter, ParkedCall, RecordedEntry, Reply};
+use bluebox_core::wire::{ControlEntry, DeadLetter, ParkedCall, RecordedEntry, Reply};
 use bluebox_proxy::inbound::owner::Act;
-use bluebox_proxy::inbound::partition::{Arrival, Delivery, DeliveryEnd, Ending, Findings, Inheritance, ParkedArrival, Parking, Payload, Suspect, Verdict};
+use bluebox_proxy::inbound::partition::{
+    Arrival, Cancel, Delivery, DeliveryEnd, Ending, Findings, Inheritance, ParkedArrival, Parking, Payload, Suspect, Verdict,
+};
 use bluebox_proxy::inbound::search::{Entries, Wanted};
 use http::{HeaderMap, StatusCode};
 
@@ -20,7 +22,7 @@ use crate::world::{Event, World, moment, note};
 pub(crate) enum Work {
     Commits(Assignment),
     Fence(InstanceId),
-    LoadParked { from: Offset, end: Option<Offset>, now: Timestamp },
+    Load { from: Offset, end: Option<Offset>, now: Timestamp, control_from: Offset },
     LoadIndex,
     Search { suspects: Vec<Suspect>, todo: Vec<u32>, findings: Findings },
     Deliver(u64, Delivery, Moment),
@@ -56,11 +58,13 @@ impl Work {
 }
 
 fn refusal(ending: &Ending, reason: Reason) -> Outcome {
-    outcome(ending.id, ending.replay, ending.digest, ending.attempts, Source::Proxy(reason))
+    outcome(ending.id, ending.replay, ending.digest, ending.attempts, Source::Proxy(reason), "")
 }
 
-fn outcome(id: bluebox_core::CallId, replay: u32, digest: Option<Digest>, attempts: u32, source: Source) -> Outcome {
-    let response = Response { status: StatusCode::OK, reason: None, headers: HeaderMap::new(), body: Body::empty(), trailers: HeaderMap::new() };
+/// Its content is the call that it is the answer to.
+fn outcome(id: bluebox_core::CallId, replay: u32, digest: Option<Digest>, attempts: u32, source: Source, of: &str) -> Outcome {
+    let body = Body::Inline(of.as_bytes().to_vec().into());
+    let response = Response { status: StatusCode::OK, reason: None, headers: HeaderMap::new(), body, trailers: HeaderMap::new() };
     Outcome { id, replay, attempts, digest, source, response }
 }
 
@@ -99,10 +103,12 @@ impl World {
                 }
                 Some(at) => self.fence_is_there(index, number, at, acts),
             },
-            Work::LoadParked { from, end, now: log_time } => {
+            Work::Load { from, end, now: log_time, control_from } => {
+                let (cancels, control_end) = self.cancels(number, *control_from);
                 let (parked, parked_end) = self.parked(index, number, *from, *end, *log_time);
-                let inheritance = Inheritance { parked, parked_end, ..Inheritance::default() };
+                let inheritance = Inheritance { parked, parked_end, cancels, control_end };
                 self.tell_partition(index, number, acts, |p, effects| p.loaded(now, inheritance, effects));
+                self.follow_control(index, number, control_end);
             }
             Work::LoadIndex => self.load_index(index, number, acts),
             Work::Search { suspects, todo, findings } => {
@@ -143,7 +149,7 @@ impl World {
         match payload {
             Payload::Here(call) => Some(Arc::clone(call)),
             Payload::Parked(at) => match self.log.get(Place::Parked(number), *at) {
-                Some((_, Value::Parked(parked))) => Some(Arc::new(Call::clone(&parked.call))),
+                Some(Value::Parked(parked)) => Some(Arc::from(parked.call)),
                 _ => None,
             },
         }
@@ -158,7 +164,7 @@ impl World {
             if let Value::Parked(parked) = value {
                 let accepted = parked.accepted;
                 let age = Arrival::age(accepted, now, wall);
-                let arrival = Arrival { origin: parked.origin, accepted, age, call: Arc::new(Call::clone(&parked.call)) };
+                let arrival = Arrival { origin: parked.origin, accepted, age, call: Arc::from(parked.call) };
                 entries.push(ParkedArrival { at: offset, attempts: parked.attempts, may_have_started: parked.may_have_started, arrival });
             }
         }
@@ -166,12 +172,22 @@ impl World {
         (entries, end)
     }
 
+    /// As `search::cancels`.
+    fn cancels(&self, number: u32, from: Offset) -> (Vec<Cancel>, Offset) {
+        let end = self.log.end(Place::Control(number));
+        let cancel = |(at, _, value)| match value {
+            Value::Control(ControlEntry::Cancel { id, offset: origin }) => Some(Cancel { at, origin, id }),
+            _ => None,
+        };
+        (self.log.range(Place::Control(number), from, end).filter_map(cancel).collect(), end)
+    }
+
     /// As `search::recorded`.
     fn load_index(&mut self, index: usize, number: u32, acts: &mut Vec<Act>) {
         let mut read = Entries::default();
         for (_, at, value) in self.log.range(Place::Recorded(number), Offset::default(), self.log.end(Place::Recorded(number))) {
             if let Value::Recorded(entry) = value {
-                read.see(at, entry.clone());
+                read.see(at, entry);
             }
         }
         if let Some(owner) = &mut self.boxes[index].owner {
@@ -189,7 +205,7 @@ impl World {
         let end = self.log.end(place);
         for (offset, _, value) in self.log.range(place, wanted.least, end) {
             if let Value::Reply(reply) = value {
-                wanted.see(offset, reply.clone());
+                wanted.see(offset, reply);
             }
         }
         findings.found.extend(wanted.found);
@@ -312,7 +328,7 @@ impl World {
             return;
         }
         let Some((delivery, manner)) = self.witness.app_ends(delivery_number) else { return };
-        let outcome = Box::new(outcome(delivery.id, 0, delivery.digest, delivery.attempt, Source::App));
+        let outcome = Box::new(outcome(delivery.id, 0, delivery.digest, delivery.attempt, Source::App, &self.witness.target(delivery.number, delivery.origin)));
         let end = match manner {
             Manner::Fails(_) => DeliveryEnd::Failed("reset".to_owned()),
             Manner::NotNow(_, seconds) => DeliveryEnd::NotNow(std::time::Duration::from_secs(seconds), outcome),

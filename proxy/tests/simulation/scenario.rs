@@ -73,6 +73,8 @@ pub(crate) struct Scenario {
     pub recorded: u64,
     pub short_ttl: u64,
     pub noise: u64,
+    pub cancels: u64,
+    pub caller_deaths: u64,
 }
 
 impl Scenario {
@@ -120,6 +122,8 @@ impl Scenario {
             recorded: upto(1) * upto(500),
             short_ttl: if kind == Kind::Clean { 0 } else { upto(1) * upto(200) },
             noise: upto(1) * upto(100),
+            cancels: if kind == Kind::Poison { 0 } else { upto(2) / 2 * upto(300) },
+            caller_deaths: upto(1) * upto(3),
         };
         match kind {
             Kind::Flood => Self {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bluebox_core::CallId;
-use bluebox_core::call::{Call, Digest, Reason, ReplyAddress, Source};
+use bluebox_core::call::{Body, Call, Digest, Outcome, Reason, ReplyAddress, Source};
 use bluebox_core::log::{Committed, Offset};
 use bluebox_core::wire::Reply;
 use bluebox_proxy::inbound::frontier::{MAX_METADATA_BYTES, MAX_SPAN, Mark};
@@ -25,6 +25,8 @@ pub(crate) struct Accepted {
     pub ends: Vec<End>,
     /// Deliveries that were begun.
     pub begun: u32,
+    /// Its caller has cancelled it.
+    cancelled: bool,
     /// The newest owner that has begun to deliver it: from then on no older one may begin.
     newest: Offset,
     /// When, and in which tenure, a delivery of it was last begun.
@@ -144,6 +146,10 @@ impl Witness {
         }
         if let Some(key) = &call.ordering_key {
             self.lanes.entry((number, key.clone())).or_default().push(offset);
+            if let Some((other, _)) = self.lanes.keys().find(|(other, of)| of == key && *other != number) {
+                let what = format!("calls of lane {key:?} lie in partitions {other} and {number}");
+                self.fail(what);
+            }
         }
         self.calls.insert(
             (number, offset),
@@ -153,6 +159,7 @@ impl Witness {
                 manner,
                 ends: Vec::new(),
                 begun: 0,
+                cancelled: false,
                 newest: Offset::default(),
                 last_begun: None,
                 searched: BTreeMap::new(),
@@ -160,6 +167,34 @@ impl Witness {
                 not_now: 0,
             },
         );
+    }
+
+    pub(crate) fn cancelled(&mut self, number: u32, offset: Offset) {
+        if let Some(call) = self.calls.get_mut(&(number, offset)) {
+            call.cancelled = true;
+        }
+    }
+
+    /// What identifies the call in its app's answer.
+    pub(crate) fn target(&self, number: u32, offset: Offset) -> String {
+        self.calls.get(&(number, offset)).map(|c| c.call.request.target.clone()).unwrap_or_default()
+    }
+
+    /// A caller takes this for the outcome of its call.
+    pub(crate) fn is_told(&mut self, call: &Call, answer: &Outcome) {
+        let target = &call.request.target;
+        if (answer.id, answer.digest) != (call.id, call.recorded) {
+            return self.fail(format!("the caller of {target} was told of another call: {answer:?}"));
+        }
+        let Body::Inline(of) = &answer.response.body else { return };
+        let of = String::from_utf8_lossy(of).into_owned();
+        let same = |other: &Accepted| other.call.request.target == of && other.call.id == call.id && other.call.recorded == call.recorded;
+        let right = of.is_empty()
+            || of == *target
+            || (call.recorded.is_some() && self.retries.get(&call.id).into_iter().flatten().any(|at| self.calls.get(at).is_some_and(same)));
+        if !right {
+            self.fail(format!("the caller of {target} was given the answer to {of}"));
+        }
     }
 
     // Tenures.
@@ -235,6 +270,7 @@ impl Witness {
             Reason::Deadline if now / MS < call.at / MS + call.call.ttl.as_millis() as Time => Some("before its deadline"),
             Reason::Attempts if letter.attempts < self.scenario.max_attempts => Some("before its last attempt"),
             Reason::Attempts if !matches!(call.manner, Manner::Fails(_)) => Some("though it never failed"),
+            // A box that was taken for dead while it was the only call under way has died of it, as far as its successor can know.
             Reason::Poison => {
                 self.seen.poisoned += 1;
                 (!matches!(call.manner, Manner::Poison(_)) && !self.boxes_seemed_to_die()).then_some("for a poison, which it isn't")
@@ -396,6 +432,9 @@ impl Witness {
                 return Some(format!("{o} comes first in its lane and has not ended"));
             }
         }
+        if self.scenario.kind == Kind::Clean && delivery.attempt <= call.failed {
+            return Some(format!("it is attempt {}, after {} that failed", delivery.attempt, call.failed));
+        }
         if by.attempts.get(&origin).is_some_and(|last| *last >= delivery.attempt && !matches!(call.manner, Manner::NotNow(..))) {
             return Some(format!("it is attempt {} again", delivery.attempt));
         }
@@ -466,6 +505,7 @@ impl Witness {
                 How::Proxy(Reason::Deadline) => short_ttl || first.is_some(),
                 How::Proxy(Reason::Attempts) => matches!(call.manner, Manner::Fails(_)) || first.is_some(),
                 How::Proxy(Reason::Poison) => matches!(call.manner, Manner::Poison(_)) || self.boxes_seemed_to_die(),
+                How::Proxy(Reason::Cancelled) => call.cancelled,
                 How::Proxy(_) => false,
             };
             if !right {

@@ -5,15 +5,19 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bluebox_core::CallId;
+use bluebox_core::call::Digest;
 use bluebox_core::clock::Moment;
 use bluebox_core::log::embedded::group::{Effect, Groups, Holder, MemberId};
 use bluebox_core::log::{AppendError, Assignment, Committed, GroupSpec, LogError, Offset, Timestamp, TopicPartition};
+use bluebox_core::wire::ControlEntry;
 
 use crate::boxes::{Inbox, Job, Simulated};
 use crate::callers::Plan;
 use crate::log::{Place, TheLog, Value, calls_topic, parked_topic};
 use crate::random::Random;
 use crate::scenario::{Kind, MS, SECOND, Scenario, Time};
+use crate::waits::Caller;
 use crate::witness::Witness;
 
 pub(crate) fn moment(at: Time) -> Moment {
@@ -31,6 +35,12 @@ pub(crate) type Life = (usize, u64);
 pub(crate) enum Event {
     CallAppears(Plan),
     Noise(u32),
+    /// A caller cancels a call.
+    Cancel(u32, Offset, CallId),
+    CallerDies(u32),
+    CallerGivesUp(u32, u64, CallId, u64),
+    Replied(u32),
+    Follows(u32, u64, CallId, Digest, TopicPartition, Offset),
     Kill(usize),
     Pause(usize, Time, bool),
     Resume(usize, u64),
@@ -102,6 +112,7 @@ pub(crate) struct World {
     closed: BTreeSet<Life>,
     pub commits: BTreeMap<TopicPartition, Committed>,
     pub boxes: Vec<Simulated>,
+    pub callers: BTreeMap<u32, Caller>,
     pub last_number: u64,
     pub witness: Witness,
     pub trace: Option<Vec<String>>,
@@ -136,6 +147,7 @@ impl World {
             members: BTreeMap::new(),
             closed: BTreeSet::new(),
             commits: BTreeMap::new(),
+            callers: BTreeMap::new(),
             last_number: 0,
             witness: Witness::new(&scenario),
             scenario,
@@ -179,6 +191,10 @@ impl World {
                 self.at(at, event);
             }
         }
+        for _ in 0..scenario.caller_deaths {
+            let (at, number) = (self.random.between(0, heal), self.random.between(0, u64::from(scenario.replies)) as u32);
+            self.at(at, Event::CallerDies(number));
+        }
         self.at(100 * MS, Event::GroupTick);
     }
 
@@ -215,9 +231,14 @@ impl World {
         match event {
             Event::CallAppears(plan) => self.call_appears(plan),
             Event::Noise(number) => {
-                self.log.append(self.now, Place::Calls(number), Value::Noise);
+                self.log.append(self.now, Place::Calls(number), &Value::Noise);
                 self.wake_readers(number);
             }
+            Event::Cancel(number, origin, id) => self.cancel(number, origin, id),
+            Event::CallerDies(number) => self.caller_dies(number),
+            Event::CallerGivesUp(number, life, id, ticket) => self.gives_up(number, life, id, ticket),
+            Event::Replied(number) => self.reads_replies(number),
+            Event::Follows(number, life, id, digest, partition, offset) => self.follows(number, life, id, digest, &partition, offset),
             Event::Kill(index) => self.kill(index, "it was killed"),
             Event::Pause(index, how_long, app_too) => self.pause(index, how_long, app_too),
             Event::Resume(index, which) => self.resume(index, which),
@@ -274,21 +295,34 @@ impl World {
         let number = plan.number;
         let reply = plan.call.reply_to.partition.partition;
         // What the caller has read may lag behind.
-        let end = self.log.end(Place::Replies(reply)).get();
         let mut call = plan.call;
-        call.reply_to.position = Offset::new(end - self.random.between(0, end.min(3) + 1));
+        self.expects(&mut call);
         let call = Arc::new(call);
-        let (offset, _) = self.log.append(self.now, Place::Calls(number), Value::Call(Arc::clone(&call)));
+        let (offset, _) = self.log.append(self.now, Place::Calls(number), &Value::Call(Arc::clone(&call)));
         note!(self, "call {}: accepted at {number}/{offset}, {:?}, lane {:?}, id {}", call.request.target, plan.manner, call.ordering_key, call.id);
         self.witness.accepted(self.now, number, offset, Arc::clone(&call), plan.manner);
+        self.waits(&call);
+        if call.recorded.is_none() && self.random.per_mille(self.scenario.cancels) {
+            let late = long_or_short(&mut self.random);
+            self.after(late, Event::Cancel(number, offset, call.id));
+        }
         // A retry can find what it waits for between the caller's read position and the end.
         let replies = Place::Replies(reply);
         for (at, _, value) in self.log.range(replies, call.reply_to.position, self.log.end(replies)) {
             if let Value::Reply(reply) = value {
-                self.witness.read_by_retries(self.now, (0, offset), replies, at, reply, (number, offset));
+                self.witness.read_by_retries(self.now, (0, offset), replies, at, &reply, (number, offset));
             }
         }
         self.wake_readers(number);
+    }
+
+    fn cancel(&mut self, number: u32, origin: Offset, id: CallId) {
+        note!(self, "call {number}/{origin}: cancelled by its caller");
+        self.log.append(self.now, Place::Control(number), &Value::Control(ControlEntry::Cancel { id, offset: origin }));
+        self.witness.cancelled(number, origin);
+        for index in 0..self.boxes.len() {
+            self.control_grows(index, number);
+        }
     }
 
     // Appends.
@@ -317,11 +351,13 @@ impl World {
         if self.closed.contains(&from) || (!living && self.random.per_mille(500)) {
             return;
         }
-        let (offset, timestamp) = self.log.append(self.now, to, value.clone());
+        let (offset, timestamp) = self.log.append(self.now, to, &value);
         note!(self, "box {}: appended to {to:?} at {offset}: {}", from.0, brief(&value));
         self.witness.landed(self.now, tenure, to, offset, &value, ends);
-        if let Place::Calls(number) = to {
-            self.wake_readers(number);
+        match to {
+            Place::Calls(number) => self.wake_readers(number),
+            Place::Replies(number) => self.replied(number),
+            _ => {}
         }
         if let Some(job) = job {
             let back = self.delay(from.0);
@@ -347,7 +383,7 @@ impl World {
         }
         let Some((at, wanted)) = at_box.feed_wants(number, run, end) else { return };
         let until = Offset::new(end.get().min(at.get() + u64::from(wanted.min(64))));
-        let entries: Vec<(Offset, Timestamp, Value)> = self.log.range(Place::Calls(number), at, until).map(|(o, t, v)| (o, t, v.clone())).collect();
+        let entries: Vec<(Offset, Timestamp, Value)> = self.log.range(Place::Calls(number), at, until).collect();
         let more = self.boxes[life.0].fed(number, until, entries.len() as u32);
         self.in_order(life, Inbox::Records(number, entries));
         if more {

@@ -4,7 +4,7 @@
 //!
 //! - `socket`: another process connects, with [`connect`]; each connection is a [`Client`].
 //! - `client`: what a process asks, and the faults that a test can give it.
-//! - `engine`: what all clients share. `topics` makes and looks after topics, `partition` is what is known of a partition in memory.
+//! - `engine`: what all clients share. `topics` makes and looks after topics, [`partition`] is what is known of a partition in memory.
 //! - `disk`: one thread writes what has come together into one fjall database, and acknowledges it. Old records are read from there, new ones from memory.
 //! - [`group`]: who owns which partition, as a pure state machine; `seat` is a member's place in it, and feeds it.
 //!
@@ -30,7 +30,7 @@ mod client;
 mod disk;
 mod engine;
 pub mod group;
-mod partition;
+pub mod partition;
 mod runtime;
 mod seat;
 mod socket;

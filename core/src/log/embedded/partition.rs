@@ -1,4 +1,4 @@
-//! One partition as far as it is in memory: its bounds, its newest records, and the bell that wakes its readers.
+//! One partition as far as it is in memory: its bounds, its newest records, and the bell that wakes its readers. Time comes in from outside, so simulations run on it.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,7 @@ use crate::log::{Appended, Bounds, Entry, Offset, Record, Timestamp};
 
 /// A partition. Its lock guards what is known of it in memory and is never held over I/O.
 #[derive(Debug)]
-pub(super) struct Partition {
+pub struct Partition {
     /// Its number in the store; 0 in a log that is only in memory.
     pub(super) id: u32,
     state: Mutex<State>,
@@ -33,15 +33,28 @@ struct State {
 
 /// What a reader finds.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Found {
+pub enum Found {
     /// Records; the next ones are at `next` or above.
-    Entries { entries: Vec<Entry>, next: Offset },
+    Entries {
+        /// Them.
+        entries: Vec<Entry>,
+        /// Where to go on.
+        next: Offset,
+    },
     /// The start lies above.
-    Truncated { start: Offset },
+    Truncated {
+        /// Where the partition begins.
+        start: Offset,
+    },
     /// Nothing is there yet.
     End,
     /// Older than what is kept in memory: in the store, from `from` up to `below` (excluded).
-    Stored { from: Offset, below: Offset },
+    Stored {
+        /// The first.
+        from: Offset,
+        /// The first that is in memory.
+        below: Offset,
+    },
 }
 
 /// That part of it which is neither key nor value.
@@ -54,7 +67,7 @@ pub(super) fn weight(entry: &Entry) -> usize {
 
 impl Partition {
     /// An empty partition.
-    pub(super) fn empty(id: u32) -> Self {
+    pub fn empty(id: u32) -> Self {
         Self::restored(id, Bounds { start: Offset::default(), end: Offset::default() }, Timestamp::default())
     }
 
@@ -74,7 +87,8 @@ impl Partition {
         self.end.subscribe()
     }
 
-    pub(super) fn bounds(&self) -> Bounds {
+    /// Where it begins and ends.
+    pub fn bounds(&self) -> Bounds {
         let state = self.state();
         Bounds { start: state.start, end: state.end }
     }
@@ -115,7 +129,7 @@ impl Partition {
     }
 
     /// Appends in one step. For a log that is only in memory.
-    pub(super) fn append(&self, record: Record, wall_clock: Timestamp) -> Appended {
+    pub fn append(&self, record: Record, wall_clock: Timestamp) -> Appended {
         let mut state = self.state();
         let appended = Appended { offset: state.end, timestamp: wall_clock.max(state.last) };
         state.push(Entry { offset: appended.offset, timestamp: appended.timestamp, record });
@@ -149,7 +163,7 @@ impl Partition {
     }
 
     /// Up to `records` records of together about `bytes` bytes from `at` on; at least one, if there is one.
-    pub(super) fn find(&self, at: Offset, records: usize, bytes: usize) -> Found {
+    pub fn find(&self, at: Offset, records: usize, bytes: usize) -> Found {
         let state = self.state();
         if at < state.start {
             return Found::Truncated { start: state.start };

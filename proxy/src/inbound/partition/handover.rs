@@ -88,7 +88,9 @@ impl Partition {
         } else {
             Suspects::Any
         };
-        let attempts = self.held.iter().filter(|(_, h)| h.attempts > 0 && !planted!(LostAttempts)).map(|(o, h)| (*o, h.attempts)).collect();
+        let unread = self.former_attempts.iter().filter(|(o, _)| **o >= self.position).map(|(o, n)| (*o, *n));
+        let attempts = self.held.iter().filter(|(_, h)| h.attempts > 0).map(|(o, h)| (*o, h.attempts)).chain(unread);
+        let attempts = attempts.filter(|_| !planted!(LostAttempts)).collect();
         let calls = Mark {
             done: self.done.clone(),
             epoch: self.epoch,

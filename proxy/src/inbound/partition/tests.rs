@@ -181,6 +181,21 @@ fn who_hands_over_suspects_does_not_end_the_row_of_unclean_owners() {
 }
 
 #[test]
+fn what_was_inherited_and_not_read_is_handed_on() {
+    let left = Mark { suspects: Suspects::Only(vec![at(3), at(7)]), attempts: BTreeMap::from([(at(3), 2), (at(7), 1)]), ..Mark::default() }.encode();
+    let mut second = serving(&(left, clean().1), 9, Vec::new());
+    let mut effects = Vec::new();
+    for first in 0..3 {
+        second.skipped(time(0), at(first), &mut effects);
+    }
+    second.arrived(time(0), arrival(3, None, None), &mut effects);
+    // Asked for before it has come to the call at 7.
+    let left = Mark::decode(&hand_over(&mut second).0).unwrap();
+    assert_eq!(left.suspects, Suspects::Only(vec![at(3), at(7)]));
+    assert_eq!(left.attempts, BTreeMap::from([(at(3), 2), (at(7), 1)]));
+}
+
+#[test]
 fn nothing_is_released_before_zombies_of_the_former_owner_are_harmless() {
     let crashed = (Mark { suspects: Suspects::Any, ..Mark::default() }.encode(), clean().1);
     let mut effects = Vec::new();

@@ -141,11 +141,13 @@ impl Writer {
         if planted!(ReplyBeforeDurable) {
             written.appends.drain(..).for_each(|(ack, appended)| ack(Ok(appended)));
         }
-        fail_point!(LogWrite, {
-            drop(batch);
-            drop(store);
-            return self.broken(written, "a fail point");
-        });
+        if !written.entries.is_empty() {
+            fail_point!(LogWrite, {
+                drop(batch);
+                drop(store);
+                return self.broken(written, "a fail point");
+            });
+        }
         match batch.write(each_write_to_disk(&self.shared.options)) {
             Ok(()) => {
                 fail_point!(LogWritten, {
