@@ -8,6 +8,8 @@ BROKERS ?=
 CARGO ?= cargo
 # The tests of the contract mostly wait: for sessions to run out, for lanes to be parked. So more of them than cores at once.
 CONTRACT = $(CARGO) test --locked --package bluebox-e2e -- --test-threads=6
+# Mistakes that are planted into the state machines, and must be found by the simulation. With the same packages as the other tests, so that what they are made of is built once.
+PLANTED = $(CARGO) test --locked --workspace --exclude bluebox-e2e --features bluebox/faults --test simulation planted
 
 # How many SIGKILLs `make faults` makes on each log, and on which; more flags for it.
 KILLS ?= 30
@@ -37,6 +39,7 @@ demo-kafka: ## The demo on a Kafka that is started for it
 
 test: fmt-check lint ## Formatting, lints and all tests, on the embedded log and on a real Kafka
 	scripts/kafka run --secure -- bash -c '$(CARGO) test --locked --workspace --exclude bluebox-e2e && $(CONTRACT)'
+	$(PLANTED)
 	$(MAKE) faults-some
 
 faults: faults-build ## Injure a running system and check that nothing accepted is lost, on all logs; KILLS=1000 for the long set, LOGS=kafka, FAULTS="--seed 7"
@@ -52,6 +55,7 @@ faults-build:
 test-fast: ## The tests that need no Kafka
 	$(CARGO) test --locked --workspace --exclude bluebox-e2e
 	$(CONTRACT)
+	$(PLANTED)
 
 test-kubernetes: ## The webhook and the policy on a real API server; builds Kubernetes first (10 minutes of CPU time, once)
 	scripts/kubernetes build
@@ -67,7 +71,7 @@ fmt-check: ## Whether the code is formatted
 
 lint: ## Clippy; a warning is an error
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
-	$(CARGO) clippy --locked --package bluebox-core --package bluebox-proxy --package bluebox --all-targets --features bluebox/faults -- -D warnings
+	$(CARGO) clippy --locked --workspace --all-targets --features bluebox/faults -- -D warnings
 
 doc: ## The documentation of the crates; a broken link is an error
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --locked --workspace --no-deps --document-private-items

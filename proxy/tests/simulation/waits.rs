@@ -83,12 +83,10 @@ impl World {
                 caller.read = at.next();
             }
             match value {
-                Value::Reply(Reply::Outcome(outcome)) => self.answered(number, outcome.id, outcome.digest, &outcome.clone().into()),
-                Value::Reply(Reply::At { id, digest, partition, offset, .. }) => {
-                    if self.callers.get(&number).is_some_and(|caller| caller.waiting.wants(&id)) {
-                        let delay = self.random.between(0, 5 * MS);
-                        self.after(delay, Event::Follows(number, life, id, digest, partition, offset));
-                    }
+                Value::Reply(Reply::Outcome(outcome)) => self.answered(number, outcome.id, outcome.digest, &outcome.into()),
+                Value::Reply(Reply::At { id, digest, partition, offset, .. }) if self.callers.get(&number).is_some_and(|caller| caller.waiting.wants(&id)) => {
+                    let delay = self.random.between(0, 5 * MS);
+                    self.after(delay, Event::Follows(number, life, id, digest, partition, offset));
                 }
                 _ => {}
             }
