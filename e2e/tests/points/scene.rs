@@ -92,6 +92,8 @@ struct Scene {
 
 /// Injures one process once, and sees whether a promise is broken.
 pub(crate) async fn play(world: &mut World, row: Row, action: &str, bug: Option<&str>) -> Result<(), String> {
+    // What a bug has lost never comes.
+    let patience = if bug.is_some() { Duration::from_secs(20) } else { PATIENCE };
     let mut faults = Faults::fail_point(row.point, action, world.directory());
     if let Some(bug) = bug {
         faults = faults.with_bug(bug);
@@ -124,12 +126,12 @@ pub(crate) async fn play(world: &mut World, row: Row, action: &str, bug: Option<
     scene.answer_held();
     scene.until_calls_go_through(&mut traffic).await?;
     scene.answer_held();
-    traffic.all_end(scene.shop_at, PATIENCE).await?;
+    traffic.all_end(scene.shop_at, patience).await?;
     // In whichever partition: what has not been delivered again by now has ended.
     for _ in 0..4 {
         traffic.round(scene.shop_at).await?;
     }
-    traffic.all_end(scene.shop_at, PATIENCE).await?;
+    traffic.all_end(scene.shop_at, patience).await?;
     traffic.check(&scene.app)?;
     scene.check_ends(row, action)
 }
