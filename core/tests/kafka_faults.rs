@@ -46,6 +46,15 @@ impl Broker {
         Some(broker)
     }
 
+    /// One that isn't started, with another way in.
+    fn prepare(name: &str) -> Option<Self> {
+        let dir = root().join(format!("target/kafka/faults-{}-{name}", std::process::id()));
+        let broker = Self { dir, address: String::new() };
+        std::env::var_os("BLUEBOX_TEST_BROKERS")?;
+        broker.script("prepare", &["--doors", "1"]);
+        Some(broker)
+    }
+
     fn script(&self, command: &str, more: &[&str]) {
         let mut script = Command::new(root().join("scripts/kafka"));
         script.arg(command).arg("--dir").arg(&self.dir).args(more).stdout(Stdio::null());
@@ -140,6 +149,43 @@ async fn without_a_broker_everything_says_so_within_a_second() {
     assert!(matches!(log.append(&to, record("x")).await, Err(AppendError::NotPersisted(_))));
     assert!(matches!(log.bounds(&to).await, Err(LogError::Unavailable(_))));
     assert!(start.elapsed() < Duration::from_millis(100), "known now: {:?}", start.elapsed());
+}
+
+/// Passes on what comes, the broker's part `late`.
+async fn slow_relay(at: &str, to: String, late: Duration) {
+    let listener = tokio::net::TcpListener::bind(at).await.unwrap();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let Ok(broker) = tokio::net::TcpStream::connect(&to).await else { continue };
+            let ((mut from_client, mut to_client), (mut from_broker, mut to_broker)) = (client.into_split(), broker.into_split());
+            tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_broker).await });
+            tokio::spawn(async move {
+                let mut buffer = [0; 65_536];
+                while let Ok(read @ 1..) = tokio::io::AsyncReadExt::read(&mut from_broker, &mut buffer).await {
+                    tokio::time::sleep(late).await;
+                    if tokio::io::AsyncWriteExt::write_all(&mut to_client, &buffer[..read]).await.is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_whose_answers_all_come_late_is_reached_all_the_same() {
+    let Some(broker) = Broker::prepare("late") else { return };
+    let doors = std::fs::read_to_string(broker.dir.join("doors")).unwrap();
+    let [listens_at, advertised] = doors.split_whitespace().skip(2).collect::<Vec<_>>()[..] else { panic!("{doors}") };
+    slow_relay(advertised, listens_at.to_owned(), Duration::from_millis(900)).await;
+    let mut node = Command::new(root().join("scripts/kafka"));
+    let mut node = node.args(["node", "1", "--dir"]).arg(&broker.dir).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    std::fs::write(broker.dir.join("node-1/pid"), node.id().to_string()).unwrap();
+    let log = connect(KafkaConfig::new(advertised)).unwrap();
+    until_health(&*log, false).await;
+    until_health(&*log, true).await;
+    broker.signal(Signal::SIGKILL);
+    node.wait().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -20,6 +20,10 @@ use crate::log::Health;
 /// How long a probe may take. While it runs, appends wait; so a caller learns within a second that the broker is away.
 const PROBE_LIMIT: Duration = Duration::from_millis(700);
 
+/// How long a probe may take when it is known that Kafka is away, and nothing waits for it: were it no longer than above, a broker that takes longer for each answer would
+/// be away for good.
+const PATIENT_PROBE_LIMIT: Duration = Duration::from_secs(5);
+
 /// What is known of the connection to Kafka, by all clients together.
 pub(super) struct Link {
     health: watch::Sender<Health>,
@@ -125,7 +129,7 @@ fn probe_loop(link: &Link, control: &Weak<Control>, appender: &Weak<Appender>) {
                 appender.hold();
             }
             known = true;
-            match control.probe(PROBE_LIMIT) {
+            match control.probe(if link.is_away() { PATIENT_PROBE_LIMIT } else { PROBE_LIMIT }) {
                 Ok(()) => {
                     link.set(Health::Up);
                     appender.open();
