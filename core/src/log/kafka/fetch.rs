@@ -67,7 +67,7 @@ impl Drop for StreamHandle {
 impl Fetcher {
     pub(super) fn start(config: &KafkaConfig, link: &Arc<Link>, control: &Arc<Control>) -> Result<Arc<Self>, KafkaError> {
         let (commands, received) = mpsc::channel();
-        let first = Lane::create(config, link)?;
+        let first = Lane::create(config, link, control)?;
         let (config, link, control) = (config.clone(), link.clone(), control.clone());
         let answers = commands.clone();
         let handle = std::thread::Builder::new()
@@ -165,7 +165,7 @@ impl FetchLoop {
         let free = self.lanes.iter().position(|lane| !lane.reads(&stream.partition));
         let lane = match free {
             Some(lane) => lane,
-            None if self.lanes.len() < LANES => match Lane::create(&self.config, &self.link) {
+            None if self.lanes.len() < LANES => match Lane::create(&self.config, &self.link, &self.control) {
                 Ok(mut lane) => {
                     lane.wake(std::thread::current());
                     self.lanes.push(lane);
@@ -220,7 +220,7 @@ impl FetchLoop {
 
     /// The watchdog's last means: a consumer that fetches nothing although the broker can be reached is given up for a new one.
     fn replace_lane(&mut self, index: usize) {
-        match Lane::create(&self.config, &self.link) {
+        match Lane::create(&self.config, &self.link, &self.control) {
             Ok(mut lane) => {
                 warn!(streams = self.lanes[index].len(), "fetching stood still although the broker can be reached; the client was replaced");
                 lane.wake(std::thread::current());

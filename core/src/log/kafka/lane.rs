@@ -1,7 +1,7 @@
 //! One consumer that fetches for many streams, at most one per partition.
 
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Waker;
@@ -19,15 +19,22 @@ use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 use tracing::{debug, warn};
 
 use super::config::KafkaConfig;
+use super::control::Control;
 use super::link::{Link, Observer};
 use super::stream::{Stream, StreamId};
-use crate::log::{Entry, Offset, Record, Timestamp, TopicPartition};
+use crate::log::{Entry, Offset, Record, Timestamp, Topic, TopicPartition};
 
 /// A partition that should be fetched and is not, for this long, is started again; a consumer that hears nothing for this long is given up.
 const STALLED: Duration = Duration::from_secs(15);
 
+/// How long the metadata of a topic that is new to a consumer are waited for.
+const LOOK_LIMIT: Duration = Duration::from_secs(1);
+
 pub(super) struct Lane {
-    consumer: BaseConsumer<LaneEvents>,
+    consumer: Arc<BaseConsumer<LaneEvents>>,
+    /// Topics that the consumer has been told to look at.
+    known: HashSet<Topic>,
+    control: Arc<Control>,
     events: Arc<Shared>,
     link: Arc<Link>,
     /// By topic, then partition: what a message is looked up by.
@@ -89,7 +96,7 @@ impl ClientContext for LaneEvents {
 impl ConsumerContext for LaneEvents {}
 
 impl Lane {
-    pub(super) fn create(config: &KafkaConfig, link: &Arc<Link>) -> Result<Self, KafkaError> {
+    pub(super) fn create(config: &KafkaConfig, link: &Arc<Link>, control: &Arc<Control>) -> Result<Self, KafkaError> {
         let events = Arc::new(Shared::default());
         let context = LaneEvents { observer: Observer::new(link, "read"), shared: events.clone() };
         let mut consumer: BaseConsumer<LaneEvents> = config.reader().create_with_context(context)?;
@@ -100,7 +107,9 @@ impl Lane {
             }
         });
         Ok(Self {
-            consumer,
+            consumer: Arc::new(consumer),
+            known: HashSet::new(),
+            control: Arc::clone(control),
             events,
             link: link.clone(),
             by_partition: HashMap::new(),
@@ -188,7 +197,24 @@ impl Lane {
             if let Err(error) = self.consumer.incremental_assign(&list) {
                 warn!(%error, "a partition could not be assigned");
             }
+            for (topic, _) in list.to_topic_map().into_keys() {
+                self.look_at(Topic::new(&topic));
+            }
         }
+    }
+
+    /// librdkafka looks once a second where the partitions of topics are that it has not read before; one that is asked for its metadata is found at once.
+    fn look_at(&mut self, topic: Topic) {
+        if self.known.contains(&topic) {
+            return;
+        }
+        let (consumer, asked) = (Arc::clone(&self.consumer), topic.clone());
+        // Without an answer librdkafka finds it by itself.
+        drop(self.control.ask(move |_| {
+            let _ = consumer.client().fetch_metadata(Some(asked.as_str()), LOOK_LIMIT);
+            Ok(())
+        }));
+        self.known.insert(topic);
     }
 
     /// Takes everything that was fetched.

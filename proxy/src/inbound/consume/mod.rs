@@ -298,6 +298,7 @@ impl<'s> Consumer<'s> {
 
     fn assigned(&mut self, assignments: Vec<Assignment>) {
         let topics = &self.service.topics;
+        tracing::debug!(component = %self.service.served.name, partitions = assignments.len(), "partitions were assigned");
         let mut ids = Vec::new();
         for assignment in &assignments {
             let number = assignment.partition.partition;
@@ -385,17 +386,20 @@ impl<'s> Consumer<'s> {
         let Some(current) = self.tenures.get_mut(&number).filter(|t| t.id == tenure) else { return };
         match what {
             What::Assigned(committed, parked, gone) => {
+                tracing::debug!(partition = number, former_is_gone = gone, "what was committed is known");
                 if self.stopping.is_none() {
                     self.owner.assigned(now, number, committed.as_ref(), parked.as_ref(), gone, acts);
                 }
             }
             What::Fenced(at) => {
+                tracing::debug!(partition = number, epoch = %at.offset, "the fence is durable");
                 current.newest = current.newest.max(at.timestamp);
                 self.owner.tell(number, acts, |p, effects| p.fenced(at.offset, effects));
                 self.load_index(number);
             }
             What::Loaded(inheritance) => {
                 let control_end = inheritance.control_end;
+                tracing::debug!(partition = number, parked = inheritance.parked.len(), "what former owners left was read");
                 self.owner.tell(number, acts, |p, effects| p.loaded(now, inheritance, effects));
                 self.watch_control(number, control_end);
             }

@@ -82,6 +82,7 @@ impl Consumer<'_> {
             }
             Effect::Start(from) => self.membership.control().start(&places.calls, from),
             Effect::Search(suspects) => {
+                tracing::debug!(partition = number, suspects = suspects.len(), "looks for outcomes of what another box had begun");
                 self.run_for(number, false, async move {
                     let findings = search::outcomes(&log, &suspects).await;
                     What::Searched(suspects, findings)
