@@ -1,10 +1,32 @@
 //! Ports of this machine.
 
 use std::collections::BTreeSet;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::{Mutex, PoisonError};
 
-/// An address on loopback that nobody listens at, chosen by the system.
+/// From here on the kernel gives ports away: to whoever listens at any, and to outgoing connections. One of those, kept for an app, would be taken before the app is there.
+fn first_of_the_kernels() -> u16 {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    range.split_whitespace().next().and_then(|first| first.parse().ok()).unwrap_or(32_768)
+}
+
+/// An address on loopback that nobody listens at, that was not chosen before, and that the kernel gives to nobody else.
 pub(crate) fn free() -> std::io::Result<SocketAddr> {
+    const FIRST: u16 = 10_000;
+    static CHOSEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut chosen = CHOSEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let room = first_of_the_kernels().saturating_sub(FIRST);
+    for _ in 0..if room < 1_000 { 0 } else { 1_000 } {
+        let random = RandomState::new().hash_one(());
+        let port = FIRST + u16::try_from(random % u64::from(room)).unwrap_or(0);
+        if !chosen.contains(&port) && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            chosen.insert(port);
+            return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        }
+    }
+    // A kernel that gives nearly all of them away.
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
 }
 
@@ -66,6 +88,14 @@ pub(crate) fn check_free(address: SocketAddr) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_port_that_was_chosen_is_given_to_nobody_else() {
+        let chosen: BTreeSet<u16> = (0..100).map(|_| free().unwrap().port()).collect();
+        assert_eq!(chosen.len(), 100);
+        let kernels = first_of_the_kernels();
+        assert!(kernels < 11_000 || chosen.iter().all(|port| *port < kernels), "{chosen:?}");
+    }
 
     #[test]
     fn a_port_is_seen_open_and_whose() {
