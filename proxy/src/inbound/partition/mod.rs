@@ -464,17 +464,17 @@ impl Partition {
     }
 
     fn timer(&mut self, now: Moment, origin: Offset, effects: &mut Vec<Effect>) {
-        let may_be_known = self.may_be_known(origin);
-        let Some(held) = self.held.get_mut(&origin) else { return };
+        let Some(held) = self.held.get(&origin) else { return };
         let waits = matches!(held.state, State::Blocked | State::Ready | State::Pausing(_));
         if waits && now >= held.deadline {
-            if may_be_known {
+            if self.may_be_known(origin) {
                 self.timers.insert((now + LOOK_AGAIN, origin));
             } else {
                 self.give_up(origin, Reason::Deadline, "the deadline passed", effects);
             }
             return;
         }
+        let Some(held) = self.held.get_mut(&origin) else { return };
         if let State::Pausing(until) = held.state {
             if now >= until {
                 held.state = State::Ready;
