@@ -19,6 +19,8 @@ mod history;
 mod ledger;
 mod options;
 mod plan;
+#[path = "../../proxy/tests/simulation/random.rs"]
+#[allow(dead_code, reason = "the simulation's, which needs more of it")]
 mod random;
 mod report;
 mod run;

@@ -17,7 +17,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// From `from` (included) to `to` (excluded).
+    /// From `from` (included) to `to` (excluded); `from` if there is nothing between.
     pub(crate) fn between(&mut self, from: u64, to: u64) -> u64 {
         if to <= from { from } else { from + self.next() % (to - from) }
     }
@@ -28,7 +28,7 @@ impl Random {
     }
 
     pub(crate) fn pick<T: Copy>(&mut self, of: &[T]) -> T {
-        of[usize::try_from(self.between(0, of.len() as u64)).unwrap()]
+        of[self.between(0, of.len() as u64) as usize]
     }
 
     /// From 0 to 1.
