@@ -122,6 +122,7 @@ pub(crate) async fn play(world: &mut World, row: Row, action: &str, bug: Option<
         }
         traffic.round(scene.shop_at).await?;
     }
+    scene.until_it_has_ended(row, action).await?;
     scene.gate.open();
     scene.answer_held();
     scene.until_calls_go_through(&mut traffic).await?;
@@ -199,6 +200,18 @@ impl Scene {
     fn end_cart(&mut self, signal: Signal) {
         self.ended_by_test += 1;
         self.cart.signal(signal);
+    }
+
+    /// Waits until what has to end at the point has: a panic first prints its backtrace, for seconds on a busy machine, and the other threads go on meanwhile.
+    async fn until_it_has_ended(&self, row: Row, action: &str) -> Result<(), String> {
+        let until = Instant::now() + PATIENCE;
+        while let Err(not_yet) = self.check_ends(row, action) {
+            if Instant::now() > until {
+                return Err(not_yet);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
     }
 
     /// The process that failed did so as it should, and was started afresh; the others lived on.
