@@ -1,10 +1,11 @@
-//! A connection of the app, guarded: heads must arrive in time, and their framing is watched (see [`crate::framing`]).
+//! A connection of the app, guarded: hyper sees of it only what [`crate::framing`] lets on; heads must arrive in time; interim responses are written between
+//! hyper's own; and a connection is closed so that its peer can read the last answer.
 
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -12,32 +13,78 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use crate::framing::{Framing, Verdict};
+use crate::interim::Queue;
+use crate::problem::{Kind, Problem};
+
+/// How long, and how much, is still read of a request that was refused: a connection that is closed with unread data loses the answer too.
+const LINGER_TIME: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 16 << 20;
 
 /// What is known of a connection by its bytes. Cheap to clone.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Watch {
     seen: Arc<Mutex<Seen>>,
 }
 
+#[derive(Debug)]
 struct Seen {
     framing: Framing,
     last_byte: Instant,
+    interims: Queue,
+    /// The connection's task, when it waits for what another task may do.
+    task: Option<Waker>,
+}
+
+impl Seen {
+    fn remember(&mut self, cx: &Context<'_>) {
+        match &mut self.task {
+            Some(task) => task.clone_from(cx.waker()),
+            None => self.task = Some(cx.waker().clone()),
+        }
+    }
+
+    fn wake(&mut self) {
+        if let Some(task) = self.task.take() {
+            task.wake();
+        }
+    }
 }
 
 impl Watch {
-    /// The verdict on the framing of the next request; to be asked once for each.
+    /// The verdict on the head of the next request; to be asked once for each.
     pub fn take_verdict(&self) -> Verdict {
         self.seen().framing.take_verdict()
     }
 
     /// The connection speaks another protocol now: it is not watched any more.
     pub fn let_go(&self) {
-        self.seen().framing.let_go();
+        let mut seen = self.seen();
+        seen.framing.let_go();
+        seen.wake();
+    }
+
+    /// The request that may have switched protocols has not.
+    pub fn go_on(&self) {
+        let mut seen = self.seen();
+        seen.framing.go_on();
+        seen.wake();
     }
 
     /// When the last byte came or went.
     pub fn last_byte(&self) -> Instant {
         self.seen().last_byte
+    }
+
+    /// Looks at the interim responses of the request under way.
+    pub(crate) fn interims<T>(&self, look: impl FnOnce(&mut Queue) -> T) -> T {
+        look(&mut self.seen().interims)
+    }
+
+    /// Adds to them, and has them written as soon as that can be.
+    pub(crate) fn add_interim(&self, add: impl FnOnce(&mut Queue)) {
+        let mut seen = self.seen();
+        add(&mut seen.interims);
+        seen.wake();
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
@@ -46,58 +93,121 @@ impl Watch {
 }
 
 /// The connection.
+#[derive(Debug)]
 pub struct Guarded {
     stream: TcpStream,
     watch: Watch,
     head_timeout: Duration,
-    /// Set while a head arrives.
-    deadline: Option<Pin<Box<Sleep>>>,
+    /// Set while a head arrives: which, and until when.
+    deadline: Option<(u64, Pin<Box<Sleep>>)>,
+    lingering: Option<Lingering>,
+}
+
+#[derive(Debug)]
+struct Lingering {
+    until: Pin<Box<Sleep>>,
+    left_bytes: usize,
+    /// Whether more is to be expected than what is there.
+    patient: bool,
 }
 
 impl Guarded {
     /// Guards a connection whose request heads may have `max_head_bytes`, and take `head_timeout` from their first byte to their last.
     pub fn new(stream: TcpStream, max_head_bytes: usize, head_timeout: Duration) -> (Self, Watch) {
-        let seen = Seen { framing: Framing::new(max_head_bytes), last_byte: Instant::now() };
+        let seen = Seen { framing: Framing::new(max_head_bytes), last_byte: Instant::now(), interims: Queue::default(), task: None };
         let watch = Watch { seen: Arc::new(Mutex::new(seen)) };
-        (Self { stream, watch: watch.clone(), head_timeout, deadline: None }, watch)
+        (Self { stream, watch: watch.clone(), head_timeout, deadline: None, lingering: None }, watch)
+    }
+
+    /// Writes what is there of interim responses.
+    fn poll_interims(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut seen = self.watch.seen();
+        seen.remember(cx);
+        while !seen.interims.is_empty() {
+            match ready!(Pin::new(&mut self.stream).poll_write(cx, seen.interims.begin()))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => seen.interims.advance(written),
+            }
+            seen.last_byte = Instant::now();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// An interim response that has been written in part is written to its end before anything else.
+    fn poll_begun_interims(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.watch.seen().interims.has_begun() { self.poll_interims(cx) } else { Poll::Ready(Ok(())) }
+    }
+
+    /// The head under way did not come in time.
+    fn late(&self) -> io::Result<()> {
+        let mut seen = self.watch.seen();
+        if !seen.framing.is_head_of_http1() {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the preface of HTTP/2 did not arrive in time"));
+        }
+        let detail = format!("the head of the request did not arrive within {}", humantime::format_duration(self.head_timeout));
+        seen.framing.refuse(Problem::new(Kind::SlowHead, detail));
+        Ok(())
     }
 }
 
 impl AsyncRead for Guarded {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        let before = buffer.filled().len();
-        match Pin::new(&mut this.stream).poll_read(cx, buffer) {
-            Poll::Ready(Ok(())) => {
+        loop {
+            {
                 let mut seen = this.watch.seen();
-                seen.framing.feed(&buffer.filled()[before..]);
-                seen.last_byte = Instant::now();
-                if !seen.framing.in_head() {
+                if seen.framing.give(buffer.remaining(), |bytes| buffer.put_slice(bytes)) > 0 {
+                    return Poll::Ready(Ok(()));
+                }
+                if !seen.framing.wants_more() {
+                    seen.remember(cx);
+                    return Poll::Pending;
+                }
+            }
+            let before = buffer.filled().len();
+            match Pin::new(&mut this.stream).poll_read(cx, buffer) {
+                Poll::Ready(Ok(())) => {
+                    let mut seen = this.watch.seen();
+                    let came = &buffer.filled()[before..];
+                    if came.is_empty() {
+                        return Poll::Ready(Ok(()));
+                    }
+                    seen.last_byte = Instant::now();
+                    let as_it_is = seen.framing.feed(came);
+                    match seen.framing.in_head() {
+                        None => this.deadline = None,
+                        Some(head) if this.deadline.as_ref().is_some_and(|(of, _)| *of == head) => {}
+                        Some(head) => this.deadline = Some((head, Box::pin(tokio::time::sleep(this.head_timeout)))),
+                    }
+                    if as_it_is {
+                        return Poll::Ready(Ok(()));
+                    }
+                    buffer.set_filled(before);
+                }
+                Poll::Pending => {
+                    let late = this.deadline.as_mut().is_some_and(|(_, deadline)| deadline.as_mut().poll(cx).is_ready());
+                    if !late {
+                        this.watch.seen().remember(cx);
+                        return Poll::Pending;
+                    }
                     this.deadline = None;
-                } else if this.deadline.is_none() {
-                    this.deadline = Some(Box::pin(tokio::time::sleep(this.head_timeout)));
+                    this.late()?;
                 }
-                Poll::Ready(Ok(()))
+                failed => return failed,
             }
-            Poll::Pending => {
-                let late = this.deadline.as_mut().is_some_and(|d| d.as_mut().poll(cx).is_ready());
-                if late && this.watch.seen().framing.in_head() {
-                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the head of a request did not arrive in time")));
-                }
-                Poll::Pending
-            }
-            failed => failed,
         }
     }
 }
 
 impl AsyncWrite for Guarded {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.poll_begun_interims(cx))?;
         self.watch.seen().last_byte = Instant::now();
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        ready!(self.poll_begun_interims(cx))?;
         self.watch.seen().last_byte = Instant::now();
         Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
     }
@@ -106,11 +216,39 @@ impl AsyncWrite for Guarded {
         self.stream.is_write_vectored()
     }
 
+    /// hyper flushes only when all that it had to write is written. While a request is with the proxy, all of the answer before it is, and nothing of its own:
+    /// so this is where an interim response can go out. Its request's answer is given to hyper only after that (see [`crate::interim`]).
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_interims(cx))?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
+    /// Ends the sending side, and then reads for a while what its peer is still sending.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        let this = &mut *self;
+        if this.lingering.is_none() {
+            ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
+            if this.watch.seen().framing.is_let_go() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        let watch = &this.watch;
+        let lingering = this.lingering.get_or_insert_with(|| Lingering {
+            until: Box::pin(tokio::time::sleep(LINGER_TIME)),
+            left_bytes: LINGER_BYTES,
+            patient: watch.seen().framing.is_within_a_message(),
+        });
+        let mut scratch = [0; 8192];
+        while lingering.left_bytes > 0 && lingering.until.as_mut().poll(cx).is_pending() {
+            let mut unwanted = ReadBuf::new(&mut scratch);
+            match Pin::new(&mut this.stream).poll_read(cx, &mut unwanted) {
+                Poll::Pending if lingering.patient => return Poll::Pending,
+                Poll::Ready(Ok(())) if !unwanted.filled().is_empty() => {
+                    lingering.left_bytes = lingering.left_bytes.saturating_sub(unwanted.filled().len());
+                }
+                _ => break,
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use http::{Method, Request, StatusCode, Version, header};
+use http::{Method, Request, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -15,17 +15,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use crate::fields;
 use crate::framing::Verdict;
 use crate::guard::Guarded;
+use crate::head::MOST_FIELDS;
+use crate::interim::Interims;
 use crate::outbound::OutboundSide;
 use crate::passthrough::Place;
-use crate::problem::{Kind, Problem};
+use crate::target::RawTarget;
 
 /// Requests that one HTTP/2 connection may have under way at once.
 const STREAMS_PER_CONNECTION: u32 = 250;
-/// Fields that a request head may have; beyond: 431. (hyper's own limit, 100, is one that real requests have met.)
-pub const MOST_FIELDS: usize = 256;
 /// How long a connection may stand idle between two requests.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 /// The least buffer that hyper takes.
@@ -72,7 +71,8 @@ fn builder(side: &OutboundSide) -> auto::Builder<TokioExecutor> {
     let head_bytes = limits.max_head_bytes.max(LEAST_HEAD_BYTES);
     let mut http = auto::Builder::new(TokioExecutor::new());
     // Date is the app's to say: an outcome goes back verbatim. hyper's timeout for heads runs on idle connections too; ours is in `Guarded`.
-    http.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(head_bytes).max_headers(MOST_FIELDS).auto_date_header(false);
+    // What is too large or malformed never gets as far as hyper: see `head`.
+    http.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(head_bytes + LEAST_HEAD_BYTES).max_headers(MOST_FIELDS).auto_date_header(false);
     http.http2()
         .timer(TokioTimer::new())
         .max_header_list_size(u32::try_from(head_bytes).unwrap_or(u32::MAX))
@@ -90,17 +90,30 @@ async fn connection(stream: TcpStream, side: Arc<OutboundSide>, http: Arc<auto::
     // How many requests have come, and how many are being answered.
     let (came, mut first) = watch::channel(false);
     let under_way = Arc::new(AtomicUsize::new(0));
-    let service = service_fn(|request: Request<Incoming>| {
+    let service = service_fn(|mut request: Request<Incoming>| {
         came.send_if_modified(|came| !std::mem::replace(came, true));
-        let refused = (request.version() <= Version::HTTP_11).then(|| two_framings(&request, watch.take_verdict())).flatten();
         let counted = UnderWay::new(&under_way);
+        let is_http1 = request.version() <= Version::HTTP_11;
+        let Verdict { refused, raw_target, may_switch } = if is_http1 { watch.take_verdict() } else { Verdict::default() };
+        if let Some(target) = raw_target {
+            request.extensions_mut().insert(RawTarget(target));
+        }
+        // HTTP/1.0 knows no interim responses (RFC 9110, section 15.2).
+        let interims = (request.version() == Version::HTTP_11).then(|| Interims::begin(&watch));
+        if let Some(interims) = interims.clone() {
+            request.extensions_mut().insert(interims);
+        }
         let (watch, connect) = (watch.clone(), request.method() == Method::CONNECT);
-        let answer = side.clone().answer(request, place.clone(), refused);
+        let answer = side.clone().answer(request, place.clone(), refused.map(|problem| *problem));
         async move {
             let _counted = counted;
             let answer = answer.await;
-            if answer.as_ref().is_ok_and(|a| a.status() == StatusCode::SWITCHING_PROTOCOLS || (connect && a.status().is_success())) {
-                watch.let_go();
+            if let Some(interims) = interims {
+                interims.end().await;
+            }
+            if may_switch {
+                let switches = answer.as_ref().is_ok_and(|a| a.status() == StatusCode::SWITCHING_PROTOCOLS || (connect && a.status().is_success()));
+                if switches { watch.let_go() } else { watch.go_on() }
             }
             answer
         }
@@ -141,22 +154,6 @@ async fn connection(stream: TcpStream, side: Arc<OutboundSide>, http: Arc<auto::
             }
         }
     }
-}
-
-/// What two readers could understand differently is refused before anything else is thought about it.
-fn two_framings(request: &Request<Incoming>, verdict: Verdict) -> Option<Problem> {
-    if verdict == Verdict::TwoFramings {
-        let rule = "the request has both Content-Length and Transfer-Encoding; send one of them (RFC 9112, section 6.3)";
-        return Some(Problem::new(Kind::BadRequest, rule).closing());
-    }
-    // hyper decodes chunked and leaves other codings in the content, though they end with this connection.
-    let codings: Vec<&str> = fields::tokens(request.headers(), &header::TRANSFER_ENCODING).collect();
-    let other = codings.iter().find(|c| !c.eq_ignore_ascii_case("chunked")).copied();
-    if other.is_some() || codings.len() > 1 {
-        let shown: String = codings.join(", ").chars().take(80).collect();
-        return Some(Problem::new(Kind::UnknownCoding, format!("Transfer-Encoding {shown:?}: only \"chunked\", once, is understood")).closing());
-    }
-    None
 }
 
 /// Counts a request that is being answered, until it is dropped.

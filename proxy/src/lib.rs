@@ -3,7 +3,8 @@
 //! Out of the app ([`outbound`] has these stages in their order):
 //!
 //! - [`intercept`]: takes requests off the app's connections, and refuses what is no HTTP.
-//!   Its connections are guarded ([`guard`]) and their framing is watched ([`framing`]).
+//!   Its connections are guarded ([`guard`]), which follows the requests ([`framing`]), judges their heads ([`head`]) and writes interim responses
+//!   ([`interim`]).
 //! - [`route`]: decides: durable call, pass-through, Bluebox's own API, or a clear no.
 //! - [`passthrough`]: what is no component goes its way, streaming.
 //! - [`envelope`]: makes a call out of a request.
@@ -14,7 +15,7 @@
 //! Into the app: see [`inbound`].
 //!
 //! Used by both: [`config`], [`registry`] (which components there are), [`bulk`] (bodies, small and large), [`fields`] (which header fields
-//! travel), [`problem`] (the proxy's own errors), [`calls`] (`http://bluebox/v1/calls/ID`), [`metrics`], [`admin`] and [`drain`].
+//! travel), [`target`] (which targets do, though they are no URIs), [`problem`] (the proxy's own errors), [`calls`] (`http://bluebox/v1/calls/ID`), [`metrics`], [`admin`] and [`drain`].
 
 pub mod admin;
 pub mod append;
@@ -26,8 +27,10 @@ pub mod envelope;
 pub mod fields;
 pub mod framing;
 pub mod guard;
+pub mod head;
 pub mod inbound;
 pub mod intercept;
+pub mod interim;
 pub mod metrics;
 pub mod outbound;
 pub mod passthrough;
@@ -37,6 +40,7 @@ pub mod problem;
 pub mod registry;
 pub mod respond;
 pub mod route;
+pub mod target;
 
 use std::future::Future;
 use std::net::SocketAddr;

@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::header::{self, HeaderMap, HeaderValue};
-use http::uri::{Authority, PathAndQuery, Scheme};
+use http::uri::{Authority, Scheme};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
@@ -27,11 +27,13 @@ use tracing::debug;
 
 use crate::bulk::OutBody;
 use crate::fields;
-use crate::intercept::MOST_FIELDS;
+use crate::head::MOST_FIELDS;
+use crate::interim::Interims;
 use crate::metrics::Metrics;
 use crate::problem::{Kind, Problem};
 use crate::respond::{AnswerBody, Asked, BodyError};
 use crate::route::{Target, wants_upgrade};
+use crate::target::{self, Verbatim};
 
 /// Unused connections to one server that are kept.
 const IDLE_PER_HOST: usize = 32;
@@ -41,8 +43,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The way past the log. Cheap to clone.
 #[derive(Clone)]
 pub struct PassThrough {
-    http1: Client<Connector, Asking>,
-    http2: Client<Connector, Asking>,
+    http1: Client<Verbatim<Connector>, Asking>,
+    http2: Client<Verbatim<Connector>, Asking>,
     connector: Connector,
     metrics: Metrics,
     /// Tunnels and upgraded connections, which outlive the requests that began them.
@@ -62,11 +64,8 @@ impl PassThrough {
         // A server with several addresses: the timeout is for all of them, so that one that is dead does not use it up.
         http.set_connect_timeout(Some(connect_timeout));
         let connector = Connector { http, own, timeout: connect_timeout };
-        let mut builder = Client::builder(TokioExecutor::new());
-        builder.pool_idle_timeout(IDLE_TIMEOUT).pool_max_idle_per_host(IDLE_PER_HOST).pool_timer(TokioTimer::new()).timer(TokioTimer::new()).set_host(false);
-        builder.http1_max_headers(MOST_FIELDS);
-        let http1 = builder.build(connector.clone());
-        let http2 = builder.http2_only(true).build(connector.clone());
+        let http1 = client(IDLE_PER_HOST).build(Verbatim::new(connector.clone(), None));
+        let http2 = client(IDLE_PER_HOST).http2_only(true).build(Verbatim::new(connector.clone(), None));
         Self { http1, http2, connector, metrics, tunnels: TaskTracker::new(), stop: CancellationToken::new(), turn: Arc::default() }
     }
 
@@ -99,6 +98,7 @@ impl PassThrough {
         let asked = Asked::of(&head);
         let upgrade = wants_upgrade(&head);
         let is_http2 = head.version == Version::HTTP_2;
+        let interims = head.extensions.remove::<Interims>();
         let upgrades: Vec<HeaderValue> = head.headers.get_all(header::UPGRADE).iter().cloned().collect();
 
         strip(&mut head.headers);
@@ -121,21 +121,28 @@ impl PassThrough {
                 head.headers.append(header::UPGRADE, value);
             }
         }
-        head.uri = uri(&to, &target.target)?;
+        let raw_target;
+        (head.uri, raw_target) = uri(&to, &target.target)?;
         head.extensions.clear();
 
         let expects = head.headers.contains_key(header::EXPECT);
         let mut request = Request::from_parts(head, Asking { body, wanted: None });
+        let (sender, wanted) = watch::channel(false);
+        hyper::ext::on_informational(&mut request, move |told| match (told.status(), &interims) {
+            // The caller is told so when its body is read.
+            (StatusCode::CONTINUE, _) => _ = sender.send_replace(true),
+            (status, Some(interims)) => interims.push(status, told.headers()),
+            (_, None) => {}
+        });
         if expects {
-            let (sender, wanted) = watch::channel(false);
-            hyper::ext::on_informational(&mut request, move |told| {
-                if told.status() == StatusCode::CONTINUE {
-                    sender.send_replace(true);
-                }
-            });
             request.body_mut().wanted = Some(Box::pin(when_wanted(wanted)));
         }
-        let client = if is_http2 { &self.http2 } else { &self.http1 };
+        let client = match raw_target {
+            // On a connection of its own: it is the first request there.
+            Some(_) => &client(0).build(Verbatim::new(self.connector.clone(), raw_target)),
+            None if is_http2 => &self.http2,
+            None => &self.http1,
+        };
         let mut response = client.request(request).await.map_err(|e| failure(&to, &e, e.is_connect()))?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             if !upgrade {
@@ -165,7 +172,7 @@ impl PassThrough {
     }
 
     async fn tunnel(&self, mut request: Request<Incoming>, to: &Authority, place: Place) -> Result<Response<AnswerBody>, Problem> {
-        let server = self.connector.clone().call(uri(to, "")?).await.map_err(|e| failure(to, &*e, true))?;
+        let server = self.connector.clone().call(uri(to, "")?.0).await.map_err(|e| failure(to, &*e, true))?;
         let caller_side = hyper::upgrade::on(&mut request);
         self.splice("tunnelled", caller_side, std::future::ready(Ok(server.into_inner())), place);
         // Any 2xx opens the tunnel, and has no content (RFC 9110, section 9.3.6).
@@ -200,13 +207,22 @@ fn strip(headers: &mut HeaderMap) {
     fields::strip_own(headers);
 }
 
-fn uri(to: &Authority, target: &str) -> Result<Uri, Problem> {
+fn client(idle_per_host: usize) -> hyper_util::client::legacy::Builder {
+    let mut builder = Client::builder(TokioExecutor::new());
+    builder.pool_idle_timeout(IDLE_TIMEOUT).pool_max_idle_per_host(idle_per_host).pool_timer(TokioTimer::new()).timer(TokioTimer::new()).set_host(false);
+    builder.http1_max_headers(MOST_FIELDS);
+    builder
+}
+
+/// The URI of a request, and its target as it is to be sent where the URI can't have it so.
+fn uri(to: &Authority, target: &str) -> Result<(Uri, Option<Box<str>>), Problem> {
     let bad = |e: &dyn std::fmt::Display| Problem::new(Kind::BadRequest, format!("request target: {e}"));
     let mut parts = http::uri::Parts::default();
     parts.scheme = Some(Scheme::HTTP);
     parts.authority = Some(to.clone());
-    parts.path_and_query = Some(PathAndQuery::try_from(if target.is_empty() { "/" } else { target }).map_err(|e| bad(&e))?);
-    Uri::from_parts(parts).map_err(|e| bad(&e))
+    let (path, raw_target) = target::path_and_query(if target.is_empty() { "/" } else { target }).map_err(|e| bad(&e))?;
+    parts.path_and_query = Some(path);
+    Ok((Uri::from_parts(parts).map_err(|e| bad(&e))?, raw_target))
 }
 
 fn failure(to: &Authority, error: &(dyn std::error::Error + 'static), before_sending: bool) -> Problem {

@@ -25,6 +25,8 @@ pub enum Kind {
     HeadTooLarge,
     /// The request body is over the component's limit.
     TooLarge,
+    /// The request head did not arrive in time.
+    SlowHead,
     /// The request body stood still for too long.
     SlowBody,
     /// The request would come back to this proxy itself.
@@ -62,11 +64,12 @@ pub enum Kind {
 }
 
 /// Every kind, for the reference in the docs and for tests.
-pub const KINDS: [Kind; 27] = [
+pub const KINDS: [Kind; 28] = [
     Kind::BadRequest,
     Kind::UnknownCoding,
     Kind::HeadTooLarge,
     Kind::TooLarge,
+    Kind::SlowHead,
     Kind::SlowBody,
     Kind::Loop,
     Kind::StreamRefused,
@@ -129,6 +132,7 @@ impl Kind {
             Self::UnknownCoding => ("unknown-coding", StatusCode::NOT_IMPLEMENTED, "The request body has a transfer coding that is not understood"),
             Self::HeadTooLarge => ("head-too-large", StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "The request head is too large"),
             Self::TooLarge => ("body-too-large", StatusCode::PAYLOAD_TOO_LARGE, "The request body is too large"),
+            Self::SlowHead => ("slow-head", StatusCode::REQUEST_TIMEOUT, "The request head did not arrive in time"),
             Self::SlowBody => ("slow-body", StatusCode::REQUEST_TIMEOUT, "The request body did not arrive in time"),
             Self::Loop => ("loop", StatusCode::LOOP_DETECTED, "The request would come back to this proxy"),
             Self::StreamRefused => ("stream-refused", StatusCode::NOT_IMPLEMENTED, "This exchange can't be durable"),

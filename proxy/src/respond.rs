@@ -92,6 +92,10 @@ impl Asked {
 /// # Errors
 /// When a large body can't be read any more.
 pub async fn recorded(response: &Recorded, bulk: &Bulk, asked: &Asked) -> Result<Response<AnswerBody>, Problem> {
+    if response.status.is_informational() {
+        // Nobody records such a one; but it would turn this connection into something else.
+        return Err(Problem::new(Kind::OutcomeUnreadable, format!("the outcome has the status {}, which ends no exchange", response.status)));
+    }
     let mut answer = Response::new(());
     *answer.status_mut() = response.status;
     *answer.headers_mut() = response.headers.clone();

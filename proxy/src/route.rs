@@ -4,12 +4,13 @@ use bluebox_core::ComponentName;
 use bluebox_core::name::RESERVED;
 use bluebox_core::registry::{Component, Streams};
 use http::uri::Authority;
-use http::{Method, Uri, Version, header, request};
+use http::{Method, Version, header, request};
 
 use crate::envelope::Destination;
 use crate::fields;
 use crate::problem::{Kind, Problem};
 use crate::registry::Directory;
+use crate::target::RawTarget;
 
 /// Where a request goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,7 +68,7 @@ pub fn decide(head: &request::Parts, directory: &Directory) -> Result<Route, Pro
     let tunnel = head.method == Method::CONNECT;
     let port = port(&authority, tunnel)?;
     let host = host_of(&authority).to_ascii_lowercase();
-    let target = Target { authority, target: if tunnel { String::new() } else { origin_form(&head.uri) }, tunnel };
+    let target = Target { authority, target: if tunnel { String::new() } else { origin_form(head) }, tunnel };
 
     if host == RESERVED && port == 80 && !tunnel {
         return Ok(Route::Own(target.target));
@@ -152,8 +153,9 @@ fn host_of(authority: &Authority) -> &str {
     host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host)
 }
 
-fn origin_form(uri: &Uri) -> String {
-    let text = uri.path_and_query().map_or("", |p| p.as_str());
+fn origin_form(head: &request::Parts) -> String {
+    let raw = head.extensions.get::<RawTarget>().map(|raw| &*raw.0);
+    let text = raw.or_else(|| head.uri.path_and_query().map(|p| p.as_str())).unwrap_or_default();
     // An absolute target may have no path; in origin form it has one (RFC 9112, section 3.2.1).
     if text.starts_with(['/', '*']) { text.to_owned() } else { format!("/{text}") }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bluebox_core::call::{Call, Digest, Outcome, Reason, Response, Source};
 use bluebox_core::{CallId, fail_point_async};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::uri::{Authority, Scheme};
 use http::{StatusCode, Uri, Version};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -16,6 +17,7 @@ use crate::bulk::{Bulk, OutBody, TakeIn, TakeInError, chain};
 use crate::config::{AppProtocol, Inbound, RouteLimits, Served};
 use crate::fields;
 use crate::problem::Problem;
+use crate::target::{self, Verbatim};
 
 /// How long a connection to the app may take to come up. It is on loopback: longer means that nobody accepts.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -30,7 +32,8 @@ const ANSWER_IDLE: Duration = Duration::from_secs(60);
 /// The app of this box. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct App {
-    client: Client<HttpConnector, OutBody>,
+    client: Client<Verbatim<HttpConnector>, OutBody>,
+    connector: HttpConnector,
     address: SocketAddr,
     protocol: AppProtocol,
     bulk: Bulk,
@@ -56,18 +59,12 @@ impl App {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        let client = Client::builder(TokioExecutor::new())
-            .pool_idle_timeout(POOL_IDLE)
-            .pool_timer(TokioTimer::new())
-            .pool_max_idle_per_host(limits.concurrency)
-            .http1_max_buf_size(1 << 20)
-            .http1_max_headers(crate::intercept::MOST_FIELDS)
-            .http2_only(served.protocol == AppProtocol::H2c)
-            .build(connector);
+        let client = client(limits.concurrency).http2_only(served.protocol == AppProtocol::H2c).build(Verbatim::new(connector.clone(), None));
         let mut routes = limits.routes.clone();
         routes.sort_by_key(|route| std::cmp::Reverse(route.path.len()));
         Self {
             client,
+            connector,
             address: served.app,
             protocol: served.protocol,
             bulk,
@@ -96,7 +93,7 @@ impl App {
     ///
     /// Dropping the future closes the connection to the app (HTTP/1.1) or resets the stream (HTTP/2).
     pub async fn deliver(&self, call: &Call, attempt: Attempt) -> DeliveryEnd {
-        let request = match self.request(call, attempt) {
+        let (request, raw_target) = match self.request(call, attempt) {
             Ok(request) => request,
             // A call that can't be written as a request can't ever be delivered; it was taken in as one, so this is for the operator.
             Err(e) => return DeliveryEnd::Failed(format!("the call makes no request: {e}")),
@@ -104,7 +101,12 @@ impl App {
         fail_point_async!(InConnect, return DeliveryEnd::NotThere);
         let (time, retry_on) = self.limits_of(call);
         let ends = tokio::time::Instant::now() + time;
-        let response = match tokio::time::timeout_at(ends, self.client.request(request)).await {
+        let client = match raw_target {
+            // On a connection of its own: it is the first request there.
+            Some(_) => &client(0).build(Verbatim::new(self.connector.clone(), raw_target)),
+            None => &self.client,
+        };
+        let response = match tokio::time::timeout_at(ends, client.request(request)).await {
             Err(_) => return DeliveryEnd::Failed(format!("no answer within {}", humantime::format_duration(time))),
             Ok(Err(e)) if e.is_connect() => return DeliveryEnd::NotThere,
             Ok(Err(e)) => return DeliveryEnd::Failed(chain(&e)),
@@ -149,8 +151,15 @@ impl App {
         DeliveryEnd::Answered(Box::new(refusal(call.id, call.replay, call.recorded, attempt.number, Reason::Answer, detail)))
     }
 
-    fn request(&self, call: &Call, attempt: Attempt) -> Result<http::Request<OutBody>, http::Error> {
-        let uri = Uri::builder().scheme("http").authority(self.address.to_string()).path_and_query(call.request.target.as_str()).build()?;
+    /// The request, and its target as the app gets it where a URI can't have it so.
+    fn request(&self, call: &Call, attempt: Attempt) -> Result<(http::Request<OutBody>, Option<Box<str>>), http::Error> {
+        let (path, raw_target) = match self.protocol {
+            AppProtocol::Http1 => target::path_and_query(&call.request.target)?,
+            AppProtocol::H2c => target::path_and_query(&target::encoded(&call.request.target))?,
+        };
+        let mut parts = http::uri::Parts::default();
+        (parts.scheme, parts.authority, parts.path_and_query) = (Some(Scheme::HTTP), Some(Authority::try_from(self.address.to_string())?), Some(path));
+        let uri = Uri::from_parts(parts)?;
         let mut request = http::Request::builder().method(call.request.method.clone()).uri(uri);
         if self.protocol == AppProtocol::H2c {
             request = request.version(Version::HTTP_2);
@@ -171,8 +180,15 @@ impl App {
         if attempt.may_have_started {
             add(fields::MAY_HAVE_STARTED, "true")?;
         }
-        Ok(request)
+        Ok((request, raw_target))
     }
+}
+
+fn client(idle_connections: usize) -> hyper_util::client::legacy::Builder {
+    let mut builder = Client::builder(TokioExecutor::new());
+    builder.pool_idle_timeout(POOL_IDLE).pool_timer(TokioTimer::new()).pool_max_idle_per_host(idle_connections);
+    builder.http1_max_buf_size(1 << 20).http1_max_headers(crate::head::MOST_FIELDS);
+    builder
 }
 
 /// The outcome of a call that a proxy ends itself.
@@ -182,6 +198,9 @@ pub fn refusal(id: CallId, replay: u32, digest: Option<Digest>, attempts: u32, r
 
 /// Why this answer can't be an outcome, if it is one that never ends by its nature.
 fn never_ends(head: &http::response::Parts) -> Option<&'static str> {
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        return Some("the app switched protocols unasked (101), so what it sends is no answer any more");
+    }
     let media_type = head.headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
     let media_type = media_type.split(';').next().unwrap_or_default().trim();
     media_type.eq_ignore_ascii_case("text/event-stream").then_some("the app answered with an event stream, which has no end that could be recorded")
