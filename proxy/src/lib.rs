@@ -157,7 +157,9 @@ impl Proxy {
         let (publish, directory) = watch::channel(Directory::default());
         let pending = Pending::new(log.clone(), &topics, &instance, config.outbound.max_waiting);
         let bulk = Bulk::new(log.clone(), topics.bulk.partition(reply_partition(&instance)), config.outbound.body_memory_bytes);
-        let pass = PassThrough::new(listen, config.outbound.connect_timeout, metrics.clone());
+        // What only loopback may reach is no more to be reached through the proxy than the proxy itself.
+        let own = [Some(listen), control.as_ref().map(|(_, address)| *address)].into_iter().flatten().collect();
+        let pass = PassThrough::new(own, config.outbound.connect_timeout, metrics.clone());
         info!(name = %config.name, %instance, %listen, serves = ?config.serves.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), "a proxy started");
 
         // What runs beside the calls, for as long as the proxy does.

@@ -57,13 +57,13 @@ pub struct PassThrough {
 pub type Place = Arc<OwnedSemaphorePermit>;
 
 impl PassThrough {
-    /// For a proxy that listens at `own`, whose connections come up within `connect_timeout`.
-    pub fn new(own: SocketAddr, connect_timeout: Duration, metrics: Metrics) -> Self {
+    /// For a proxy that listens at these addresses of its `own`, none of which it connects to; its connections come up within `connect_timeout`.
+    pub fn new(own: Vec<SocketAddr>, connect_timeout: Duration, metrics: Metrics) -> Self {
         let mut http = HttpConnector::new();
         http.set_nodelay(true);
         // A server with several addresses: the timeout is for all of them, so that one that is dead does not use it up.
         http.set_connect_timeout(Some(connect_timeout));
-        let connector = Connector { http, own, timeout: connect_timeout };
+        let connector = Connector { http, own: own.into(), timeout: connect_timeout };
         let http1 = client(IDLE_PER_HOST).build(Verbatim::new(connector.clone(), None));
         let http2 = client(IDLE_PER_HOST).http2_only(true).build(Verbatim::new(connector.clone(), None));
         Self { http1, http2, connector, metrics, tunnels: TaskTracker::new(), stop: CancellationToken::new(), turn: Arc::default() }
@@ -299,7 +299,7 @@ struct TimedOut(Duration);
 #[derive(Debug, Clone)]
 struct Connector {
     http: HttpConnector,
-    own: SocketAddr,
+    own: Arc<[SocketAddr]>,
     timeout: Duration,
 }
 
@@ -307,12 +307,13 @@ impl Connector {
     /// A connection leads back here if its other end is where this proxy listens: at that address, or, where it listens at all of them, at the address that
     /// the connection itself comes from.
     fn leads_back(&self, stream: &TcpStream) -> bool {
-        match (stream.peer_addr(), stream.local_addr()) {
-            (Ok(peer), Ok(local)) if peer.port() == self.own.port() => {
-                peer.ip() == self.own.ip() || (self.own.ip().is_unspecified() && (peer.ip() == local.ip() || peer.ip().is_loopback()))
-            }
-            _ => false,
-        }
+        let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return false };
+        // An IPv4 address may come as an IPv6 one.
+        let (port, peer, local) = (peer.port(), peer.ip().to_canonical(), local.ip().to_canonical());
+        self.own.iter().filter(|own| own.port() == port).any(|own| {
+            let own = own.ip().to_canonical();
+            peer == own || (own.is_unspecified() && (peer == local || peer.is_loopback()))
+        })
     }
 }
 

@@ -49,8 +49,11 @@ pub fn path_and_query(target: &str) -> Result<(PathAndQuery, Option<Box<str>>), 
     }
 }
 
-/// A target with those bytes percent-encoded, for HTTP/2, whose implementation takes nothing else.
+/// A target for HTTP/2, whose implementation takes URIs alone: if it is none, with those bytes percent-encoded.
 pub fn encoded(target: &str) -> String {
+    if PathAndQuery::try_from(target).is_ok() {
+        return target.to_owned();
+    }
     target.replace('"', "%22").replace('<', "%3C").replace('>', "%3E").replace('`', "%60")
 }
 

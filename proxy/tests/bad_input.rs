@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use bluebox_core::registry::Component;
 use common::{Answer, PATIENCE, System, read_head, response};
+use http_body_util::BodyExt;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Asks, and checks that no call came of it and that the gateway still works.
@@ -15,6 +17,18 @@ async fn refused(system: &System, request: impl AsRef<[u8]>) -> Answer {
     let end = system.log_end().await;
     assert_eq!(end, 0, "a call came of it: {answer:?}");
     answer
+}
+
+/// Asks, and checks that there is one answer, which is a problem document with this status and this word, and that nothing came of the request.
+async fn refused_with(system: &System, request: impl AsRef<[u8]>, status: u16, word: &str) {
+    let what = String::from_utf8_lossy(&request.as_ref()[..request.as_ref().len().min(120)]).into_owned();
+    let answer = refused(system, request).await;
+    assert_eq!((answer.status, answer.problem().as_str()), (status, word), "{what:?}: {answer:?}");
+    assert_eq!(answer.header("content-type").as_deref(), Some("application/problem+json"), "{what:?}: {answer:?}");
+    assert_eq!(answer.header("bluebox-retry-safe").as_deref(), Some("true"), "{what:?}: {answer:?}");
+    assert_eq!(answer.header("content-length"), Some(answer.body.len().to_string()), "{what:?}: one answer, and the connection is closed: {answer:?}");
+    let document: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+    assert_eq!((document["status"].as_u64(), document["type"].as_str()), (Some(u64::from(status)), Some(&*format!("urn:bluebox:problem:{word}"))));
 }
 
 #[tokio::test]
@@ -34,9 +48,9 @@ async fn what_is_no_http_is_refused() {
         b"GET / HTTP/1.1\r\nHost: cart\r\nX: a\rb\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03TLS hello\r\n\r\n",
     ] {
-        let answer = refused(&system, garbage).await;
-        assert_eq!(answer.status, 400, "{:?}: {answer:?}", String::from_utf8_lossy(garbage));
+        refused_with(&system, garbage, 400, "bad-request").await;
     }
+    assert!(system.metrics().await.contains("bluebox_refused_requests_total{problem=\"bad-request\"}"));
 }
 
 #[tokio::test]
@@ -84,7 +98,8 @@ async fn framing_that_two_could_read_differently_is_refused() {
         ("Transfer-Encoding: chunked, chunked\r\n", 501),
     ] {
         let answer = refused(&system, format!("{post}{fields}\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: cart\r\n\r\n")).await;
-        assert_eq!(answer.status, status, "{fields:?}: {answer:?}");
+        let word = if status == 400 { "bad-request" } else { "unknown-coding" };
+        assert_eq!((answer.status, answer.problem().as_str()), (status, word), "{fields:?}: {answer:?}");
         assert_eq!(answer.raw.windows(9).filter(|w| w == b"HTTP/1.1 ").count(), 1, "one answer, and the connection is closed: {answer:?}");
     }
     let old = refused(&system, "POST / HTTP/1.0\r\nHost: cart\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n").await;
@@ -116,8 +131,8 @@ async fn a_broken_body_is_no_call() {
         ("Transfer-Encoding: chunked\r\n", "fffffffffffffffff\r\nabc\r\n0\r\n\r\n"),
         ("Transfer-Encoding: chunked\r\n", "3\r\nabc\r\n0\r\nBad Trailer\r\n\r\n"),
     ] {
-        let answer = refused(&system, format!("{post}{fields}\r\n{body}")).await;
-        assert_eq!(answer.status, 400, "{body:?}: {answer:?}");
+        // What would be the next request, had the body an end, is none.
+        refused_with(&system, format!("{post}{fields}\r\n{body}GET /smuggled HTTP/1.1\r\nHost: cart\r\n\r\n"), 400, "bad-request").await;
     }
     // Cut off: nobody is there to be answered, but nothing may come of it.
     let mut stream = system.connect().await;
@@ -136,9 +151,45 @@ async fn a_head_that_is_too_large_is_refused() {
         format!("GET / HTTP/1.1\r\nHost: cart\r\n{}\r\n", "a: b\r\n".repeat(1000)),
         format!("GET / HTTP/1.1\r\nHost: cart\r\nX: {}", "y".repeat(200 << 10)),
     ] {
-        assert_eq!(refused(&system, head).await.status, 431);
+        refused_with(&system, head, 431, "head-too-large").await;
     }
-    assert!([414, 431].contains(&refused(&system, format!("GET /{large} HTTP/1.1\r\nHost: cart\r\n\r\n")).await.status));
+    refused_with(&system, format!("GET /{large} HTTP/1.1\r\nHost: cart\r\n\r\n"), 431, "head-too-large").await;
+    // 64 KiB are not too many, and neither are 256 fields.
+    let _cart = system.answers(response(200, &[("content-length", "2")], b"ok"));
+    let bytes = |n: usize| format!("GET / HTTP/1.1\r\nHost: cart\r\nConnection: close\r\nX: {}\r\n\r\n", "x".repeat(n - 54));
+    assert_eq!(system.ask(bytes(64 << 10)).await.status, 200);
+    assert_eq!(system.ask(bytes((64 << 10) + 1)).await.status, 431);
+    let fields = |n: usize| format!("GET / HTTP/1.1\r\nHost: cart\r\nConnection: close\r\n{}\r\n", "a: b\r\n".repeat(n - 2));
+    assert_eq!(system.ask(fields(256)).await.status, 200);
+    assert_eq!(system.ask(fields(257)).await.status, 431);
+}
+
+#[tokio::test]
+async fn a_head_without_an_end_costs_little() {
+    let system = System::start().await;
+    for begin in ["GET / HTTP/1.1\r\nHost: cart\r\nX: ", "GET /", "G"] {
+        let mut stream = system.connect().await;
+        stream.write_all(begin.as_bytes()).await.unwrap();
+        let (mut read, mut write) = stream.split();
+        let block = vec![b'x'; 1 << 16];
+        let sending = async {
+            let mut sent = 0;
+            while write.write_all(&block).await.is_ok() {
+                sent += block.len();
+            }
+            sent
+        };
+        let reading = async {
+            let mut raw = Vec::new();
+            let _ = read.read_to_end(&mut raw).await;
+            Answer::parse(&raw)
+        };
+        let (sent, answer) = tokio::time::timeout(PATIENCE, async { tokio::join!(sending, reading) }).await.expect("it is read for ever");
+        assert_eq!((answer.status, answer.problem().as_str()), (431, "head-too-large"), "{answer:?}");
+        // What lies in the sockets comes on top of what is read.
+        assert!(sent < 64 << 20, "{sent} bytes were taken");
+    }
+    assert_eq!(system.log_end().await, 0);
 }
 
 #[tokio::test]
@@ -175,13 +226,15 @@ async fn slow_senders_are_cut_off() {
         Component { partitions: 1, ..Component::default() },
     )
     .await;
-    // Nothing at all, half a preface of HTTP/2, half a head, drop by drop, and half a head on a connection that was used.
+    // Nothing at all, half a preface of HTTP/2, half a head, half a request line, and half a head on a connection that was used.
     let used = "GET http://bluebox/ HTTP/1.1\r\nHost: bluebox\r\n\r\nGET / HT";
-    for begin in ["", "PRI * HT", "GET / HTTP/1.1\r\nHost: cart\r\nX: ", used] {
+    for (begin, answers) in [("", 0), ("PRI * HT", 0), ("GET / HTTP/1.1\r\nHost: cart\r\nX: ", 1), ("GET /", 1), (used, 2)] {
         let began = std::time::Instant::now();
         let answer = refused(&system, begin).await;
         assert!(began.elapsed() >= timeout, "{begin:?}");
-        assert!(answer.status == 0 || begin == used, "{answer:?}");
+        let text = String::from_utf8_lossy(&answer.raw).into_owned();
+        assert_eq!(text.matches("HTTP/1.1 ").count(), answers, "{text}");
+        assert!(answers == 0 || (text.contains("HTTP/1.1 408 ") && text.contains("bluebox-error: slow-head")), "{text}");
     }
     let mut dripping = system.connect().await;
     let drip = async {
@@ -245,15 +298,217 @@ async fn a_request_to_the_proxy_itself_is_a_loop() {
         format!("GET http://{}/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", system.gateway),
         format!("GET / HTTP/1.1\r\nHost: localhost:{}\r\nConnection: close\r\n\r\n", system.gateway.port()),
         format!("CONNECT {} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", system.gateway, system.gateway),
+        format!("GET / HTTP/1.1\r\nHost: 0.0.0.0:{}\r\nConnection: close\r\n\r\n", system.gateway.port()),
+        format!("GET / HTTP/1.1\r\nHost: [::ffff:127.0.0.1]:{}\r\nConnection: close\r\n\r\n", system.gateway.port()),
+        format!("GET / HTTP/1.1\r\nHost: 2130706433:{}\r\nConnection: close\r\n\r\n", system.gateway.port()),
+        // What only loopback may reach is not to be reached through the proxy.
+        format!("POST /drain HTTP/1.1\r\nHost: {}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", system.control),
+        format!("CONNECT {} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", system.control, system.control),
     ] {
         let answer = refused(&system, &head).await;
         assert_eq!((answer.status, answer.problem().as_str()), (508, "loop"), "{head:?}: {answer:?}");
     }
     let everywhere = System::start_with(|config| config.listen = "0.0.0.0:0".parse().unwrap(), Component { partitions: 1, ..Component::default() }).await;
+    leads_back_by(&everywhere, &["127.0.0.1", "127.0.0.2", "0.0.0.0", "localhost", &own_name()]).await;
+    let everywhere = System::start_with(|config| config.listen = "[::]:0".parse().unwrap(), Component { partitions: 1, ..Component::default() }).await;
+    leads_back_by(&everywhere, &["127.0.0.1", "[::1]", "[::]", "[::ffff:127.0.0.1]", "localhost", &own_name()]).await;
+}
+
+/// The name of this machine, where it leads to this machine.
+fn own_name() -> String {
+    use std::net::ToSocketAddrs as _;
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
+    let is_own = |a: std::net::SocketAddr| std::net::TcpListener::bind((a.ip(), 0)).is_ok();
+    if (name.as_str(), 1).to_socket_addrs().is_ok_and(|mut all| all.all(is_own)) { name } else { "localhost".to_owned() }
+}
+
+async fn leads_back_by(everywhere: &System, names: &[&str]) {
     let port = everywhere.gateway.port();
-    let answer =
-        common::exchange(([127, 0, 0, 1], port).into(), format!("GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n").as_bytes()).await;
-    assert_eq!(answer.status, 508, "{answer:?}");
+    for name in names {
+        let request = format!("GET / HTTP/1.1\r\nHost: {name}:{port}\r\nConnection: close\r\n\r\n");
+        let answer = common::exchange(([127, 0, 0, 1], port).into(), request.as_bytes()).await;
+        assert_eq!((answer.status, answer.problem().as_str()), (508, "loop"), "{name}: {answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn request_lines_and_heads_that_are_none_get_a_document() {
+    let system = System::start().await;
+    let megabyte = "x".repeat(1 << 20);
+    let host = "Host: cart\r\n\r\n";
+    for (request, status, word) in [
+        ("GET /\r\n".to_owned(), 400, "bad-request"),
+        ("GET / HTTP/0.9\r\n\r\n".to_owned(), 400, "bad-request"),
+        (format!("GET /{megabyte} HTTP/1.1\r\n{host}"), 431, "head-too-large"),
+        (format!("{megabyte} / HTTP/1.1\r\n{host}"), 431, "head-too-large"),
+        (format!("GET / HTTP/1.1\r\n{}{host}", "a: b\r\n".repeat(10_000)), 431, "head-too-large"),
+        (format!("GET / HTTP/1.1\r\n{megabyte}: 1\r\n{host}"), 431, "head-too-large"),
+        (format!("GET /\0 HTTP/1.1\r\n{host}"), 400, "bad-request"),
+        (format!("GET / HTTP/1.1\r\n\0: a\r\n{host}"), 400, "bad-request"),
+        (format!("GET / HTTP/1.1\r\n: a\r\n{host}"), 400, "bad-request"),
+        (format!("GET /a\u{7f} HTTP/1.1\r\n{host}"), 400, "bad-request"),
+        (format!("GET /a#b HTTP/1.1\r\n{host}"), 400, "bad-request"),
+        (format!("GET  / HTTP/1.1\r\n{host}"), 400, "bad-request"),
+        (format!("GET\t/ HTTP/1.1\r\n{host}"), 400, "bad-request"),
+        (format!("GET / http/1.1\r\n{host}"), 400, "bad-request"),
+        (format!(" GET / HTTP/1.1\r\n{host}"), 400, "bad-request"),
+        (format!("GET / HTTP/1.1\r\n X: before the first field\r\n{host}"), 400, "bad-request"),
+        // The form of the target (RFC 9112, section 3.2).
+        (format!("GET cart HTTP/1.1\r\n{host}"), 400, "bad-request"),
+        (format!("GET cart:80 HTTP/1.1\r\n{host}"), 400, "bad-request"),
+        (format!("GET * HTTP/1.1\r\n{host}"), 400, "bad-request"),
+        (format!("CONNECT / HTTP/1.1\r\n{host}"), 400, "bad-request"),
+        (format!("CONNECT cart HTTP/1.1\r\nConnection: close\r\n{host}"), 400, "bad-request"),
+        (format!("CONNECT http://cart:80/ HTTP/1.1\r\n{host}"), 400, "bad-request"),
+        (format!("GET http:///x HTTP/1.1\r\n{host}"), 400, "bad-request"),
+        (format!("GET ftp://cart/x HTTP/1.1\r\nConnection: close\r\n{host}"), 400, "bad-request"),
+        (format!("GET http://user@cart/ HTTP/1.1\r\nConnection: close\r\n{host}"), 400, "bad-request"),
+        ("GET http://cart/ HTTP/1.1\r\nHost: a b\r\nConnection: close\r\n\r\n".to_owned(), 400, "bad-request"),
+        // HTTP/2 that is none.
+        ("PRI * HTTP/2.0\r\n\r\nGET / HTTP/1.1\r\n\r\n".to_owned(), 400, "bad-request"),
+        ("PRI / HTTP/1.1\r\nConnection: close\r\n\r\n".to_owned(), 400, "bad-request"),
+    ] {
+        refused_with(&system, request, status, word).await;
+    }
+    refused_with(&system, b"GET /\xff HTTP/1.1\r\nHost: cart\r\n\r\n", 400, "bad-request").await;
+    let answer = refused(&system, "GET /a\u{7f}b HTTP/1.1\r\nHost: cart\r\n\r\n").await;
+    assert!(String::from_utf8_lossy(&answer.body).contains("percent-encode it as %7F"), "{answer:?}");
+}
+
+#[tokio::test]
+async fn what_surrounds_chunks_is_bounded() {
+    let system = System::start().await;
+    let megabyte = "x".repeat(1 << 20);
+    for body in [
+        format!("3;{megabyte}\r\nabc\r\n0\r\n\r\n"),
+        format!("{}3\r\nabc\r\n0\r\n\r\n", "0".repeat(1 << 20)),
+        format!("3{}\r\nabc\r\n0\r\n\r\n", " ".repeat(1 << 20)),
+        format!("3\r\nabc\r\n0\r\nX: {megabyte}\r\n\r\n"),
+        format!("3\r\nabc\r\n0\r\n{}\r\n", "a: b\r\n".repeat(10_000)),
+        "3\r\nabc\r\n0\r\nX: a\0b\r\n\r\n".to_owned(),
+    ] {
+        let request = format!("POST / HTTP/1.1\r\nHost: cart\r\nTransfer-Encoding: chunked\r\n\r\n{body}GET / HTTP/1.1\r\nHost: cart\r\n\r\n");
+        refused_with(&system, request, 400, "bad-request").await;
+    }
+}
+
+#[tokio::test]
+async fn the_rest_of_a_body_that_was_refused_is_no_request() {
+    let system = System::start_with(|_| {}, Component { partitions: 1, body_limit_bytes: 1000, ..Component::default() }).await;
+    let smuggled = "GET /smuggled HTTP/1.1\r\nHost: cart\r\n\r\n".repeat(2000);
+    for framed in [
+        format!("Content-Length: {}\r\n\r\n{smuggled}", smuggled.len()),
+        format!("Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{smuggled}\r\n0\r\n\r\n", smuggled.len()),
+    ] {
+        let mut stream = system.connect().await;
+        stream.write_all(format!("POST / HTTP/1.1\r\nHost: cart\r\n{framed}").as_bytes()).await.unwrap();
+        assert_eq!(read_head(&mut stream).await.status, 413);
+        assert_eq!(system.log_end().await, 0);
+    }
+}
+
+#[tokio::test]
+async fn bytes_in_a_body_have_no_meaning() {
+    let system = System::start().await;
+    let mut cart = system.answers(response(200, &[("content-length", "2")], b"ok"));
+    let body = b"\0\r\n\r\nGET / HTTP/1.1\r\n\r\n\xff";
+    let head = format!("POST / HTTP/1.1\r\nHost: cart\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
+    assert_eq!(system.ask([head.as_bytes(), body].concat()).await.status, 200);
+    let bluebox_core::call::Body::Inline(arrived) = cart.next().await.request.body else { panic!("it is small") };
+    assert_eq!(&arrived[..], body);
+    assert!(cart.is_idle());
+}
+
+#[tokio::test]
+async fn expectations_that_nobody_knows_hold_nothing_up() {
+    let system = System::start().await;
+    let mut cart = system.answers(response(200, &[("content-length", "2")], b"ok"));
+    for expect in ["200-maybe", "100-continue, x", "", "\"", "100-continue\r\nExpect: x"] {
+        let request = format!("POST / HTTP/1.1\r\nHost: cart\r\nConnection: close\r\nExpect: {expect}\r\nContent-Length: 2\r\n\r\nhi");
+        let answer = system.ask(request).await;
+        assert!(answer.raw.ends_with(b"ok"), "{expect:?}: {answer:?}");
+        assert!(!cart.next().await.request.headers.contains_key("expect"));
+    }
+}
+
+#[tokio::test]
+async fn http_1_0_keeps_its_connection_only_if_it_says_so() {
+    let system = System::start().await;
+    let _cart = system.answers(response(200, &[("content-length", "2")], b"ok"));
+    let get = |fields: &str| format!("GET / HTTP/1.0\r\nHost: cart\r\n{fields}\r\n");
+    for (requests, answers) in [
+        (format!("{}{}", get("Connection: keep-alive\r\n"), get("")), 2),
+        (format!("{}{}", get(""), get("")), 1),
+        (format!("{}{}", get("Connection: close, keep-alive\r\n"), get("")), 1),
+    ] {
+        let answer = system.ask(&requests).await;
+        let text = String::from_utf8_lossy(&answer.raw).into_owned();
+        assert_eq!((text.matches("HTTP/1.0 200 OK").count(), text.matches("HTTP/").count()), (answers, answers), "{requests:?}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn pipelined_requests_are_answered_in_their_order() {
+    let system = System::start().await;
+    let _cart = system.callee(|call| Some(response(200, &[], call.request.target.as_bytes())));
+    let requests: String = (0..300).map(|n| format!("\r\nGET /{n}. HTTP/1.1\r\nHost: cart\r\n\r\n")).collect();
+    // Behind a request that is none nothing is answered.
+    let answer = system.ask(format!("{requests}GET /bad\r\nGET /never HTTP/1.1\r\nHost: cart\r\n\r\n")).await;
+    let text = String::from_utf8_lossy(&answer.raw).into_owned();
+    let mut rest = text.as_str();
+    for n in 0..300 {
+        let at = rest.find(&format!("/{n}.")).unwrap_or_else(|| panic!("{n} is missing"));
+        rest = &rest[at..];
+    }
+    assert_eq!((text.matches("HTTP/1.1 200 OK").count(), text.matches("HTTP/1.1 400 ").count(), text.matches("HTTP/1.1 ").count()), (300, 1, 301));
+}
+
+#[tokio::test]
+async fn a_client_that_half_closes_has_hung_up() {
+    let system = System::start().await;
+    for request in ["GET / HTTP/1.1\r\nHost: cart\r\n\r\n", "GET / HT", ""] {
+        let mut stream = system.connect().await;
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut raw = Vec::new();
+        let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut raw)).await.expect("the connection stays open");
+        assert_eq!(raw, b"", "{request:?}");
+    }
+    // But what is wrong with a request is said all the same.
+    let mut stream = system.connect().await;
+    stream.write_all(b"GET /\r\n").await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut raw = Vec::new();
+    tokio::time::timeout(PATIENCE, stream.read_to_end(&mut raw)).await.unwrap().unwrap();
+    assert_eq!(Answer::parse(&raw).status, 400);
+}
+
+#[tokio::test]
+async fn http2_is_read_as_strictly() {
+    let system = System::start().await;
+    let stream = TokioIo::new(system.connect().await);
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+    tokio::spawn(connection);
+    let mut ask = |host: Option<&str>, length: usize| {
+        let mut request = http::Request::get("http://cart/").header("x", "x".repeat(length));
+        if let Some(host) = host {
+            request = request.header("host", host);
+        }
+        sender.send_request(request.body(http_body_util::Empty::<bytes::Bytes>::new()).unwrap())
+    };
+    for host in ["shop", "cart, shop", "user@cart"] {
+        let answer = tokio::time::timeout(PATIENCE, ask(Some(host), 1)).await.unwrap().unwrap();
+        assert_eq!((answer.status().as_u16(), answer.headers()["bluebox-error"].to_str().unwrap()), (400, "bad-request"), "{host}");
+        assert!(answer.headers().get("connection").is_none());
+        let document = answer.into_body().collect().await.unwrap().to_bytes();
+        assert!(document.starts_with(b"{\"type\":\"urn:bluebox:problem:bad-request\""), "{document:?}");
+    }
+    // A head that is too large is hyper's to refuse: 431, or a reset of this stream alone.
+    let large = tokio::time::timeout(PATIENCE, ask(None, 80 << 10)).await.unwrap();
+    assert!(large.is_err() || large.is_ok_and(|answer| answer.status() == 431));
+    let _cart = system.answers(response(200, &[], b"ok"));
+    let answer = tokio::time::timeout(PATIENCE, ask(None, 1)).await.unwrap().unwrap();
+    assert_eq!(answer.status(), 200, "the connection goes on");
 }
 
 #[tokio::test]

@@ -347,3 +347,185 @@ async fn expect_continue_passes() {
     stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
     assert_eq!(read_head(&mut client).await.status, 200);
 }
+
+#[tokio::test]
+async fn interim_responses_pass_at_once() {
+    let system = System::start().await;
+    let (address, mut connections) = server().await;
+    let mut client = system.connect().await;
+    let mut to_server = None;
+    for _ in 0..2 {
+        client.write_all(format!("GET / HTTP/1.1\r\nHost: {address}\r\n\r\n").as_bytes()).await.unwrap();
+        let mut stream = match to_server.take() {
+            None => next(&mut connections).await,
+            Some(stream) => stream,
+        };
+        read_head(&mut stream).await;
+        let hints = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nLink: </b>\r\nConnection: x-hop\r\nX-Hop: 1\r\nContent-Length: 9\r\nBluebox-Error: forged\r\n\r\n";
+        stream.write_all(hints.as_bytes()).await.unwrap();
+        // It is here before there is anything else to send.
+        let interim = read_head(&mut client).await;
+        assert_eq!((interim.status, interim.all("link")), (103, vec![b"</a>".to_vec(), b"</b>".to_vec()]), "{interim:?}");
+        assert_eq!(interim.headers.len(), 2, "{interim:?}");
+        // 100 is what the proxy itself asks for, and this client expects none.
+        stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n").await.unwrap();
+        assert_eq!(read_head(&mut client).await.status, 102);
+        stream.write_all(b"HTTP/1.1 199 \r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+        assert_eq!(read_head(&mut client).await.status, 199);
+        assert_eq!(read_response(&mut client).await.body, b"ok");
+        to_server = Some(stream);
+    }
+}
+
+#[tokio::test]
+async fn http_1_0_gets_no_interim_responses() {
+    let system = System::start().await;
+    let (address, mut connections) = server().await;
+    let (answer, ()) = tokio::join!(system.ask(format!("GET / HTTP/1.0\r\nHost: {address}\r\n\r\n")), async {
+        let mut stream = next(&mut connections).await;
+        read_head(&mut stream).await;
+        stream.write_all(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+    });
+    assert_eq!((answer.status, &answer.body[..]), (200, &b"ok"[..]), "{answer:?}");
+    assert!(answer.raw.starts_with(b"HTTP/1.0 200"), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn interim_responses_stay_between_the_answers_of_pipelined_requests() {
+    const REQUESTS: usize = 60;
+    let system = System::start().await;
+    let (address, mut connections) = server().await;
+    // Answers of very different sizes, some larger than what the sockets hold: so hyper is often in the middle of one when the next request is there.
+    let size = |n: usize| [0, 1, 70_000, 3, 900_000][n % 5];
+    tokio::spawn(async move {
+        while let Some(mut stream) = connections.recv().await {
+            tokio::spawn(async move {
+                loop {
+                    let mut raw = Vec::new();
+                    while !raw.ends_with(b"\r\n\r\n") {
+                        let Ok(byte) = stream.read_u8().await else { return };
+                        raw.push(byte);
+                    }
+                    let text = String::from_utf8(raw).unwrap();
+                    let n: usize = text.split(['/', ' ']).nth(2).unwrap().parse().unwrap();
+                    for hint in 0..n % 4 {
+                        let interim = format!("HTTP/1.1 103 Early Hints\r\nx-of: {n}-{hint}\r\n\r\n");
+                        stream.write_all(interim.as_bytes()).await.unwrap();
+                    }
+                    let head = format!("HTTP/1.1 200 OK\r\nx-of: {n}\r\nContent-Length: {}\r\n\r\n", size(n));
+                    stream.write_all(&[head.into_bytes(), vec![b'H'; size(n)]].concat()).await.unwrap();
+                }
+            });
+        }
+    });
+    let mut client = system.connect().await;
+    let requests: String = (0..REQUESTS).map(|n| format!("GET /{n} HTTP/1.1\r\nHost: {address}\r\n\r\n")).collect();
+    client.write_all(requests.as_bytes()).await.unwrap();
+    let mut client = tokio::io::BufReader::with_capacity(1000, client);
+    for n in 0..REQUESTS {
+        let mut interims = 0;
+        loop {
+            let mut raw = Vec::new();
+            while !raw.ends_with(b"\r\n\r\n") {
+                raw.push(tokio::time::timeout(PATIENCE, client.read_u8()).await.expect("no answer comes").unwrap());
+            }
+            let head = common::Answer::parse(&raw);
+            if head.status == 103 {
+                assert_eq!(head.header("x-of").as_deref(), Some(&*format!("{n}-{interims}")), "{head:?}");
+                interims += 1;
+                continue;
+            }
+            assert_eq!((head.status, head.header("x-of")), (200, Some(n.to_string())), "{head:?}");
+            let mut body = vec![0; size(n)];
+            tokio::time::timeout(PATIENCE, client.read_exact(&mut body)).await.expect("no body comes").unwrap();
+            assert!(body.iter().all(|b| *b == b'H'), "something got into the body of {n}");
+            break;
+        }
+        assert_eq!(interims, n % 4);
+    }
+}
+
+#[tokio::test]
+async fn interim_responses_that_nobody_takes_are_dropped() {
+    const SENT: usize = 20_000;
+    let system = System::start().await;
+    let (address, mut connections) = server().await;
+    let mut client = system.connect().await;
+    client.write_all(format!("GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes()).await.unwrap();
+    let mut stream = next(&mut connections).await;
+    read_head(&mut stream).await;
+    // 20 MB, which the proxy takes in although the client takes nothing out.
+    let interim = format!("HTTP/1.1 103 Early Hints\r\nLink: <{}>\r\n\r\n", "x".repeat(1000));
+    let sending = async {
+        for _ in 0..SENT {
+            stream.write_all(interim.as_bytes()).await.unwrap();
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+    };
+    tokio::time::timeout(PATIENCE, sending).await.expect("the proxy stopped reading");
+    let mut raw = Vec::new();
+    tokio::time::timeout(PATIENCE, client.read_to_end(&mut raw)).await.unwrap().unwrap();
+    let text = String::from_utf8(raw).unwrap();
+    let heads: Vec<&str> = text.split("\r\n\r\n").collect();
+    let (last, interims) = heads[..heads.len() - 1].split_last().unwrap();
+    assert!(last.starts_with("HTTP/1.1 200 OK\r\n") && heads.last() == Some(&"ok"), "{last}");
+    assert!(interims.iter().all(|i| i.starts_with("HTTP/1.1 103 Early Hints\r\nlink: <xxx") && i.len() < 1100), "one has been torn");
+    assert!(!interims.is_empty() && interims.len() < SENT, "{}", interims.len());
+}
+
+#[tokio::test]
+async fn targets_that_are_no_uris_pass_bit_for_bit() {
+    let system = System::start().await;
+    let (address, mut connections) = server().await;
+    let target = "/<a>?q=\"x\"&`{|}^\\\u{e9}";
+    for form in [target.to_owned(), format!("http://{address}{target}")] {
+        let (answer, head) = tokio::join!(system.ask(format!("GET {form} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")), async {
+            let mut stream = next(&mut connections).await;
+            let head = read_head(&mut stream).await;
+            stream.write_all(b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+            head
+        });
+        assert_eq!(answer.status, 103, "{answer:?}");
+        assert!(answer.body.ends_with(b"ok"), "{answer:?}");
+        assert!(head.raw.starts_with(format!("GET {target} HTTP/1.1\r\nhost: {address}\r\n").as_bytes()), "{head:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_sent_before_a_switch_is_decided_waits_for_it() {
+    let system = System::start().await;
+    let (address, mut connections) = server().await;
+    // Not only does it not look like HTTP: it is more than a head may be, and has an empty line.
+    let hello: Vec<u8> = b"\x16\x03\n\n".iter().copied().chain((0..200_000u32).map(|i| (i % 251) as u8)).collect();
+    let mut client = system.connect().await;
+    client.write_all(format!("GET / HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n").as_bytes()).await.unwrap();
+    let mut stream = next(&mut connections).await;
+    read_head(&mut stream).await;
+    let (mut read, mut write) = client.into_split();
+    let sending = tokio::spawn({
+        let hello = hello.clone();
+        async move {
+            write.write_all(&hello).await.unwrap();
+            write
+        }
+    });
+    stream.write_all(b"HTTP/1.1 103 Early Hints\r\n\r\n").await.unwrap();
+    let mut interim = [0; 28];
+    tokio::time::timeout(PATIENCE, read.read_exact(&mut interim)).await.unwrap().unwrap();
+    stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n").await.unwrap();
+    assert!(read_exactly(&mut stream, hello.len()).await == hello);
+    sending.await.unwrap();
+
+    // And if there is no switch, it is the next request.
+    let offer = "Connection: Upgrade\r\nUpgrade: x\r\n";
+    let two = format!("GET /1 HTTP/1.1\r\nHost: {address}\r\n{offer}\r\nGET /2 HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    let (answer, ()) = tokio::join!(system.ask(two), async {
+        let mut stream = next(&mut connections).await;
+        for body in ["a", "b"] {
+            read_head(&mut stream).await;
+            stream.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{body}").as_bytes()).await.unwrap();
+        }
+    });
+    let text = String::from_utf8_lossy(&answer.raw).into_owned();
+    assert_eq!((text.matches("HTTP/1.1 200 OK").count(), text.ends_with('b')), (2, true), "{text}");
+}

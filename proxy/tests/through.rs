@@ -216,7 +216,7 @@ async fn an_app_that_speaks_http2() {
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let service = hyper::service::service_fn(async |request: http::Request<hyper::body::Incoming>| {
-                let text = format!("{:?} {} {}", request.version(), request.uri().path(), request.headers()["bluebox-caller"].to_str().unwrap());
+                let text = format!("{:?} {} {}", request.version(), request.uri().path_and_query().unwrap(), request.headers()["bluebox-caller"].to_str().unwrap());
                 Ok::<_, std::convert::Infallible>(http::Response::new(http_body_util::Full::new(bytes::Bytes::from(text))))
             });
             let http = hyper::server::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new());
@@ -224,8 +224,11 @@ async fn an_app_that_speaks_http2() {
         }
     });
     let installation = Installation::start(address, AppProtocol::H2c).await;
-    let answer = installation.ask("GET /x HTTP/1.1\r\nHost: cart\r\nConnection: close\r\n\r\n").await;
-    assert_eq!(String::from_utf8_lossy(&answer.body), "HTTP/2.0 /x gateway", "{answer:?}");
+    // HTTP/2 takes only what is a URI.
+    for (sent, arrives) in [("/x?y", "/x?y"), ("/<x>`?q=\"y\"", "/%3Cx%3E%60?q=%22y%22")] {
+        let answer = installation.ask(format!("GET {sent} HTTP/1.1\r\nHost: cart\r\nConnection: close\r\n\r\n")).await;
+        assert_eq!(String::from_utf8_lossy(&answer.body), format!("HTTP/2.0 {arrives} gateway"), "{answer:?}");
+    }
 }
 
 #[tokio::test]
@@ -237,4 +240,49 @@ async fn a_body_is_wanted_before_it_is_sent() {
     assert_eq!(read_head(&mut stream).await.status, 100);
     stream.write_all(b"body").await.unwrap();
     assert_eq!(read_head(&mut stream).await.status, 200);
+}
+
+#[tokio::test]
+async fn targets_that_are_no_uris_arrive_bit_for_bit() {
+    let (address, mut requests) = app("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    let installation = Installation::start(address, AppProtocol::Http1).await;
+    // Every byte that is visible ASCII, but for the '#' of a fragment; and UTF-8.
+    let visible: String = (0x21..=0x7eu8).map(char::from).filter(|c| *c != '#').collect();
+    for (sent, arrives) in [
+        (format!("/{visible}?{visible}"), format!("/{visible}?{visible}")),
+        ("/s?q=\"x\"&<\u{e9}>".to_owned(), "/s?q=\"x\"&<\u{e9}>".to_owned()),
+        ("http://cart/<x>?`".to_owned(), "/<x>?`".to_owned()),
+        ("http://cart?<".to_owned(), "/?<".to_owned()),
+        ("/plain?x".to_owned(), "/plain?x".to_owned()),
+    ] {
+        let body = "x".repeat(100_000);
+        let request = format!("POST {sent} HTTP/1.1\r\nHost: cart\r\nContent-Length: 100000\r\nConnection: close\r\n\r\n{body}");
+        assert_eq!(installation.ask(request).await.body, b"ok");
+        let seen = requests.recv().await.unwrap();
+        assert_eq!(String::from_utf8_lossy(seen.raw.split(|b| *b == b'\r').next().unwrap()), format!("POST {arrives} HTTP/1.1"));
+        assert_eq!(seen.header("host").as_deref(), Some("cart"), "{seen:?}");
+        assert!(seen.body == body.as_bytes());
+    }
+    installation.stop().await;
+}
+
+#[tokio::test]
+async fn interim_responses_of_an_app_are_no_part_of_its_outcome() {
+    let interims = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\nContent-Length: 5\r\n\r\n";
+    let (address, mut requests) = app(format!("{interims}HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")).await;
+    let installation = Installation::start(address, AppProtocol::Http1).await;
+    let answer = installation.ask("POST / HTTP/1.1\r\nHost: cart\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
+    assert_eq!((answer.status, answer.header("link"), &answer.body[..]), (200, None, &b"ok"[..]), "{answer:?}");
+    requests.recv().await.unwrap();
+    assert!(requests.try_recv().is_err(), "it was delivered again");
+}
+
+#[tokio::test]
+async fn an_app_that_switches_protocols_unasked_has_no_answer() {
+    let (address, mut requests) = app("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\nHTTP/1.1 200 OK\r\n\r\n").await;
+    let installation = Installation::start(address, AppProtocol::Http1).await;
+    let answer = installation.ask("POST / HTTP/1.1\r\nHost: cart\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
+    assert_eq!((answer.status, answer.problem().as_str()), (502, "answer"), "{answer:?}");
+    requests.recv().await.unwrap();
+    assert!(requests.try_recv().is_err(), "the app did act, so the call is not delivered again");
 }

@@ -30,6 +30,7 @@ pub struct System {
     pub client: Arc<Client>,
     pub gateway: SocketAddr,
     pub admin: SocketAddr,
+    pub control: SocketAddr,
     pub cart: Topics,
     pub config: ProxyConfig,
     pub stop: CancellationToken,
@@ -46,7 +47,7 @@ pub fn config() -> ProxyConfig {
         serves: Vec::new(),
         listen: "127.0.0.1:0".parse().unwrap(),
         admin: Some("127.0.0.1:0".parse().unwrap()),
-        control: None,
+        control: Some("127.0.0.1:0".parse().unwrap()),
         shared_by_callers: false,
         prefix: Prefix::default(),
         retention: Retention::default(),
@@ -69,10 +70,10 @@ impl System {
         register(&*log, &config.prefix, "cart", &cart).await;
         let client = log.client();
         let proxy = Proxy::bind(config.clone()).await.unwrap();
-        let (gateway, admin) = (proxy.listen(), proxy.admin().unwrap());
+        let (gateway, admin, control) = (proxy.listen(), proxy.admin().unwrap(), proxy.control().unwrap());
         let stop = CancellationToken::new();
         let running = tokio::spawn(proxy.run(client.clone(), stop.clone().cancelled_owned()));
-        let system = Self { log, client, gateway, admin, cart: topics, config, stop, running };
+        let system = Self { log, client, gateway, admin, control, cart: topics, config, stop, running };
         system.ready().await;
         system
     }
