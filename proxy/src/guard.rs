@@ -70,6 +70,11 @@ impl Watch {
         seen.wake();
     }
 
+    /// Whether a head has begun and not ended.
+    pub fn is_in_head(&self) -> bool {
+        self.seen().framing.in_head().is_some()
+    }
+
     /// When the last byte came or went.
     pub fn last_byte(&self) -> Instant {
         self.seen().last_byte

@@ -121,9 +121,11 @@ async fn connection(stream: TcpStream, side: Arc<OutboundSide>, http: Arc<auto::
     let serving = http.serve_connection_with_upgrades(TokioIo::new(stream), service);
     let mut serving = std::pin::pin!(serving);
     let silent = async {
-        // The first request must show in time.
-        if tokio::time::timeout(limits.head_timeout, first.wait_for(|came| *came)).await.is_err() {
-            return;
+        // The first request must show in time. If its head is under way, that has a time of its own, and an answer.
+        while tokio::time::timeout(limits.head_timeout, first.wait_for(|came| *came)).await.is_err() {
+            if !watch.is_in_head() {
+                return;
+            }
         }
         // After that a connection may stand idle for longer: a client that uses one again at the moment in which it is closed sees an error.
         loop {
