@@ -101,6 +101,13 @@ pub fn strip_own(headers: &mut HeaderMap) {
     }
 }
 
+/// Whether the content of a response is left in a transfer coding that only this connection was to have: hyper decodes `chunked`, and we ask for no other.
+pub fn is_still_coded(headers: &HeaderMap) -> bool {
+    let taken = |coding: &str| coding.eq_ignore_ascii_case("chunked") || coding.eq_ignore_ascii_case("identity");
+    headers.contains_key(header::TRANSFER_ENCODING)
+        && (!tokens(headers, &header::TRANSFER_ENCODING).all(taken) || tokens(headers, &header::TRANSFER_ENCODING).count() != 1)
+}
+
 /// Names in `Trailer` (RFC 9110, section 6.6.2) those of the trailer fields that it doesn't name yet: HTTP/1.1 is sent no others.
 pub fn announce_trailers(headers: &mut HeaderMap, trailers: &HeaderMap) {
     let named: Vec<String> = tokens(headers, &header::TRAILER).map(str::to_ascii_lowercase).collect();

@@ -159,8 +159,16 @@ impl PassThrough {
             }
             return Ok(response);
         }
+        if fields::is_still_coded(response.headers()) {
+            let what = format!("{to} answered in a transfer coding that it was not asked for (RFC 9112, section 7.4)");
+            return Err(Problem::new(Kind::PassThroughFailed, what));
+        }
         self.metrics.passed.with_label_values(&["forwarded"]).inc();
         let (mut head, body) = response.into_parts();
+        if head.headers.contains_key(header::TRANSFER_ENCODING) && asked.method != Method::HEAD {
+            // Of two framings this one counts, and the other is not passed on (RFC 9112, section 6.3).
+            head.headers.remove(header::CONTENT_LENGTH);
+        }
         strip(&mut head.headers);
         head.version = Version::HTTP_11;
         let told = head.headers.contains_key(header::CONTENT_LENGTH);

@@ -545,13 +545,20 @@ async fn no_bytes_bring_it_down() {
     const PARTS: &[&[u8]] = &[
         b"GET / HTTP/1.1\r\n",
         b"POST http://cart/x HTTP/1.1\r\n",
-        b"HEAD * HTTP/1.0\r\n",
+        b"OPTIONS * HTTP/1.0\r\n",
+        b"PUT /<\"`?> HTTP/1.1\r\n",
+        b"GET http://cart?< HTTP/1.1\r\n",
+        b"GET /",
+        b" HTTP/1.1",
         b"CONNECT cart:80 HTTP/1.1\r\n",
         b"OPTIONS * HTTP/1.1\r\n",
         b"Host: cart\r\n",
         b"Host: bluebox\r\n",
         b"Content-Length: 5\r\n",
         b"Content-Length: 0\r\n",
+        b"Content-Length: +5\r\n",
+        b"Upgrade: h2c\r\n",
+        b"5 ;x=\"\r\n",
         b"Transfer-Encoding: chunked\r\n",
         b"Expect: 100-continue\r\n",
         b"Connection: Upgrade\r\nUpgrade: websocket\r\n",
@@ -583,7 +590,8 @@ async fn no_bytes_bring_it_down() {
     .await;
     let _cart = system.answers(response(200, &[], b"ok"));
     let mut noise = Noise(0x2545_f491_4f6c_dd1d);
-    for _ in 0..40 {
+    let rounds = std::env::var("ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(40);
+    for _ in 0..rounds {
         let requests: Vec<Vec<u8>> = (0..16)
             .map(|_| {
                 let mut bytes: Vec<u8> = (0..=noise.next(12)).flat_map(|_| PARTS[noise.next(PARTS.len())].to_vec()).collect();
@@ -598,7 +606,12 @@ async fn no_bytes_bring_it_down() {
             let mut stream = system.connect().await;
             let _ = stream.write_all(request).await;
             let _ = stream.shutdown().await;
-            let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await.expect("a connection was never closed");
+            let mut raw = Vec::new();
+            let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut raw)).await.expect("a connection was never closed");
+            // Whatever is refused over HTTP/1 is refused by the proxy, in a document: hyper's own answers have none.
+            let text = String::from_utf8_lossy(&raw);
+            let refusals: usize = ["1.1 4", "1.1 5", "1.0 4", "1.0 5"].iter().map(|status| text.matches(&format!("HTTP/{status}")).count()).sum();
+            assert_eq!(text.matches("bluebox-error: ").count(), refusals, "{:?}: {text}", String::from_utf8_lossy(request));
         });
         futures_util::future::join_all(asked).await;
     }

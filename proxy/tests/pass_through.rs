@@ -529,3 +529,33 @@ async fn what_is_sent_before_a_switch_is_decided_waits_for_it() {
     let text = String::from_utf8_lossy(&answer.raw).into_owned();
     assert_eq!((text.matches("HTTP/1.1 200 OK").count(), text.ends_with('b')), (2, true), "{text}");
 }
+
+#[tokio::test]
+async fn answers_framed_in_two_ways_are_read_in_one() {
+    let system = System::start().await;
+    let chunks = "5\r\nhello\r\n0\r\n\r\n";
+    for (fields, body, status, arrives) in [
+        ("Transfer-Encoding: chunked\r\nContent-Length: 3\r\n", chunks, 200, chunks),
+        ("Content-Length: 9\r\nTransfer-Encoding: chunked\r\n", chunks, 200, chunks),
+        ("Content-Length: 5\r\nContent-Length: 5\r\n", "hello", 200, "hello"),
+        ("Transfer-Encoding: identity\r\n", "hello", 200, chunks),
+        ("Content-Length: 5\r\nContent-Length: 6\r\n", "hello", 502, ""),
+        ("Transfer-Encoding: gzip, chunked\r\n", chunks, 502, ""),
+        ("Transfer-Encoding: gzip\r\n", "hello", 502, ""),
+    ] {
+        let (address, mut connections) = server().await;
+        let (answer, ()) = tokio::join!(system.ask(format!("GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")), async {
+            let mut stream = next(&mut connections).await;
+            read_head(&mut stream).await;
+            stream.write_all(format!("HTTP/1.1 200 OK\r\n{fields}\r\n{body}").as_bytes()).await.unwrap();
+        });
+        assert_eq!(answer.status, status, "{fields:?}: {answer:?}");
+        let framings = answer.all("content-length").len() + answer.all("transfer-encoding").len();
+        assert_eq!(framings, 1, "{fields:?}: {answer:?}");
+        if status == 200 {
+            assert_eq!(String::from_utf8_lossy(&answer.body), arrives, "{fields:?}: {answer:?}");
+        } else {
+            assert_eq!(answer.problem(), "pass-through-failed");
+        }
+    }
+}

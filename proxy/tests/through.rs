@@ -278,11 +278,16 @@ async fn interim_responses_of_an_app_are_no_part_of_its_outcome() {
 }
 
 #[tokio::test]
-async fn an_app_that_switches_protocols_unasked_has_no_answer() {
-    let (address, mut requests) = app("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\nHTTP/1.1 200 OK\r\n\r\n").await;
-    let installation = Installation::start(address, AppProtocol::Http1).await;
-    let answer = installation.ask("POST / HTTP/1.1\r\nHost: cart\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
-    assert_eq!((answer.status, answer.problem().as_str()), (502, "answer"), "{answer:?}");
-    requests.recv().await.unwrap();
-    assert!(requests.try_recv().is_err(), "the app did act, so the call is not delivered again");
+async fn an_app_that_speaks_otherwise_than_it_was_asked_has_no_answer() {
+    for answer in [
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\nHTTP/1.1 200 OK\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    ] {
+        let (address, mut requests) = app(answer).await;
+        let installation = Installation::start(address, AppProtocol::Http1).await;
+        let answer = installation.ask("POST / HTTP/1.1\r\nHost: cart\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
+        assert_eq!((answer.status, answer.problem().as_str()), (502, "answer"), "{answer:?}");
+        requests.recv().await.unwrap();
+        assert!(requests.try_recv().is_err(), "the app did act, so the call is not delivered again");
+    }
 }

@@ -114,7 +114,7 @@ impl App {
         };
         fail_point_async!(InHead, return DeliveryEnd::Failed("a fail point".to_owned()));
         let (mut head, body) = response.into_parts();
-        if let Some(what) = never_ends(&head) {
+        if let Some(what) = no_outcome(&head) {
             return self.no_answer(call, attempt, what);
         }
         let limits = TakeIn { limit_bytes: self.answer_limit_bytes, idle_timeout: ANSWER_IDLE.min(time), least_bytes_per_second: 0 };
@@ -196,10 +196,13 @@ pub fn refusal(id: CallId, replay: u32, digest: Option<Digest>, attempts: u32, r
     Outcome { id, replay, attempts, digest, source: Source::Proxy(reason), response: Problem::for_reason(reason, id, detail) }
 }
 
-/// Why this answer can't be an outcome, if it is one that never ends by its nature.
-fn never_ends(head: &http::response::Parts) -> Option<&'static str> {
+/// Why this answer can't be an outcome, if it is one that never ends by its nature, or can't be read.
+fn no_outcome(head: &http::response::Parts) -> Option<&'static str> {
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         return Some("the app switched protocols unasked (101), so what it sends is no answer any more");
+    }
+    if fields::is_still_coded(&head.headers) {
+        return Some("the app answered in a transfer coding that it was not asked for (RFC 9112, section 7.4)");
     }
     let media_type = head.headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
     let media_type = media_type.split(';').next().unwrap_or_default().trim();
