@@ -528,6 +528,17 @@ async fn what_cant_be_durable_is_refused_and_counted() {
     assert!(system.metrics().await.contains("bluebox_streams_total{result=\"refused\"} 4"));
 }
 
+#[tokio::test]
+async fn an_outcome_that_ends_no_exchange_is_not_given_to_a_caller() {
+    let system = System::start().await;
+    for status in [101, 103] {
+        let mut cart = system.answers(response(status, &[("upgrade", "x")], b""));
+        let answer = system.ask("GET / HTTP/1.1\r\nHost: cart\r\nConnection: close\r\n\r\n").await;
+        assert_eq!((answer.status, answer.problem().as_str()), (502, "outcome-unreadable"), "{answer:?}");
+        cart.next().await;
+    }
+}
+
 /// A small generator of noise that is the same in every run.
 struct Noise(u64);
 
