@@ -257,3 +257,66 @@ impl AsyncWrite for Guarded {
         Poll::Ready(Ok(()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, StatusCode};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::interim::Interims;
+
+    /// A guarded connection that takes nothing more, as its peer reads nothing; and the peer.
+    async fn full() -> (Guarded, Watch, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (stream, accepted) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        let (mut guarded, watch) = Guarded::new(stream.unwrap(), 1000, Duration::from_secs(60));
+        // The system may take more a moment later: it is full when nothing goes for a while.
+        while let Ok(written) = tokio::time::timeout(Duration::from_millis(200), guarded.write(&[b'x'; 1 << 16])).await {
+            written.unwrap();
+        }
+        (guarded, watch, accepted.unwrap().0)
+    }
+
+    fn read_to_end(mut peer: TcpStream) -> tokio::task::JoinHandle<String> {
+        tokio::spawn(async move {
+            let mut all = String::new();
+            peer.read_to_string(&mut all).await.unwrap();
+            all.trim_start_matches('x').to_owned()
+        })
+    }
+
+    #[tokio::test]
+    async fn an_interim_response_waits_until_the_answer_before_it_is_written() {
+        let (mut guarded, watch, peer) = full().await;
+        Interims::begin(&watch).push(StatusCode::PROCESSING, &HeaderMap::new());
+        let all = read_to_end(peer);
+        guarded.write_all(b"the end of the answer before\r\n").await.unwrap();
+        guarded.flush().await.unwrap();
+        guarded.write_all(b"the answer").await.unwrap();
+        drop(guarded);
+        assert_eq!(all.await.unwrap(), "the end of the answer before\r\nHTTP/1.1 102 Processing\r\n\r\nthe answer");
+    }
+
+    #[tokio::test]
+    async fn an_interim_response_is_written_to_its_end() {
+        let (mut guarded, watch, peer) = full().await;
+        let mut headers = HeaderMap::new();
+        headers.insert("link", http::HeaderValue::try_from("z".repeat(60_000)).unwrap());
+        let interims = Interims::begin(&watch);
+        interims.push(StatusCode::from_u16(103).unwrap(), &headers);
+        let mut flushing = std::pin::pin!(guarded.flush());
+        assert!(futures_util::poll!(&mut flushing).is_pending(), "it has begun, and there is no room");
+        let mut ended = std::pin::pin!(interims.end());
+        assert!(futures_util::poll!(&mut ended).is_pending(), "the answer waits");
+        let all = read_to_end(peer);
+        guarded.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.unwrap();
+        ended.await;
+        interims.push(StatusCode::PROCESSING, &HeaderMap::new());
+        guarded.flush().await.unwrap();
+        drop(guarded);
+        let all = all.await.unwrap();
+        assert_eq!(all.replace('z', ""), "HTTP/1.1 103 Early Hints\r\nlink: \r\n\r\nHTTP/1.1 100 Continue\r\n\r\n", "none comes after the end");
+    }
+}
