@@ -151,7 +151,10 @@ fn check_target(method: &str, masked: &str, sent: &str) -> Result<(), Problem> {
     if has_its_form {
         return Ok(());
     }
-    bad(format!("request target {:?} has none of the forms of RFC 9112, section 3.2: /path?query, http://host/path, host:port for CONNECT, * for OPTIONS", shown(sent.as_bytes())))
+    bad(format!(
+        "request target {:?} has none of the forms of RFC 9112, section 3.2: /path?query, http://host/path, host:port for CONNECT, * for OPTIONS",
+        shown(sent.as_bytes())
+    ))
 }
 
 /// What is wrong with a head that hyper's parser does not take.

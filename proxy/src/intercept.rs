@@ -72,7 +72,12 @@ fn builder(side: &OutboundSide) -> auto::Builder<TokioExecutor> {
     let mut http = auto::Builder::new(TokioExecutor::new());
     // Date is the app's to say: an outcome goes back verbatim. hyper's timeout for heads runs on idle connections too; ours is in `Guarded`.
     // What is too large or malformed never gets as far as hyper: see `head`.
-    http.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(head_bytes + LEAST_HEAD_BYTES).max_headers(MOST_FIELDS).auto_date_header(false);
+    http.http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(None)
+        .max_buf_size(head_bytes + LEAST_HEAD_BYTES)
+        .max_headers(MOST_FIELDS)
+        .auto_date_header(false);
     http.http2()
         .timer(TokioTimer::new())
         .max_header_list_size(u32::try_from(head_bytes).unwrap_or(u32::MAX))

@@ -379,7 +379,11 @@ async fn request_lines_and_heads_that_are_none_get_a_document() {
 async fn a_client_that_is_still_sending_finds_the_answer() {
     let system = System::start().await;
     let megabytes = "x".repeat(4 << 20);
-    for request in [format!("GET /{megabytes}"), format!("GET /\r\n{megabytes}"), format!("POST / HTTP/1.1\r\nHost: a\r\nHost: b\r\nContent-Length: 4194304\r\n\r\n{megabytes}")] {
+    for request in [
+        format!("GET /{megabytes}"),
+        format!("GET /\r\n{megabytes}"),
+        format!("POST / HTTP/1.1\r\nHost: a\r\nHost: b\r\nContent-Length: 4194304\r\n\r\n{megabytes}"),
+    ] {
         let mut stream = system.connect().await;
         // What closes a connection with unread data resets it, and the answer may be lost with that.
         tokio::time::timeout(PATIENCE, stream.write_all(request.as_bytes())).await.expect("nobody reads on").expect("the connection was reset");

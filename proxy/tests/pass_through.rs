@@ -361,7 +361,8 @@ async fn interim_responses_pass_at_once() {
             Some(stream) => stream,
         };
         read_head(&mut stream).await;
-        let hints = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nLink: </b>\r\nConnection: x-hop\r\nX-Hop: 1\r\nContent-Length: 9\r\nBluebox-Error: forged\r\n\r\n";
+        let hints =
+            "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nLink: </b>\r\nConnection: x-hop\r\nX-Hop: 1\r\nContent-Length: 9\r\nBluebox-Error: forged\r\n\r\n";
         stream.write_all(hints.as_bytes()).await.unwrap();
         // It is here before there is anything else to send.
         let interim = read_head(&mut client).await;

@@ -216,7 +216,8 @@ async fn an_app_that_speaks_http2() {
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let service = hyper::service::service_fn(async |request: http::Request<hyper::body::Incoming>| {
-                let text = format!("{:?} {} {}", request.version(), request.uri().path_and_query().unwrap(), request.headers()["bluebox-caller"].to_str().unwrap());
+                let text =
+                    format!("{:?} {} {}", request.version(), request.uri().path_and_query().unwrap(), request.headers()["bluebox-caller"].to_str().unwrap());
                 Ok::<_, std::convert::Infallible>(http::Response::new(http_body_util::Full::new(bytes::Bytes::from(text))))
             });
             let http = hyper::server::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new());
