@@ -111,8 +111,9 @@ async fn connection(stream: TcpStream, side: Arc<OutboundSide>, http: Arc<auto::
         let (watch, connect) = (watch.clone(), request.method() == Method::CONNECT);
         let answer = side.clone().answer(request, place.clone(), refused.map(|problem| *problem));
         async move {
-            let _counted = counted;
             let answer = answer.await;
+            // From here on only its client can hold it up: such a connection is idle when no byte goes.
+            drop(counted);
             if let Some(interims) = interims {
                 interims.end().await;
             }

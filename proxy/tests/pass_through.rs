@@ -560,3 +560,32 @@ async fn answers_framed_in_two_ways_are_read_in_one() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_client_that_takes_no_answer_is_not_kept_for_ever() {
+    let system = System::start().await;
+    let (address, mut connections) = server().await;
+    let mut client = system.connect().await;
+    client.write_all(format!("GET / HTTP/1.1\r\nHost: {address}\r\n\r\n").as_bytes()).await.unwrap();
+    let mut stream = next(&mut connections).await;
+    read_head(&mut stream).await;
+    let interim = format!("HTTP/1.1 103 Early Hints\r\nLink: <{}>\r\n\r\n", "x".repeat(1000));
+    for _ in 0..20_000 {
+        stream.write_all(interim.as_bytes()).await.unwrap();
+    }
+    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+    let until = async |line: &str| {
+        let waiting = async {
+            while !system.metrics().await.contains(line) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("the metrics never say {line}"));
+    };
+    until("bluebox_passed_through_total{result=\"forwarded\"} 1").await;
+    until("bluebox_outbound_connections 1").await;
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(1300)).await;
+    tokio::time::resume();
+    until("bluebox_outbound_connections 0").await;
+}
