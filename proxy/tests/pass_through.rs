@@ -30,6 +30,13 @@ async fn server() -> (SocketAddr, mpsc::Receiver<TcpStream>) {
     (address, connections)
 }
 
+/// A connection that holds little of what its client does not read.
+async fn small_client(system: &System) -> TcpStream {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    socket.connect(system.gateway).await.unwrap()
+}
+
 async fn next(connections: &mut mpsc::Receiver<TcpStream>) -> TcpStream {
     tokio::time::timeout(PATIENCE, connections.recv()).await.expect("no connection came").unwrap()
 }
@@ -451,7 +458,7 @@ async fn interim_responses_that_nobody_takes_are_dropped() {
     const SENT: usize = 20_000;
     let system = System::start().await;
     let (address, mut connections) = server().await;
-    let mut client = system.connect().await;
+    let mut client = small_client(&system).await;
     client.write_all(format!("GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes()).await.unwrap();
     let mut stream = next(&mut connections).await;
     read_head(&mut stream).await;
@@ -565,7 +572,7 @@ async fn answers_framed_in_two_ways_are_read_in_one() {
 async fn a_client_that_takes_no_answer_is_not_kept_for_ever() {
     let system = System::start().await;
     let (address, mut connections) = server().await;
-    let mut client = system.connect().await;
+    let mut client = small_client(&system).await;
     client.write_all(format!("GET / HTTP/1.1\r\nHost: {address}\r\n\r\n").as_bytes()).await.unwrap();
     let mut stream = next(&mut connections).await;
     read_head(&mut stream).await;
