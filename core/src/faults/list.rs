@@ -187,6 +187,8 @@ named! {
         NoFence = "no-fence",
         /// Suspects are delivered without having been looked for
         NoSearch = "no-search",
+        /// An owner forgets the ends that its box is still recording for a former tenure
+        FormerEndForgotten = "former-end-forgotten",
         /// Outcomes are looked for from the wrong position on
         SearchTooLate = "search-too-late",
         /// The age of a call is told by the wall clock of the box

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use bluebox_core::topics::{Prefix, Retention};
 use bluebox_core::{InstanceId, Log};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::bulk::Bulk;
@@ -57,6 +58,7 @@ pub async fn run(start: Start, stop: CancellationToken) {
     let service = consume::Service {
         app: deliver::App::new(&served, &limits, bulk.clone()),
         endings: ending::Endings::new(Arc::clone(&log), bulk),
+        searches: Arc::new(Semaphore::new(search::READ_AT_ONCE)),
         topics: prefix.topics(&served.name),
         keep_recorded: retention.recorded,
         log,

@@ -3,7 +3,7 @@
 //! They share the lease (only an owner that the log took for one a moment ago may start a delivery), the app's concurrency, the memory for bodies, the exclusiveness of a
 //! solo delivery, and the commits.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use bluebox_core::clock::Moment;
@@ -83,6 +83,8 @@ pub struct Owner {
     commit_failed: bool,
     last_work: Option<Moment>,
     under_way: HashMap<(u32, Offset), bool>,
+    /// The ends that are being made durable. Those of a tenure that was lost too: they go on, and the next tenure here must not take them for never recorded.
+    recording: BTreeSet<(u32, Offset)>,
     /// The solo delivery that is under way, announced, or next.
     solo: Option<Solo>,
     app_is_there: bool,
@@ -113,6 +115,7 @@ impl Owner {
             commit_failed: false,
             last_work: None,
             under_way: HashMap::new(),
+            recording: BTreeSet::new(),
             solo: None,
             app_is_there: true,
             next_turn: 0,
@@ -134,7 +137,11 @@ impl Owner {
             // Taken away and given back without a word: nothing of what was under way goes on.
             self.lost(number, acts);
         }
-        let partition = Partition::new(now, self.shared.rules.clone(), committed, parked_committed, former_is_gone, &mut effects);
+        let mut partition = Partition::new(now, self.shared.rules.clone(), committed, parked_committed, former_is_gone, &mut effects);
+        if !planted!(FormerEndForgotten) {
+            let whole = (number, Offset::default())..=(number, Offset::new(u64::MAX));
+            partition.still_recording(self.recording.range(whole).map(|(_, origin)| *origin));
+        }
         self.partitions.insert(number, Owned { partition, wanted: 0, less_since: None });
         self.take(number, effects, acts);
     }
@@ -157,8 +164,11 @@ impl Owner {
     fn take(&mut self, number: u32, effects: Vec<Effect>, acts: &mut Vec<Act>) {
         for mut effect in effects {
             match &mut effect {
-                // The first end of a recorded call is the one that counts.
-                Effect::Record(ending) => ending.indexed &= ending.replay > 0 || !self.index.knows(&ending.id),
+                Effect::Record(ending) => {
+                    // The first end of a recorded call is the one that counts.
+                    ending.indexed &= ending.replay > 0 || !self.index.knows(&ending.id);
+                    self.recording.insert((number, ending.origin));
+                }
                 Effect::Cut(origin) => self.ended(number, *origin),
                 Effect::Release => self.forget(number),
                 _ => {}
@@ -174,6 +184,12 @@ impl Owner {
         }
     }
 
+    /// The end of a call is durable, whichever tenure of this box it was begun in. To be told for every [`Effect::Record`].
+    pub fn recorded(&mut self, now: Moment, number: u32, origin: Offset, acts: &mut Vec<Act>) {
+        self.recording.remove(&(number, origin));
+        self.tell(number, acts, |partition, effects| partition.recorded(now, origin, effects));
+    }
+
     /// The partition was taken away.
     pub fn lost(&mut self, number: u32, acts: &mut Vec<Act>) {
         self.tell(number, acts, Partition::lost);
@@ -185,6 +201,10 @@ impl Owner {
         self.index.give_up(number);
         if matches!(&self.solo, Some(Solo::Announced(of, _)) if *of == number) {
             self.solo = None;
+        }
+        // What is on its way into a commit says nothing of the next tenure.
+        if let Some(commit) = &mut self.committing {
+            commit.marks.retain(|(of, ..)| *of != number);
         }
     }
 

@@ -13,6 +13,9 @@ use bluebox_core::log::{AppendError, Appended, Bounds, Committed, Entry, Log, Lo
 use bluebox_core::wire::{ControlEntry, ParkedCall, RecordedEntry, Reply};
 use bluebox_core::{CallId, InstanceId, planted};
 
+use futures_util::future::join_all;
+use tokio::sync::Semaphore;
+
 use super::partition::{Arrival, Cancel, Findings, Found, ParkedArrival, Suspect};
 
 /// The pause before the log is asked again.
@@ -95,23 +98,35 @@ pub async fn range(log: &Arc<dyn Log>, of: &TopicPartition, from: Offset, end: O
     }
 }
 
-/// Looks for the outcomes of suspects.
-pub async fn outcomes(log: &Arc<dyn Log>, suspects: &[Suspect]) -> Findings {
+/// Reply partitions that one component's takeovers read at the same time: each has some batches of records in memory.
+pub const READ_AT_ONCE: usize = 32;
+
+/// Looks for the outcomes of suspects. All reply partitions that they name are read at once, as far as there are permits: [`READ_AT_ONCE`] for all takeovers together.
+pub async fn outcomes(log: &Arc<dyn Log>, suspects: &[Suspect], permits: &Semaphore) -> Findings {
     fail_point_async!(InSearch);
     let mut findings = Findings::default();
-    for (partition, mut wanted) in Wanted::by_partition(suspects) {
-        let Some(bounds) = bounds(log, partition).await else { continue };
-        range(log, partition, wanted.least.max(bounds.start), bounds.end, |entry| {
-            if let Some(Ok(reply)) = entry.record.value.map(Reply::decode) {
-                wanted.see(entry.offset, reply);
-            }
-        })
-        .await;
-        findings.found.extend(wanted.found);
-        findings.ends.push((partition.clone(), bounds.end));
+    let searches = Wanted::by_partition(suspects).into_values().map(|wanted| in_one(log, wanted, permits));
+    for (found, end) in join_all(searches).await.into_iter().flatten() {
+        findings.found.extend(found);
+        findings.ends.push(end);
     }
     fail_point_async!(InSearched);
     findings
+}
+
+/// The outcomes in one reply partition, and to where it was read; `None` if there is no such partition.
+async fn in_one(log: &Arc<dyn Log>, mut wanted: Wanted<'_>, permits: &Semaphore) -> Option<(HashMap<Offset, Found>, (TopicPartition, Offset))> {
+    // It is never closed.
+    let _permit = permits.acquire().await.ok()?;
+    let partition = wanted.partition;
+    let bounds = bounds(log, partition).await?;
+    range(log, partition, wanted.least.max(bounds.start), bounds.end, |entry| {
+        if let Some(Ok(reply)) = entry.record.value.map(Reply::decode) {
+            wanted.see(entry.offset, reply);
+        }
+    })
+    .await;
+    Some((wanted.found, (partition.clone(), bounds.end)))
 }
 
 /// The outcomes that are looked for in one reply partition. Pure.
@@ -248,4 +263,39 @@ pub async fn one(log: &Arc<dyn Log>, of: &TopicPartition, at: Offset) -> Option<
     let mut found = None;
     range(log, of, at, at.next(), |entry| found = Some(entry)).await;
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use bluebox_core::call::{Body, Outcome, Response};
+    use bluebox_core::log::embedded::Embedded;
+    use bluebox_core::log::{Topic, TopicSpec};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn outcomes_are_found_in_all_reply_partitions_whatever_the_number_of_permits() {
+        let log = Embedded::in_memory();
+        let replies = Topic::new("replies");
+        log.create_topics(vec![TopicSpec { topic: replies.clone(), partitions: 3, retention: None, compacted: false }]).await.unwrap();
+        let log: Arc<dyn Log> = log;
+        let mut suspects = Vec::new();
+        // The last one names a partition that is not there.
+        for number in 0..4_u32 {
+            let id = CallId::from_bytes([u8::try_from(number).unwrap(); 16]);
+            let reply_to = ReplyAddress { partition: replies.partition(number), position: Offset::default() };
+            suspects.push(Suspect { origin: Offset::new(u64::from(number)), id, replay: 0, digest: None, reply_to });
+            let response =
+                Response { status: http::StatusCode::OK, reason: None, headers: http::HeaderMap::new(), body: Body::empty(), trailers: http::HeaderMap::new() };
+            let outcome = Outcome { id, replay: 0, attempts: 1, digest: None, source: Source::App, response };
+            if number < 3 {
+                append(&log, &replies.partition(number), Record::new(Reply::Outcome(Box::new(outcome)).encode())).await.unwrap();
+            }
+        }
+        for permits in [1, 8] {
+            let found = outcomes(&log, &suspects, &Semaphore::new(permits)).await;
+            assert_eq!(found.found.keys().copied().collect::<std::collections::BTreeSet<_>>(), (0..3).map(Offset::new).collect());
+            assert_eq!(found.ends, [0, 1, 2].map(|number| (replies.partition(number), Offset::new(1))));
+        }
+    }
 }

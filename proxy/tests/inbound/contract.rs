@@ -3,7 +3,8 @@ use std::time::Duration;
 
 use bluebox_core::Log;
 use bluebox_core::call::{Reason, Source};
-use bluebox_proxy::config::RouteLimits;
+use bluebox_core::log::embedded::AppendFault;
+use bluebox_proxy::config::{Inbound, RouteLimits};
 use bytes::Bytes;
 
 use crate::world::{Answer, App, Replica, World, limits, ok};
@@ -60,7 +61,7 @@ async fn a_reset_connection_is_a_failed_attempt_and_the_call_is_delivered_again(
 async fn after_too_many_failed_attempts_it_is_a_dead_letter_and_a_502() {
     let world = World::new().await;
     let app = App::start().await;
-    let _box = Replica::start(&world, &app, bluebox_proxy::config::Inbound { max_attempts: 3, ..limits() });
+    let _box = Replica::start(&world, &app, Inbound { max_attempts: 3, ..limits() });
     let call = world.call();
     let (number, _) = world.append(&call).await;
     for _ in 0..3 {
@@ -137,6 +138,62 @@ async fn a_call_with_an_outcome_is_not_delivered_again_by_the_next_owner() {
     second.until("bluebox_inbound_partitions", 4.0).await;
     second.until("bluebox_inbound_held_calls", 0.0).await;
     assert_eq!(seen.lock().unwrap().len(), 51);
+}
+
+/// The proxy lives, loses its session while it is recording an end, and gets the same partition again. No search finds that end yet, but the box itself knows of it.
+#[tokio::test]
+async fn a_box_does_not_deliver_again_what_it_is_still_recording_since_it_was_taken_for_dead() {
+    let world = World::new().await;
+    let app = App::start().await;
+    let replica = Replica::start(&world, &app, Inbound { concurrency: 1, session_timeout: Duration::from_secs(1), ..limits() });
+    let [answered, open] = world.calls_of_one_partition(["/answered", "/open"]);
+    replica.client.fail_appends(AppendFault::Refuse, Some(&world.replies.topic));
+    world.append(&answered).await;
+    app.next().await.answer(ok()).await;
+    world.append(&open).await;
+    let under_way = app.next().await;
+    assert_eq!(under_way.target, "/open", "the answer to the other is being recorded");
+    replica.client.disconnect();
+    world.until_members(0).await;
+    replica.client.reconnect();
+    // They are in one partition, one is delivered at a time, and the other would come first.
+    let again = app.next().await;
+    assert_eq!((again.target.as_str(), again.header("bluebox-may-have-started")), ("/open", Some("true")));
+    again.answer(ok()).await;
+    replica.client.heal();
+    world.outcome_of(&open).await;
+    assert_eq!(world.outcome_of(&answered).await.attempts, 1);
+    replica.until("bluebox_inbound_held_calls", 0.0).await;
+    assert!(app.seen.lock().await.try_recv().is_err(), "it was delivered again");
+}
+
+/// The same where the box has left its group and joined it again meanwhile, because its app was away.
+#[tokio::test]
+async fn a_box_does_not_deliver_again_what_it_is_still_recording_since_it_left() {
+    let world = World::new().await;
+    let app = App::start().await;
+    let replica = Replica::start(&world, &app, Inbound { concurrency: 1, drain: Duration::from_millis(50), ..limits() });
+    let [answered, open, last] = world.calls_of_one_partition(["/answered", "/open", "/last"]);
+    replica.client.fail_appends(AppendFault::Refuse, Some(&world.replies.topic));
+    world.append(&answered).await;
+    app.next().await.answer(ok()).await;
+    replica.until("bluebox_inbound_delivery_ends_total", 1.0).await;
+    app.stop();
+    world.append(&open).await;
+    world.until_members(0).await;
+    let app = App::start_at(&app.address.to_string()).await;
+    let seen = app.next().await;
+    assert_eq!(seen.target, "/open");
+    seen.answer(ok()).await;
+    world.append(&last).await;
+    let seen = app.next().await;
+    assert_eq!(seen.target, "/last");
+    seen.answer(ok()).await;
+    replica.client.heal();
+    assert_eq!(world.outcome_of(&answered).await.attempts, 1);
+    world.outcomes(3).await;
+    replica.until("bluebox_inbound_held_calls", 0.0).await;
+    assert!(app.seen.lock().await.try_recv().is_err(), "it was delivered again");
 }
 
 #[tokio::test]
@@ -279,7 +336,7 @@ async fn a_status_of_retry_on_is_a_failed_attempt_on_its_route_only() {
     let world = World::new().await;
     let app = App::start().await;
     let route = RouteLimits { path: "/flaky".to_owned(), attempt_timeout: None, retry_on: Some(vec![http::StatusCode::BAD_GATEWAY]) };
-    let _replica = Replica::start(&world, &app, bluebox_proxy::config::Inbound { routes: vec![route], ..limits() });
+    let _replica = Replica::start(&world, &app, Inbound { routes: vec![route], ..limits() });
     let (flaky, other) = (world.call_to("/flaky/1"), world.call_to("/other"));
     world.append(&flaky).await;
     app.next().await.answer(Answer::With(502, Vec::new(), Bytes::new())).await;

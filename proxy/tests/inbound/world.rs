@@ -81,6 +81,21 @@ impl World {
         call
     }
 
+    /// Calls to these targets whose partition is the same.
+    pub(crate) fn calls_of_one_partition<const N: usize>(&self, targets: [&str; N]) -> [Call; N] {
+        let number = |call: &Call| partition_of(&call.id, None, PARTITIONS);
+        targets.map(|target| std::iter::repeat_with(|| self.call_to(target)).find(|call| number(call) == 0).unwrap())
+    }
+
+    /// Waits until the group has so many members.
+    pub(crate) async fn until_members(&self, count: usize) {
+        let deadline = tokio::time::Instant::now() + SOON;
+        while self.log.members(self.topics.calls.as_str()) != count {
+            assert!(tokio::time::Instant::now() < deadline, "the group has not {count} members");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     pub(crate) async fn append(&self, call: &Call) -> (u32, Offset) {
         let number = partition_of(&call.id, call.ordering_key.as_deref(), PARTITIONS);
         let record = Record::new(CallsEntry::Call(Box::new(call.clone())).encode());

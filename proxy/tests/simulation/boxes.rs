@@ -98,6 +98,8 @@ pub(crate) struct Simulated {
     last_run: u64,
     // The consumer.
     pub owner: Option<Owner>,
+    /// While the box is no member because its app is away: its next membership goes on with it.
+    resting: Option<Owner>,
     pub tenures: BTreeMap<u32, Tenure>,
     wake_at: Option<Time>,
     stopping: Option<Left>,
@@ -126,6 +128,7 @@ impl Simulated {
             feeds: BTreeMap::new(),
             last_run: 0,
             owner: None,
+            resting: None,
             tenures: BTreeMap::new(),
             wake_at: None,
             stopping: None,
@@ -247,7 +250,9 @@ impl World {
         let index_of_recorded = Recorded::new(scenario.max_recorded, Duration::from_secs(24 * 3600));
         let now = moment(self.now);
         let at_box = &mut self.boxes[index];
-        at_box.owner = Some(Owner::new(now, shared, index_of_recorded));
+        let mut owner = at_box.resting.take().unwrap_or_else(|| Owner::new(now, shared, index_of_recorded));
+        owner.app_is_there();
+        at_box.owner = Some(owner);
         (at_box.stopping, at_box.app_away_since, at_box.lease_from) = (None, None, None);
         at_box.membership += 1;
         let (life, membership) = (at_box.life(), at_box.membership);
@@ -296,6 +301,7 @@ impl World {
                 for number in numbers {
                     note!(self, "box {index}: lost {number}");
                     self.witness.seen.lost += 1;
+                    self.perform(index, &mut acts);
                     if let Some(owner) = &mut self.boxes[index].owner {
                         owner.lost(number, &mut acts);
                     }
@@ -321,7 +327,7 @@ impl World {
                 if let Ok(sent) = result {
                     at_box.lease_from = at_box.lease_from.max(Some(sent));
                 }
-                if let Some(owner) = &mut at_box.owner {
+                if let Some(owner) = at_box.owner.as_mut().or(at_box.resting.as_mut()) {
                     owner.commit_ended(now, result, &mut acts);
                 }
             }
@@ -370,7 +376,7 @@ impl World {
         note!(self, "box {index}: leaves ({why:?})");
         let at_box = &mut self.boxes[index];
         let life = at_box.life();
-        at_box.owner = None;
+        at_box.resting = at_box.owner.take();
         at_box.feeds.clear();
         at_box.stopping = None;
         let member = at_box.member.take();
@@ -470,7 +476,7 @@ impl World {
             self.last_number += 1;
             let (id, number) = (self.last_number, assignment.partition.partition);
             note!(self, "box {index}: assigned {number} (tenure {id}), former is gone: {}", assignment.former_is_gone);
-            self.witness.assigned(id, number, index);
+            self.witness.assigned(id, number, self.boxes[index].life());
             let tenure = Tenure { id, deliveries: BTreeMap::new(), newest: Timestamp::default(), control: None };
             self.boxes[index].tenures.insert(number, tenure);
             self.begin(index, number, false, Work::Commits(assignment));
@@ -622,6 +628,16 @@ impl World {
         }
     }
 
+    /// As `Consumer::ended`, for an end that is durable.
+    pub(crate) fn recorded(&mut self, index: usize, number: u32, origin: Offset, acts: &mut Vec<Act>) {
+        let now = moment(self.now);
+        self.witness.recorded(index, number, origin);
+        let at_box = &mut self.boxes[index];
+        if let Some(owner) = at_box.owner.as_mut().or(at_box.resting.as_mut()) {
+            owner.recorded(now, number, origin, acts);
+        }
+    }
+
     /// Begins a job for the present tenure of a partition.
     fn begin(&mut self, index: usize, number: u32, outlives: bool, work: Work) {
         let Some(tenure) = self.boxes[index].tenures.get(&number).map(|t| t.id) else { return };
@@ -667,7 +683,10 @@ impl World {
                     self.witness.cut(delivery);
                 }
             }
-            Effect::Record(ending) => self.begin(index, number, true, Work::record(ending, epoch)),
+            Effect::Record(ending) => {
+                self.witness.records(index, number, ending.origin);
+                self.begin(index, number, true, Work::record(ending, epoch));
+            }
             Effect::Park(parking) => self.begin(index, number, false, Work::Park(parking, epoch)),
             Effect::Release => {
                 note!(self, "box {index}: releases {number}");

@@ -221,22 +221,16 @@ impl World {
             match step {
                 Step::Bury => *step = Step::Reply,
                 Step::Reply if matches!(ending.verdict, Verdict::Known { .. }) || !ending.indexed => {
-                    if current {
-                        let origin = ending.origin;
-                        self.tell_partition(index, number, acts, |p, _| p.recorded(origin));
-                    }
-                    return;
+                    let origin = ending.origin;
+                    return self.recorded(index, number, origin, acts);
                 }
                 Step::Reply => *step = Step::Index(ending.reply_to.partition.clone(), offset),
                 Step::Index(partition, offset) => {
-                    if current {
-                        if let (Some(owner), Some(digest)) = (&mut self.boxes[index].owner, ending.digest) {
-                            owner.index().insert(number, at, ending.id, digest, partition.clone(), *offset);
-                        }
-                        let origin = ending.origin;
-                        self.tell_partition(index, number, acts, |p, _| p.recorded(origin));
+                    if let (true, Some(owner), Some(digest)) = (current, &mut self.boxes[index].owner, ending.digest) {
+                        owner.index().insert(number, at, ending.id, digest, partition.clone(), *offset);
                     }
-                    return;
+                    let origin = ending.origin;
+                    return self.recorded(index, number, origin, acts);
                 }
             }
         }
@@ -265,11 +259,8 @@ impl World {
             }
             Step::Index(partition, offset) => {
                 let Some(digest) = ending.digest.filter(|_| ending.indexed) else {
-                    if current {
-                        let origin = ending.origin;
-                        self.tell_partition(index, number, acts, |p, _| p.recorded(origin));
-                    }
-                    return;
+                    let origin = ending.origin;
+                    return self.recorded(index, number, origin, acts);
                 };
                 let entry = RecordedEntry { id: ending.id, epoch: *epoch, digest, partition: partition.clone(), offset: *offset };
                 (Place::Recorded(number), Value::Recorded(entry))

@@ -1,6 +1,6 @@
 //! Sees everything, and says when a promise is broken.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bluebox_core::CallId;
@@ -15,6 +15,7 @@ use bytes::Bytes;
 
 use crate::log::{Place, Value};
 use crate::scenario::{Kind, MS, Manner, Scenario, Time};
+use crate::world::Life;
 
 /// A call that was accepted.
 pub(crate) struct Accepted {
@@ -67,7 +68,8 @@ pub(crate) enum How {
 
 struct Tenure {
     number: u32,
-    index: usize,
+    /// Whose: which box, and which process of it.
+    life: Life,
     /// When its fence came to lie in the log, and where. The last one, if there are several.
     fence: Option<(Time, Offset)>,
     released: bool,
@@ -107,6 +109,8 @@ pub(crate) struct Witness {
     pub calls: BTreeMap<(u32, Offset), Accepted>,
     tenures: BTreeMap<u64, Tenure>,
     under_way: BTreeMap<u64, UnderWay>,
+    /// Ends that a living box is making durable, whatever became of the tenures that they began in.
+    recording: BTreeSet<(usize, u32, Offset)>,
     /// For each recorded call: the first that came with its id.
     first: BTreeMap<CallId, Digest>,
     /// All calls with an id.
@@ -126,6 +130,7 @@ impl Witness {
             calls: BTreeMap::new(),
             tenures: BTreeMap::new(),
             under_way: BTreeMap::new(),
+            recording: BTreeSet::new(),
             first: BTreeMap::new(),
             retries: BTreeMap::new(),
             lanes: BTreeMap::new(),
@@ -199,8 +204,8 @@ impl Witness {
 
     // Tenures.
 
-    pub(crate) fn assigned(&mut self, tenure: u64, number: u32, index: usize) {
-        self.tenures.insert(tenure, Tenure { number, index, fence: None, released: false, attempts: BTreeMap::new() });
+    pub(crate) fn assigned(&mut self, tenure: u64, number: u32, life: Life) {
+        self.tenures.insert(tenure, Tenure { number, life, fence: None, released: false, attempts: BTreeMap::new() });
     }
 
     pub(crate) fn released(&mut self, tenure: u64) {
@@ -217,6 +222,18 @@ impl Witness {
                 call.searched.insert(tenure, now);
             }
         }
+    }
+
+    /// A box begins to make the end of a call durable.
+    pub(crate) fn records(&mut self, index: usize, number: u32, origin: Offset) {
+        if !self.recording.insert((index, number, origin)) {
+            self.fail(format!("box {index} ends {number}/{origin} while it is still making an end of it durable"));
+        }
+    }
+
+    /// That is done.
+    pub(crate) fn recorded(&mut self, index: usize, number: u32, origin: Offset) {
+        self.recording.remove(&(index, number, origin));
     }
 
     // What comes to lie in the log.
@@ -377,6 +394,9 @@ impl Witness {
         if delivery.call == bluebox_proxy::inbound::partition::Payload::Parked(Offset::new(u64::MAX)) {
             return Some("it is nowhere".to_owned());
         }
+        if self.recording.contains(&(index, number, origin)) {
+            return Some("this box itself is making an end of it durable".to_owned());
+        }
         // The id of a recorded call ends once.
         let same_id = |a: &Accepted| call.call.recorded.is_some() && a.call.id == call.call.id;
         let executed = |how: How| !matches!(how, How::Known | How::Proxy(Reason::KeyReused | Reason::RecordedFull));
@@ -393,6 +413,10 @@ impl Witness {
             {
                 if end.tenure == tenure {
                     return Some(format!("the same owner had ended {n}/{o} ({:?}) at {:.6}", end.how, end.at as f64 / 1e6));
+                }
+                // Of what another box does late nobody can know; of what it does itself a box must.
+                if self.tenures.get(&end.tenure).is_some_and(|of| of.life == by.life) {
+                    return Some(format!("this box itself had ended {n}/{o} ({:?}, tenure {}) at {:.6}", end.how, end.tenure, end.at as f64 / 1e6));
                 }
                 if end.at < fenced {
                     return Some(format!(
@@ -448,7 +472,7 @@ impl Witness {
         if matches!(call.manner, Manner::Poison(_)) && self.scenario.kind == Kind::Poison && call.begun >= 2 + self.scenario.max_crashes {
             return Some(format!("{} boxes have died of it", call.begun));
         }
-        let _ = (now, by.number, by.index);
+        let _ = (now, by.number);
         None
     }
 
@@ -482,6 +506,7 @@ impl Witness {
     /// A box with all that it has under way.
     pub(crate) fn died(&mut self, index: usize) {
         self.under_way.retain(|_, u| u.index != index);
+        self.recording.retain(|(of, ..)| *of != index);
     }
 
     pub(crate) fn nothing_under_way(&self) -> bool {

@@ -13,7 +13,7 @@ use bluebox_core::log::{Appended, Assignment, Committed, Entry, GroupEvent, Grou
 use bluebox_core::topics::Topics;
 use bluebox_core::wire::{CallStatus, CallsEntry, ControlEntry, RecordedEntry, Reply};
 use bluebox_core::{CallId, InstanceId, fail_point, fail_point_async};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -58,6 +58,8 @@ pub struct Service {
     pub app: App,
     /// Writes ends of calls.
     pub endings: Endings,
+    /// Of its searches for outcomes.
+    pub searches: Arc<Semaphore>,
     /// What is told about it all.
     pub observe: super::observe::Observe,
 }
@@ -70,28 +72,31 @@ enum Left {
 
 /// Serves a component until `stop`: joins its group when the app accepts connections, and leaves it when the app has been away for too long.
 pub async fn serve(service: Service, stop: CancellationToken) {
-    loop {
-        let there = wait_for(&service.app);
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = there => {}
-        }
-        let name = service.topics.calls.as_str().to_owned();
-        tracing::info!(component = %service.served.name, app = %service.served.app, "the app accepts connections; joined the group");
-        let membership = service.log.join(GroupSpec {
-            name,
-            topics: vec![service.topics.calls.clone()],
-            session_timeout: service.limits.session_timeout,
-            release_timeout: service.limits.drain + Duration::from_secs(15),
-            lease: service.limits.lease,
-        });
-        match Consumer::new(&service, membership).run(&stop).await {
-            Left::Stopped => return,
-            Left::AppAway => {
-                tracing::warn!(component = %service.served.name, app = %service.served.app, "the app does not accept connections; its calls go to other boxes until it does")
-            }
-        }
+    let Some(membership) = join(&service, &stop).await else { return };
+    // One for all memberships: what an earlier one has begun to record, a later one must know of.
+    let mut consumer = Consumer::new(&service, membership);
+    while let Left::AppAway = consumer.run(&stop).await {
+        tracing::warn!(component = %service.served.name, app = %service.served.app, "the app does not accept connections; its calls go to other boxes until it does");
+        let Some(membership) = join(&service, &stop).await else { return };
+        consumer.begin_again(membership);
     }
+}
+
+/// Joins the group once the app accepts connections; `None` when told to stop before.
+async fn join(service: &Service, stop: &CancellationToken) -> Option<Membership> {
+    let there = wait_for(&service.app);
+    tokio::select! {
+        () = stop.cancelled() => return None,
+        () = there => {}
+    }
+    tracing::info!(component = %service.served.name, app = %service.served.app, "the app accepts connections; joined the group");
+    Some(service.log.join(GroupSpec {
+        name: service.topics.calls.as_str().to_owned(),
+        topics: vec![service.topics.calls.clone()],
+        session_timeout: service.limits.session_timeout,
+        release_timeout: service.limits.drain + Duration::from_secs(15),
+        lease: service.limits.lease,
+    }))
 }
 
 async fn wait_for(app: &App) {
@@ -185,7 +190,14 @@ impl<'s> Consumer<'s> {
         }
     }
 
-    async fn run(mut self, stop: &CancellationToken) -> Left {
+    /// Goes on as another member: the former membership was left in good order.
+    fn begin_again(&mut self, membership: Membership) {
+        self.membership = membership;
+        self.stopping = None;
+        self.app_is_back();
+    }
+
+    async fn run(&mut self, stop: &CancellationToken) -> Left {
         let mut acts = Vec::new();
         loop {
             let now = Moment::now();
@@ -195,7 +207,7 @@ impl<'s> Consumer<'s> {
                 fail_point_async!(InLeave);
                 // Within what a shutdown allows; a log that is away finds out by the session's end.
                 let _ = tokio::time::timeout(Duration::from_secs(1), self.membership.control().leave()).await;
-                return self.stopping.unwrap_or(Left::Stopped);
+                return self.stopping.take().unwrap_or(Left::Stopped);
             }
             let timer = self.owner.next_timer(now).map_or(Duration::from_secs(1), |at| at.since(now).min(Duration::from_secs(1)));
             tokio::select! {
@@ -267,7 +279,7 @@ impl<'s> Consumer<'s> {
         match event {
             GroupEvent::Assigned(assignments) => {
                 fail_point!(InAssigned);
-                self.assigned(assignments);
+                self.assigned(assignments, acts);
             }
             GroupEvent::Records { partition, entries } => self.records(&partition, entries, acts),
             GroupEvent::Truncated { partition, start, .. } => {
@@ -287,8 +299,7 @@ impl<'s> Consumer<'s> {
                 let numbers: Vec<_> = partitions.iter().map(|partition| partition.partition).collect();
                 tracing::warn!(component = %self.service.served.name, partitions = ?numbers, "partitions were taken away: this box was taken for dead");
                 for number in numbers {
-                    self.owner.lost(number, acts);
-                    self.end_tenure(number);
+                    self.lost(number, acts);
                     self.service.observe.lost();
                 }
             }
@@ -296,7 +307,15 @@ impl<'s> Consumer<'s> {
         }
     }
 
-    fn assigned(&mut self, assignments: Vec<Assignment>) {
+    /// What the tenure wanted before it ended is still done in its name: an answer that came just before is recorded.
+    fn lost(&mut self, number: u32, acts: &mut Vec<Act>) {
+        self.perform(acts);
+        self.owner.lost(number, acts);
+        self.perform(acts);
+        self.end_tenure(number);
+    }
+
+    fn assigned(&mut self, assignments: Vec<Assignment>, acts: &mut Vec<Act>) {
         let topics = &self.service.topics;
         tracing::debug!(component = %self.service.served.name, partitions = assignments.len(), "partitions were assigned");
         let mut ids = Vec::new();
@@ -312,7 +331,8 @@ impl<'s> Consumer<'s> {
             self.last_tenure += 1;
             ids.push(self.last_tenure);
             let tenure = Tenure { id: self.last_tenure, stop: CancellationToken::new(), deliveries: HashMap::new(), newest: Timestamp::default(), places };
-            self.end_tenure(number);
+            // Taken away and given back without a word: nothing of what was under way goes on.
+            self.lost(number, acts);
             self.tenures.insert(number, tenure);
             self.service.observe.assigned();
         }
@@ -383,7 +403,16 @@ impl<'s> Consumer<'s> {
     fn ended(&mut self, done: Done, acts: &mut Vec<Act>) {
         let Done { number, tenure, what } = done;
         let now = Moment::now();
-        let Some(current) = self.tenures.get_mut(&number).filter(|t| t.id == tenure) else { return };
+        let current = self.tenures.get_mut(&number).filter(|t| t.id == tenure);
+        if let What::Recorded(origin, indexed) = what {
+            fail_point!(InMark);
+            // What a former tenure has written into the index, the present one writes again, with its own epoch.
+            if let Some((id, digest, at)) = indexed.filter(|_| current.is_some()) {
+                self.owner.index().insert(number, at.at, id, digest, at.partition, at.offset);
+            }
+            return self.owner.recorded(now, number, origin, acts);
+        }
+        let Some(current) = current else { return };
         match what {
             What::Assigned(committed, parked, gone) => {
                 tracing::debug!(partition = number, former_is_gone = gone, "what was committed is known");
@@ -419,13 +448,8 @@ impl<'s> Consumer<'s> {
                 current.deliveries.remove(&origin);
                 self.owner.delivery_ended(now, number, origin, end, jitter(), acts);
             }
-            What::Recorded(origin, indexed) => {
-                fail_point!(InMark);
-                if let Some((id, digest, at)) = indexed {
-                    self.owner.index().insert(number, at.at, id, digest, at.partition, at.offset);
-                }
-                self.owner.tell(number, acts, |p, _| p.recorded(origin));
-            }
+            // Of any tenure: see above.
+            What::Recorded(..) => {}
             What::Parked(origin, at) => {
                 self.owner.tell(number, acts, |p, _| match at {
                     Some(at) => p.parked(now, origin, at),

@@ -46,17 +46,13 @@ impl Consumer<'_> {
     }
 
     /// Runs something for the present tenure of a partition; its end comes back as [`Done`].
-    pub(super) fn run_for(&self, number: u32, outlives: bool, task: impl Future<Output = What> + Send + 'static) -> Option<AbortHandle> {
+    pub(super) fn run_for(&self, number: u32, task: impl Future<Output = What> + Send + 'static) -> Option<AbortHandle> {
         let tenure = self.tenures.get(&number)?;
         let (tell, id, stop) = (self.tell.clone(), tenure.id, tenure.stop.clone());
         let handle = tokio::spawn(async move {
-            let what = if outlives {
-                task.await
-            } else {
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    what = task => what,
-                }
+            let what = tokio::select! {
+                () = stop.cancelled() => return,
+                what = task => what,
             };
             drop(tell.send(Done { number, tenure: id, what }));
         });
@@ -66,15 +62,15 @@ impl Consumer<'_> {
     fn perform_effect(&mut self, number: u32, effect: Effect) {
         let Some(tenure) = self.tenures.get_mut(&number) else { return };
         let log = Arc::clone(&self.service.log);
-        let places = tenure.places.clone();
+        let (id, places) = (tenure.id, tenure.places.clone());
         match effect {
             Effect::Fence => {
                 let instance = self.service.instance;
-                self.run_for(number, false, async move { What::Fenced(search::fence(&log, &places.calls, instance).await) });
+                self.run_for(number, async move { What::Fenced(search::fence(&log, &places.calls, instance).await) });
             }
             Effect::Load { parked_from, parked_end, control_from } => {
                 let newest = tenure.newest;
-                self.run_for(number, false, async move {
+                self.run_for(number, async move {
                     let parked = search::parked(&log, &places.parked, parked_from, parked_end, newest);
                     let ((parked, parked_end), (cancels, control_end)) = tokio::join!(parked, search::cancels(&log, &places.control, control_from));
                     What::Loaded(Inheritance { parked, parked_end, cancels, control_end })
@@ -83,8 +79,9 @@ impl Consumer<'_> {
             Effect::Start(from) => self.membership.control().start(&places.calls, from),
             Effect::Search(suspects) => {
                 tracing::debug!(partition = number, suspects = suspects.len(), "looks for outcomes of what another box had begun");
-                self.run_for(number, false, async move {
-                    let findings = search::outcomes(&log, &suspects).await;
+                let permits = Arc::clone(&self.service.searches);
+                self.run_for(number, async move {
+                    let findings = search::outcomes(&log, &suspects, &permits).await;
                     What::Searched(suspects, findings)
                 });
             }
@@ -93,7 +90,7 @@ impl Consumer<'_> {
                     delivery.abort();
                 }
             }
-            Effect::Record(ending) => self.record(number, ending, places),
+            Effect::Record(ending) => self.record(number, id, ending, places),
             Effect::Park(parking) => self.park(number, parking, places),
             Effect::Release => {
                 fail_point!(InRelease);
@@ -122,7 +119,7 @@ impl Consumer<'_> {
     pub(super) fn load_index(&self, number: u32) {
         let Some(tenure) = self.tenures.get(&number) else { return };
         let (log, places) = (Arc::clone(&self.service.log), tenure.places.clone());
-        self.run_for(number, false, async move { What::IndexLoaded(search::recorded(&log, &places.recorded).await) });
+        self.run_for(number, async move { What::IndexLoaded(search::recorded(&log, &places.recorded).await) });
     }
 
     /// Follows the control partition.
@@ -157,7 +154,7 @@ impl Consumer<'_> {
             fail_point!(InSolo);
         }
         let Delivery { origin, call, attempt, may_have_started, .. } = delivery;
-        let task = self.run_for(number, false, async move {
+        let task = self.run_for(number, async move {
             let Some(call) = endings.load(&call, &places).await else {
                 return What::Delivered(origin, DeliveryEnd::Failed("its parked record can't be read".to_owned()));
             };
@@ -177,20 +174,21 @@ impl Consumer<'_> {
         }
     }
 
-    fn record(&self, number: u32, ending: Ending, places: Places) {
-        let (endings, epoch, observe) = (self.service.endings.clone(), self.epoch(number), self.service.observe.clone());
-        // Goes on when the partition is lost: the caller waits for what the app answered, and the next owner looks for it.
-        self.run_for(number, true, async move {
+    fn record(&self, number: u32, tenure: u64, ending: Ending, places: Places) {
+        let (endings, epoch, observe, tell) = (self.service.endings.clone(), self.epoch(number), self.service.observe.clone(), self.tell.clone());
+        // Goes on when the partition is lost: the caller waits for what the app answered, and the next owner looks for it. See `Owner::recorded`.
+        tokio::spawn(async move {
             let indexed = endings.record(&ending, &places, epoch).await;
             observe.ended(&ending);
-            What::Recorded(ending.origin, ending.digest.zip(indexed).map(|(digest, at)| (ending.id, digest, at)))
+            let what = What::Recorded(ending.origin, ending.digest.zip(indexed).map(|(digest, at)| (ending.id, digest, at)));
+            drop(tell.send(Done { number, tenure, what }));
         });
     }
 
     fn park(&self, number: u32, parking: Parking, places: Places) {
         let (endings, log, epoch, observe) = (self.service.endings.clone(), Arc::clone(&self.service.log), self.epoch(number), self.service.observe.clone());
         let Parking { origin, call, accepted, attempts, may_have_started } = parking;
-        self.run_for(number, false, async move {
+        self.run_for(number, async move {
             let Some(call) = endings.load(&call, &places).await else { return What::Parked(origin, None) };
             let parked = ParkedCall { epoch, origin, accepted, attempts, may_have_started, call: Box::new(call) };
             let record = Record::new(parked.encode());

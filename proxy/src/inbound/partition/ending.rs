@@ -84,10 +84,19 @@ impl Partition {
         }));
     }
 
-    /// The end of a call is durable.
-    pub fn recorded(&mut self, origin: Offset) {
-        if self.held.get(&origin).is_some_and(|h| h.state == State::Recording) {
-            self.finish(origin);
+    /// The end of a call is durable: of this tenure, or of a former one of this box.
+    pub fn recorded(&mut self, now: Moment, origin: Offset, effects: &mut Vec<Effect>) {
+        self.takeover.recording.remove(&origin);
+        let Some(held) = self.held.get_mut(&origin) else { return };
+        match held.state {
+            State::Recording => self.finish(origin),
+            // What it says is for the search to find, as if another box had written it.
+            State::Ending => {
+                held.state = State::Suspect;
+                self.takeover.waiting += 1;
+                self.search(now, effects);
+            }
+            _ => {}
         }
     }
 

@@ -33,7 +33,8 @@ impl Partition {
     }
 
     pub(super) fn drain(&mut self, now: Moment, over: bool, effects: &mut Vec<Effect>) {
-        let busy: Vec<_> = self.held.iter().filter(|(_, h)| matches!(h.state, State::Delivering | State::Recording)).map(|(o, h)| (*o, h.state)).collect();
+        let is_busy = |state| matches!(state, State::Delivering | State::Recording | State::Ending);
+        let busy: Vec<_> = self.held.iter().filter(|(_, h)| is_busy(h.state)).map(|(o, h)| (*o, h.state)).collect();
         if (!busy.is_empty() && !over) || now < self.takeover.not_before {
             return;
         }

@@ -66,6 +66,8 @@ impl Held {
 pub(super) enum State {
     /// A former owner may have started it; its outcome must be looked for first.
     Suspect,
+    /// This box has begun to record an end of it in a former tenure, and is still at it: a suspect once that is durable.
+    Ending,
     /// In its lane behind another, or for the index of recorded calls to be read.
     Blocked,
     /// In the queue of those that can be delivered.

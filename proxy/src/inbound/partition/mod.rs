@@ -113,6 +113,8 @@ struct Takeover {
     searching: bool,
     /// Calls that wait for the verdict of a search.
     waiting: usize,
+    /// Calls whose ends this box began to record in a former tenure and is still recording: no search finds them yet.
+    recording: BTreeSet<Offset>,
 }
 
 /// One partition in the hands of its owner.
@@ -189,6 +191,7 @@ impl Partition {
                 quiet_at: now,
                 searching: false,
                 waiting: 0,
+                recording: BTreeSet::new(),
             },
             // Who handed over what it had not cleared up itself is no new death, and no end of the row either.
             unclean_owners: if unclean { mark.unclean_owners.saturating_add(1) } else { mark.unclean_owners },
@@ -292,7 +295,9 @@ impl Partition {
             (None, Some(_)) => Some(Lane::Id(call.id)),
             (None, None) => None,
         };
+        let recording = self.takeover.recording.contains(&origin);
         let suspect = match &self.takeover.suspects {
+            _ if recording => true,
             _ if parked_at.is_none() && origin >= self.takeover.suspect_below => false,
             _ if planted!(NoSearch) => false,
             Suspects::Any => true,
@@ -313,15 +318,19 @@ impl Partition {
             parking: false,
             attempts: attempts.max(self.former_attempts.get(&origin).copied().unwrap_or(0)),
             not_now: false,
-            may_have_started: may_have_started || (suspect && !self.takeover.virgin),
+            may_have_started: may_have_started || recording || (suspect && !self.takeover.virgin),
             solo: (suspect && self.unclean_owners >= 2) || crashed,
             call: if parked_at.is_none() { Some(call) } else { None },
             suspect,
-            state: if suspect { State::Suspect } else { State::Blocked },
+            state: match suspect {
+                true if recording => State::Ending,
+                true => State::Suspect,
+                false => State::Blocked,
+            },
             lane,
         };
         self.held_bytes += held.bytes();
-        self.takeover.waiting += usize::from(suspect);
+        self.takeover.waiting += usize::from(suspect && !recording);
         self.timers.insert((held.deadline, origin));
         if let Some(lane) = held.lane.clone() {
             let queue = self.in_lane.entry(lane).or_default();

@@ -57,7 +57,7 @@ impl Partition {
             }
             return;
         }
-        let Some(held) = self.held.get_mut(&origin).filter(|h| !h.parking && h.state != State::Recording) else { return };
+        let Some(held) = self.held.get_mut(&origin).filter(|h| !h.parking && !matches!(h.state, State::Recording | State::Ending)) else { return };
         let Some(call) = held.payload() else { return };
         held.parking = true;
         self.parking += 1;
@@ -83,8 +83,8 @@ impl Partition {
         }
         let full = self.held.len().saturating_sub(self.parked) >= MAX_UNFINISHED;
         if self.done.span() >= MAX_SPAN / 4 * 3 || (full && !self.has_ready()) {
-            let lowest: Vec<_> =
-                self.held.iter().filter(|(_, h)| h.parked_at.is_none() && !h.parking && h.state != State::Suspect).map(|(o, _)| *o).take(64).collect();
+            let can_move = |h: &Held| h.parked_at.is_none() && !h.parking && !matches!(h.state, State::Suspect | State::Ending);
+            let lowest: Vec<_> = self.held.iter().filter(|(_, h)| can_move(h)).map(|(o, _)| *o).take(64).collect();
             for origin in lowest {
                 self.park(origin, effects);
             }

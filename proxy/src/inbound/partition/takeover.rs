@@ -5,6 +5,12 @@ use bluebox_core::call::ReplyAddress;
 use super::*;
 
 impl Partition {
+    /// This box had the partition before, and is still recording the ends of these calls: an append of that time may come into the log after any search of this one. So they wait
+    /// for [`Self::recorded`], and are looked for then.
+    pub fn still_recording(&mut self, these: impl Iterator<Item = Offset>) {
+        self.takeover.recording.extend(these);
+    }
+
     /// The fence is durable, at `epoch`.
     pub fn fenced(&mut self, epoch: Offset, effects: &mut Vec<Effect>) {
         if self.phase != Phase::Fencing {
@@ -119,7 +125,7 @@ impl Partition {
             effects.push(Effect::Search(suspects));
             return;
         }
-        if !unread && self.takeover.suspects == Suspects::Any {
+        if !unread && self.takeover.suspects == Suspects::Any && self.takeover.recording.is_empty() {
             self.searched.complete(self.takeover.suspect_below);
         }
         if !unread && self.unclean_owners > 0 && !self.has_suspects() {

@@ -128,7 +128,7 @@ fn a_copy_whose_acknowledgement_was_lost_is_no_second_call() {
     assert_eq!(ready(&mut partition), [0]);
     let outcome = crate::inbound::deliver::refusal(CallId::from_bytes([1; 16]), 0, None, 1, Reason::Answer, "");
     partition.delivery_ended(time(1), at(0), DeliveryEnd::Answered(Box::new(outcome)), 0.0, &mut effects);
-    partition.recorded(at(0));
+    partition.recorded(time(0), at(0), &mut Vec::new());
     let left = hand_over(&mut partition);
     let mark = Mark::decode(&left.1).unwrap();
     assert!(mark.done.is_done(at(0)) && mark.done.is_done(at(1)));
@@ -245,7 +245,7 @@ fn a_retry_does_not_end_before_the_call_that_it_repeats() {
         ready_into(&mut partition, &mut effects);
     }
     assert!(matches!(effects.as_slice(), [Effect::Record(Ending { verdict: Verdict::DeadLetter { reason: Reason::Attempts, .. }, .. })]), "{effects:?}");
-    partition.recorded(at(0));
+    partition.recorded(time(0), at(0), &mut Vec::new());
     let mut index = Recorded::new(1, Duration::from_secs(3_600));
     index.insert(0, Timestamp::default(), CallId::from_bytes([9; 16]), [2; 32], Topic::new("replies").partition(0), at(7));
     effects.clear();
@@ -299,7 +299,7 @@ fn a_cancel_that_comes_before_its_call_is_read_ends_it_when_its_turn_comes() {
     assert_eq!(ready_into(&mut partition, &mut effects), [0]);
     assert_eq!(cancelled(&effects), [1]);
     assert_eq!(Mark::decode(&partition.mark().0).unwrap().control_from, at(4), "its end is not durable");
-    partition.recorded(at(1));
+    partition.recorded(time(0), at(1), &mut Vec::new());
     assert_eq!(Mark::decode(&partition.mark().0).unwrap().control_from, at(6), "it was carried out");
     assert!(!partition.cancel(Cancel { at: at(6), origin: at(1), id: CallId::random() }, &mut effects), "it has ended");
 }
@@ -373,4 +373,96 @@ fn a_solo_delivery_that_was_only_announced_is_not_begun_by_a_commit_after_the_re
     let mark = Mark::decode(&calls).unwrap();
     assert!(mark.crashes.is_empty(), "nothing was begun");
     assert_eq!(mark.suspects, Suspects::Only(vec![at(0)]));
+}
+
+/// What a box looks for when it has the partition again, and what it delivers, while these are still being recorded.
+fn again(recording: &[u64]) -> Partition {
+    let mut effects = Vec::new();
+    let (calls, parked) = (Mark { suspects: Suspects::Any, ..Mark::default() }.encode(), clean().1);
+    let mut partition = Partition::new(time(0), RULES, Some(&calls), Some(&parked), true, &mut effects);
+    partition.still_recording(recording.iter().copied().map(at));
+    partition.fenced(at(9), &mut effects);
+    partition.loaded(time(0), Inheritance::default(), &mut effects);
+    partition.index_loaded();
+    partition
+}
+
+fn looked_for(effects: &[Effect]) -> Vec<Vec<u64>> {
+    let searches = effects.iter().filter_map(|e| if let Effect::Search(suspects) = e { Some(suspects) } else { None });
+    searches.map(|suspects| suspects.iter().map(|s| s.origin.get()).collect()).collect()
+}
+
+fn suspects_of(effects: &[Effect]) -> Vec<Suspect> {
+    effects.iter().rev().find_map(|e| if let Effect::Search(suspects) = e { Some(suspects.clone()) } else { None }).unwrap_or_default()
+}
+
+fn found(origin: u64) -> Findings {
+    let found = Found { partition: Topic::new("replies").partition(0), offset: at(70), refused: false };
+    Findings { found: [(at(origin), found)].into(), ends: vec![(Topic::new("replies").partition(0), at(71))] }
+}
+
+#[test]
+fn what_this_box_is_still_recording_is_looked_for_when_that_has_ended() {
+    let (mut partition, mut effects) = (again(&[3]), Vec::new());
+    for origin in 0..9 {
+        match origin {
+            3 => partition.arrived(time(0), arrival(3, Some("lane"), None), &mut effects),
+            4 => partition.arrived(time(0), arrival(4, Some("lane"), None), &mut effects),
+            5 => partition.arrived(time(0), arrival(5, None, None), &mut effects),
+            _ => partition.skipped(time(0), at(origin), &mut effects),
+        }
+    }
+    assert_eq!(looked_for(&effects), [[4, 5]], "the others need not wait");
+    partition.searched(
+        time(100),
+        &suspects_of(&effects),
+        &Findings { ends: vec![(Topic::new("replies").partition(0), at(60))], ..Findings::default() },
+        &mut effects,
+    );
+    assert_eq!(ready(&mut partition), [5], "its lane waits for it");
+    let notes = Mark::decode(&partition.mark().0).unwrap().searched;
+    assert_eq!(notes, [], "a note would hide what comes before its end");
+    effects.clear();
+    partition.recorded(time(200), at(3), &mut effects);
+    assert_eq!(looked_for(&effects), [[3]]);
+    partition.searched(time(300), &suspects_of(&effects), &found(3), &mut effects);
+    assert_eq!(ready(&mut partition), [4]);
+}
+
+#[test]
+fn an_end_that_is_recorded_before_its_call_is_read_again_is_looked_for_with_the_others() {
+    let (mut partition, mut effects) = (again(&[3]), Vec::new());
+    partition.recorded(time(0), at(3), &mut effects);
+    for origin in 0..9 {
+        match origin {
+            3 => partition.arrived(time(0), arrival(3, None, None), &mut effects),
+            _ => partition.skipped(time(0), at(origin), &mut effects),
+        }
+    }
+    assert_eq!(looked_for(&effects), [[3]]);
+}
+
+#[test]
+fn a_handover_waits_for_what_this_box_is_still_recording_and_else_hands_it_on() {
+    let (mut partition, mut effects) = (again(&[3]), Vec::new());
+    partition.arrived(time(0), arrival(3, None, None), &mut effects);
+    partition.revoke(time(1_000), &mut effects);
+    partition.tick(time(1_000), &mut effects);
+    assert!(!partition.is_handing());
+    partition.tick(time(31_000), &mut effects);
+    assert!(partition.is_handing());
+    assert_eq!(Mark::decode(&partition.mark().0).unwrap().suspects, Suspects::Any, "not all was read");
+
+    let (mut partition, mut effects) = (again(&[3]), Vec::new());
+    for origin in 0..9 {
+        match origin {
+            3 => partition.arrived(time(0), arrival(3, None, None), &mut effects),
+            _ => partition.skipped(time(0), at(origin), &mut effects),
+        }
+    }
+    partition.revoke(time(1_000), &mut effects);
+    partition.recorded(time(1_000), at(3), &mut effects);
+    partition.tick(time(1_000), &mut effects);
+    assert!(partition.is_handing());
+    assert_eq!(Mark::decode(&partition.mark().0).unwrap().suspects, Suspects::only(vec![at(3)]));
 }
