@@ -65,6 +65,11 @@ impl Manner {
         }
     }
 
+    /// Whether nobody can ask for its outcome later, so that nothing is kept of it.
+    pub(crate) fn leaves_nothing(self) -> bool {
+        !self.keyed && !self.asynchronous
+    }
+
     /// Whether the caller can learn its outcome later, whatever happened to its connection.
     pub(crate) fn can_be_asked_again(self) -> bool {
         self.keyed
@@ -178,6 +183,12 @@ mod tests {
         assert!(value.check_answer(value.status(), &changed).is_err());
         let other = Value { number: 4, ..value };
         assert!(value.check_answer(value.status(), &other.answer("d1")).is_err());
+    }
+
+    #[test]
+    fn every_kind_of_call_that_leaves_nothing_is_left() {
+        let left: Vec<_> = (0..WORKERS).map(Manner::of).filter(|manner| manner.leaves_nothing()).collect();
+        assert!(left.iter().any(|manner| manner.laned) && left.iter().any(|manner| manner.large) && left.contains(&Manner::default()));
     }
 
     #[test]

@@ -37,6 +37,9 @@ pub(crate) struct CallerOptions {
     /// How long a worker pauses between calls, on average.
     #[arg(long)]
     think_ms: u64,
+    /// Only the workers whose calls leave nothing to be remembered.
+    #[arg(long)]
+    plain: bool,
 }
 
 /// Whom it calls.
@@ -72,7 +75,7 @@ pub(crate) async fn run(options: CallerOptions) -> anyhow::Result<()> {
     let all = tokio::task::LocalSet::new();
     all.run_until(async {
         let mut workers = JoinSet::new();
-        for worker in 0..WORKERS {
+        for worker in (0..WORKERS).filter(|worker| !options.plain || Manner::of(*worker).leaves_nothing()) {
             let (app, past) = (Rc::clone(&app), past.take(worker));
             workers.spawn_local(async move { work(&app, worker, past).await });
         }

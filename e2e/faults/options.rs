@@ -68,6 +68,9 @@ pub(crate) struct RunOptions {
     /// How long each of the 36 workers pauses between two calls, on average.
     #[arg(long, value_parser = duration, default_value = "60ms")]
     pub(crate) think: Duration,
+    /// Only calls that leave nothing to be remembered: none with a key, none that is answered by 202. Each of those has an entry in an index for a day, which is meant to grow.
+    #[arg(long)]
+    pub(crate) plain: bool,
     /// No faults, but load for so many minutes, and whether the proxies' memory, files and threads grow.
     #[arg(long, value_name = "MINUTES")]
     pub(crate) steady: Option<u64>,
@@ -135,6 +138,9 @@ impl RunOptions {
             self.callees,
             milliseconds(self.think)
         );
+        if self.plain {
+            command += " --plain";
+        }
         if let Some(program) = &self.bluebox {
             command += &format!(" --bluebox {}", program.display());
         }
@@ -166,7 +172,10 @@ Examples:
     bluebox-faults --log kafka --only stop-callee-proxy --kills 200
 
   Whether memory grows:
-    bluebox-faults --log kafka --steady 60
+    bluebox-faults --log kafka --steady 60 --plain
+
+  Takeover in a group of the new protocol (KIP-848), whose session is the broker's to say:
+    bluebox-faults --log kafka --only kill-callee-proxy --kills 30 --gap 8s --proxy-flag=--group-protocol=consumer
 
 The exit status is 0 if every promise held, 2 if one did not (the call, its lines in the ledgers and the command that repeats the run are printed), 1 if the run could not be made.";
     text

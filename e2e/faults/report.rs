@@ -96,6 +96,8 @@ impl Verdict {
             "duplicates_total": findings.duplicates.values().sum::<u64>(),
             "in_flight_at_kills": findings.in_flight_at_kills,
             "takeover_ms": times(&takeover.answered),
+            "takeover_until_begun_ms": times(&takeover.begun),
+            "takeover_beyond_app_ms": times(&takeover.beyond_app),
             "takeover_detect_ms": times(&takeover.detect),
             "takeover_reassign_ms": times(&takeover.reassign),
             "takeover_redeliver_ms": times(&takeover.redeliver),
@@ -144,6 +146,8 @@ impl Verdict {
         let takeover = &findings.takeover;
         for (name, of) in [
             ("takeover (kill to answer)", &takeover.answered),
+            ("  of that beyond what the app takes", &takeover.beyond_app),
+            ("  until another box begins", &takeover.begun),
             ("  detect", &takeover.detect),
             ("  reassign", &takeover.reassign),
             ("  redeliver", &takeover.redeliver),
@@ -198,6 +202,16 @@ impl Report {
         {
             all[name] = json!(sum(name));
         }
+        let by_kind = |counts: fn(&Verdict) -> Vec<(String, u64)>| {
+            let mut sums = BTreeMap::<String, u64>::new();
+            self.runs.iter().flat_map(counts).for_each(|(name, count)| *sums.entry(name).or_default() += count);
+            json!(sums)
+        };
+        all["kills"] = by_kind(|run| run.done.iter().filter(|(kind, _)| kind.is_kill()).map(|(kind, count)| (kind.name().to_owned(), *count)).collect());
+        all["duplicates"] = by_kind(|run| run.findings.duplicates.iter().map(|(cause, count)| (cause.to_string(), *count)).collect());
+        let mut takeover: Vec<Duration> = self.runs.iter().flat_map(|run| run.findings.takeover.answered.iter().copied()).collect();
+        takeover.sort();
+        all["takeover_ms"] = times(&takeover);
         all["runs"] = Value::Array(runs);
         let text = serde_json::to_string_pretty(&all)?;
         std::fs::write(path, text + "\n").with_context(|| format!("{}: the report can't be written", path.display()))

@@ -57,6 +57,7 @@ async fn one(options: &RunOptions, log: LogKind, seed: u64, target: &Path, blueb
         session: options.session,
         lease: options.lease,
         think: options.think,
+        plain: options.plain,
         proxy_flags: options.proxy_flag.clone(),
     };
     let began = Moment::now();

@@ -11,6 +11,8 @@ use crate::system::System;
 
 /// How often it is looked.
 const EVERY: Duration = Duration::from_secs(5);
+/// How often it is said how far it is.
+const SAY_EVERY: Duration = Duration::from_secs(60);
 /// The first part of the time is warm-up.
 const WARM_UP_SHARE: f64 = 0.25;
 /// What counts as growth, for runs that are long enough to tell.
@@ -63,6 +65,7 @@ fn rounded(value: f64) -> f64 {
 pub(crate) async fn watch(system: &mut System, time: Duration) -> anyhow::Result<Vec<Growth>> {
     let began = Moment::now();
     let mut samples: BTreeMap<String, Vec<Sample>> = BTreeMap::new();
+    let mut said = began;
     while Moment::now().since(began) < time {
         for (name, pid) in system.proxies() {
             if let Some(sample) = sample(pid, Moment::now().since(began)) {
@@ -70,6 +73,11 @@ pub(crate) async fn watch(system: &mut System, time: Duration) -> anyhow::Result
             }
         }
         system.pass(EVERY).await?;
+        if Moment::now().since(said) >= SAY_EVERY {
+            said = Moment::now();
+            let now: Vec<_> = samples.iter().filter_map(|(name, all)| Some(format!("{name} {:.1} MB", all.last()?.resident_mb))).collect();
+            println!("  {} min, {} outcomes; {}", said.since(began).as_secs() / 60, system.outcomes, now.join(", "));
+        }
     }
     let from = time.as_secs_f64() * WARM_UP_SHARE / 3_600.0;
     let warm = samples.into_iter().map(|(proxy, all)| (proxy, all.into_iter().filter(|sample| sample.hours >= from).collect::<Vec<_>>()));

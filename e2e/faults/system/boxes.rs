@@ -31,6 +31,7 @@ pub(crate) struct Setup {
     /// What else its proxy finds in its environment.
     pub(crate) environment: Vec<(String, String)>,
     pub(crate) think: Duration,
+    pub(crate) plain: bool,
 }
 
 #[derive(Debug)]
@@ -103,6 +104,7 @@ impl Unit {
         match self.id.role {
             Role::Caller => {
                 app.args(["caller", "--caller", &self.id.index.to_string(), "--think-ms", &setup.think.as_millis().to_string()]);
+                app.args(setup.plain.then_some("--plain"));
                 app.arg("--proxy").arg(self.proxy_at.to_string()).arg("--ledger").arg(ledger);
             }
             Role::Callee => {

@@ -44,6 +44,8 @@ pub(crate) struct Settings {
     pub(crate) session: Duration,
     pub(crate) lease: Duration,
     pub(crate) think: Duration,
+    /// No calls with a key, none that are answered by 202.
+    pub(crate) plain: bool,
     /// More flags for every proxy.
     pub(crate) proxy_flags: Vec<String>,
 }
@@ -178,8 +180,8 @@ impl System {
             Some(clocks) => clocks.environment(&id.to_string())?,
             None => Vec::new(),
         };
-        let Settings { bluebox, directory, think, .. } = &self.settings;
-        Ok(Setup { bluebox: bluebox.clone(), directory: directory.clone(), proxy_flags, environment, think: *think })
+        let Settings { bluebox, directory, think, plain, .. } = &self.settings;
+        Ok(Setup { bluebox: bluebox.clone(), directory: directory.clone(), proxy_flags, environment, think: *think, plain: *plain })
     }
 
     async fn await_outcomes(&mut self) -> anyhow::Result<()> {
@@ -236,7 +238,7 @@ impl System {
                     Some(Said::TookOver)
                 } else if line.contains("joined the group") {
                     Some(Said::Joined)
-                } else if line.contains("has failed, removing it") {
+                } else if line.contains("has failed, removing it") || line.contains("because the member session expired") {
                     Some(Said::SessionRanOut)
                 } else {
                     None

@@ -5,7 +5,9 @@
 //! - *detect*: until the log says that the session of the dead member ran out (Kafka's group coordinator; the embedded log says nothing).
 //! - *reassign*: from then until another box says that it has looked for what the former owner had begun: the partition is assigned, fenced, the lease has run out.
 //! - *redeliver*: from then until the app of another box begins with the call.
-//! - *takeover*: from the kill until the caller has its answer.
+//! - *until begun*: from the kill until then: all of the above, and what none of it is.
+//! - *takeover*: from the kill until the caller has its answer. The time that the app takes is in it, and long calls are more often under way at a kill than short ones.
+//! - *beyond the app*: the takeover without the time that the app takes for the call by the plan of the load.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,7 +22,9 @@ pub(crate) struct Takeover {
     pub(crate) detect: Vec<Duration>,
     pub(crate) reassign: Vec<Duration>,
     pub(crate) redeliver: Vec<Duration>,
+    pub(crate) begun: Vec<Duration>,
     pub(crate) answered: Vec<Duration>,
+    pub(crate) beyond_app: Vec<Duration>,
     /// Of each lane that another box had when one was killed, and kept, with nothing else going on: the longest that a call of it took then, beyond what the app took.
     pub(crate) others: Vec<Duration>,
     /// The same of lanes whose partition went, in good order, from a box that lives to one that came back.
@@ -39,7 +43,7 @@ pub(crate) fn percentile(sorted: &[Duration], percent: usize) -> Option<Duration
 
 pub(super) fn measure(evidence: &Evidence, history: &History) -> Takeover {
     let mut times = Takeover::default();
-    for call in evidence.calls.values() {
+    for (value, call) in &evidence.calls {
         for (at, delivery) in call.deliveries.iter().enumerate() {
             let Some(life) = delivery.life.and_then(|life| history.lives.get(life)) else { continue };
             let Some((killed, Ending::Killed(_))) = life.ended else { continue };
@@ -48,7 +52,9 @@ pub(super) fn measure(evidence: &Evidence, history: &History) -> Takeover {
             }
             let again = call.deliveries[at + 1..].iter().find(|other| other.life != delivery.life && other.began >= killed);
             let Some(again) = again else { continue };
+            times.begun.push(again.began.since(killed));
             times.answered.extend(call.answered().map(|answered| answered.since(killed)));
+            times.beyond_app.extend(call.answered().map(|answered| answered.since(killed).saturating_sub(value.takes())));
             let new_owner = again.life.and_then(|life| history.lives.get(life)).map(|life| On::Box(life.of));
             let last = |said: Said, by: &dyn Fn(On) -> bool, from: Moment| {
                 let fits = |note: &&Note| note.said == said && by(note.by) && note.at >= from && note.at <= again.began;
@@ -64,8 +70,8 @@ pub(super) fn measure(evidence: &Evidence, history: &History) -> Takeover {
         }
     }
     others(evidence, history, &mut times);
-    for times in [&mut times.detect, &mut times.reassign, &mut times.redeliver, &mut times.answered, &mut times.others, &mut times.moved, &mut times.in_storms]
-    {
+    let Takeover { detect, reassign, redeliver, begun, answered, beyond_app, others, moved, in_storms } = &mut times;
+    for times in [detect, reassign, redeliver, begun, answered, beyond_app, others, moved, in_storms] {
         times.sort();
     }
     times

@@ -325,4 +325,6 @@ fn a_takeover_is_measured_in_its_parts() {
     let milliseconds = |time: u64| vec![Duration::from_millis(time)];
     assert_eq!((takeover.detect, takeover.reassign), (milliseconds(2_000), milliseconds(580)));
     assert_eq!((takeover.redeliver, takeover.answered), (milliseconds(10), milliseconds(2_600)));
+    assert_eq!((takeover.begun, takeover.beyond_app), (milliseconds(2_590), vec![Duration::from_millis(2_600) - call.takes()]));
+    assert!(!call.takes().is_zero(), "a call that takes no time tells nothing here");
 }
