@@ -439,3 +439,44 @@ fn a_write_that_fails_halfway_loses_nothing() {
         assert!(output.status.success() && out.contains("all there"), "{how}: {}\n{out}\n{err}", output.status);
     }
 }
+
+/// A disk of 400 MiB for the log alone. What the store has superseded must not keep it full.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_is_full_of_what_was_superseded_has_room_again() {
+    const LEFT: fn(&Path) -> std::io::Result<u64> = |dir| Ok((400_u64 << 20).saturating_sub(size_of(dir)));
+    let dir = tempfile::tempdir().unwrap();
+    let options = || Options { fsync: Fsync::Never, keep_free_bytes: 100 << 20, free_bytes: LEFT };
+    let log = Embedded::open(dir.path(), options()).unwrap();
+    let topic = Topic::new("topic");
+    log.create_topics(vec![spec(&topic, 16)]).await.unwrap();
+    let mut accepted = vec![Vec::new(); 16];
+    let mut refused_once = false;
+    let began = tokio::time::Instant::now();
+    // Until something is accepted after it was refused.
+    for n in 0.. {
+        assert!(began.elapsed() < Duration::from_secs(120), "nothing is accepted any more, with {} MiB left", LEFT(dir.path()).unwrap() >> 20);
+        let number = |p: u32| n * 16 + p;
+        let appends: Vec<_> = (0..16).map(|p| (p, log.append(&topic.partition(p), record(format!("{} {}", number(p), "x".repeat(50_000)))))).collect();
+        let mut all_refused = true;
+        for (p, append) in appends {
+            if let Ok(appended) = append.await {
+                accepted[p as usize].push((appended.offset, number(p)));
+                all_refused = false;
+            }
+        }
+        if refused_once && !all_refused {
+            break;
+        }
+        if all_refused {
+            refused_once = true;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    drop(log);
+    let log = Embedded::open(dir.path(), options()).unwrap();
+    for (p, accepted) in (0..).zip(accepted) {
+        let entries = read(&log, &topic.partition(p), 0, accepted.len()).await;
+        let there: Vec<_> = entries.iter().map(|e| (e.offset, text(e).split(' ').next().unwrap().parse::<u32>().unwrap())).collect();
+        assert_eq!(there, accepted);
+    }
+}

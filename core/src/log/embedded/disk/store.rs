@@ -273,6 +273,17 @@ impl Store {
         Ok(self.database.disk_space()?)
     }
 
+    /// What lies on the disk in tables that other ones have taken the place of, in bytes. They are removed when a later write is sorted, or when the store is opened again.
+    pub(super) fn superseded_bytes(&self, dir: &Path) -> std::io::Result<u64> {
+        let mut there = 0;
+        for keyspace in std::fs::read_dir(dir.join("keyspaces"))? {
+            // A file may be removed while it is looked at.
+            let Ok(tables) = std::fs::read_dir(keyspace?.path().join("tables")) else { continue };
+            there += tables.filter_map(|table| Some(table.ok()?.metadata().ok()?.len())).sum::<u64>();
+        }
+        Ok(there.saturating_sub(self.records.disk_space() + self.meta.disk_space()))
+    }
+
     /// Gives back the room of records that the starts have passed. Writes what is left again; may take long.
     pub(super) fn reclaim(&self) -> Result<(), StoreError> {
         self.sort_all()?;

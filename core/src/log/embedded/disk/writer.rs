@@ -24,6 +24,10 @@ const SHORT_TAIL_BYTES: usize = 16 << 10;
 /// A broken store, or a full disk, is looked at again after this time.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// On a full disk, this much of what the store has superseded and not removed is worth opening it again; and how often that is done at most.
+const WORTH_OPENING_BYTES: u64 = 16 << 20;
+const OPEN_EVERY: Duration = Duration::from_secs(2);
+
 pub(super) struct Writer {
     shared: Arc<Shared>,
     topics: HashMap<String, StoredTopic>,
@@ -108,7 +112,7 @@ impl Writer {
     }
 
     fn write(&mut self, jobs: Vec<Job>) {
-        let store = match self.store() {
+        let mut store = match self.store() {
             Ok(store) => store,
             Err(why) => return refuse(jobs, &why),
         };
@@ -119,6 +123,10 @@ impl Writer {
             }
             Err(why) => {
                 self.is_away(&why);
+                store = match self.give_back(store) {
+                    Ok(store) => store,
+                    Err(why) => return refuse(jobs, &why),
+                };
                 // What makes room is still done.
                 let (house, refused) = jobs.into_iter().partition(|job| matches!(job, Job::Trim { .. } | Job::Remove { .. }));
                 refuse(refused, &why);
@@ -164,6 +172,18 @@ impl Writer {
                 self.broken(written, &e.to_string());
             }
         }
+    }
+
+    /// Nothing is written on a full disk, so that the store does not remove what it has superseded, and that alone may fill the disk. Opened again, it does.
+    fn give_back(&mut self, store: Arc<Store>) -> Result<Arc<Store>, String> {
+        let superseded = store.superseded_bytes(&self.shared.dir).unwrap_or(0);
+        if superseded < WORTH_OPENING_BYTES || self.opened_at.elapsed() < OPEN_EVERY {
+            return Ok(store);
+        }
+        tracing::info!(dir = %self.shared.dir.display(), bytes = superseded, "opening the log's store again, to give room back to the disk");
+        drop(store);
+        self.shared.store.write().unwrap_or_else(PoisonError::into_inner).take();
+        self.reopen().map_err(|e| e.to_string())
     }
 
     fn add(&mut self, job: Job, batch: &mut Batch<'_>, written: &mut Written) {
