@@ -111,6 +111,8 @@ pub(crate) struct World {
     members: BTreeMap<MemberId, Life>,
     closed: BTreeSet<Life>,
     pub commits: BTreeMap<TopicPartition, Committed>,
+    /// Who was last given each partition, and when.
+    given: BTreeMap<TopicPartition, (MemberId, Time)>,
     pub boxes: Vec<Simulated>,
     pub callers: BTreeMap<u32, Caller>,
     pub last_number: u64,
@@ -147,6 +149,7 @@ impl World {
             members: BTreeMap::new(),
             closed: BTreeSet::new(),
             commits: BTreeMap::new(),
+            given: BTreeMap::new(),
             callers: BTreeMap::new(),
             last_number: 0,
             witness: Witness::new(&scenario),
@@ -446,6 +449,7 @@ impl World {
             let (member, notice) = match effect {
                 Effect::Assigned(member, mut assignments) => {
                     for assignment in &mut assignments {
+                        self.given.insert(assignment.partition.clone(), (member, self.now));
                         assignment.committed = self.commits.get(&assignment.partition).cloned();
                     }
                     (member, Notice::Assigned(assignments))
@@ -498,8 +502,13 @@ impl World {
         let fenced = || LogError::Fenced("simulated".to_owned());
         let result = match member {
             None => Err(fenced()),
-            // Kafka refuses no commit for a partition that the member does not own.
-            Some(member) if self.scenario.kafka => self.groups.heartbeat(moment(self.now), member).then_some(()).ok_or_else(fenced),
+            // Kafka refuses no commit for a partition that the member does not own, but one of an older generation (of an older member epoch, in the new protocol): a
+            // partition goes to another with a new one.
+            Some(member) if self.scenario.kafka => {
+                let given_since = |of: &TopicPartition| self.given.get(of).is_some_and(|(to, at)| *to != member && *at > sent);
+                let is_old = commits.iter().any(|(of, _)| given_since(of));
+                (self.groups.heartbeat(moment(self.now), member) && !is_old).then_some(()).ok_or_else(fenced)
+            }
             Some(member) => self.groups.commit(moment(self.now), member, &commits),
         };
         note!(
