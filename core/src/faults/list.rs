@@ -207,5 +207,41 @@ named! {
         CrashNotCounted = "crash-not-counted",
         /// The index of recorded calls does not move with its partition
         IndexNotMoved = "index-not-moved",
+
+        /// Calls and answers of a transaction don't wait for its record
+        TxnBeforeDurable = "txn-before-durable",
+        /// What was decided is decided again, the other way
+        TxnDecidesTwice = "txn-decides-twice",
+        /// A participant that joins again is another one
+        TxnJoinsTwice = "txn-joins-twice",
+        /// A call that comes again begins another transaction
+        TxnBeginsTwice = "txn-begins-twice",
+        /// A callback is tried again under the same key
+        TxnKeyReused = "txn-key-reused",
+        /// The outcome of an older callback is taken for that of the present one
+        TxnLateOutcomes = "txn-late-outcomes",
+        /// Compensations are called in any order
+        TxnOrderIgnored = "txn-order-ignored",
+        /// A nested transaction forgets before its parent has closed
+        TxnForgetsEarly = "txn-forgets-early",
+        /// The owner of transactions goes on when another one has taken over
+        TxnFenceIgnored = "txn-fence-ignored",
+        /// What a zombie has written of a transaction counts
+        TxnZombiesCount = "txn-zombies-count",
+        /// What a zombie has written last stays the last
+        TxnNotHealed = "txn-not-healed",
+        /// Steps of a saga don't wait for those before them
+        TxnDependenciesIgnored = "txn-dependencies-ignored",
+        /// What never ran is compensated
+        TxnUndoesWhatNeverRan = "txn-undoes-what-never-ran",
+        /// A compensation does not wait for the action's outcome
+        TxnUndoesTooEarly = "txn-undoes-too-early",
+    }
+}
+
+impl Bug {
+    /// Whether it is a bug of the transaction manager, which its own model looks for.
+    pub fn is_in_txmgr(self) -> bool {
+        self.name().starts_with("txn-")
     }
 }

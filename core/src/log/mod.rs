@@ -121,7 +121,7 @@ impl fmt::Debug for Offset {
 }
 
 /// When the log appended a record, by the log's wall clock (Kafka: LogAppendTime): milliseconds since the Unix epoch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Timestamp(u64);
 
 impl Timestamp {

@@ -1,0 +1,103 @@
+//! What comes out of a transaction.
+
+use std::fmt;
+
+use crate::TransactionId;
+use crate::callback::{Callback, CallbackKey, Callee};
+use crate::saga::Saga;
+use crate::transaction::{Links, Lra};
+use crate::wire::status::{LraStatus, ParticipantStatus};
+
+/// A request that waits for its answer: whoever asks chooses the number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RequestId(pub u64);
+
+/// Something to be done, now: all that it depends on is durable.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Effect {
+    /// Answer a request.
+    Answer(RequestId, Answer),
+    /// Make a call, and tell its outcome.
+    Call(Callback),
+    /// The outcome of this call is not worth waiting for: it may be cancelled. Its outcome is still waited for.
+    Hurry(CallbackKey),
+    /// The transaction is in another state: one line in the log of the process.
+    Changed(TransactionId, LraStatus),
+}
+
+/// The answer to a request.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Answer {
+    /// There is a transaction of this name now.
+    Started(TransactionId),
+    /// The participant has (or had) this number.
+    Joined {
+        /// Its number: what its recovery URL names.
+        callee: Callee,
+        /// What it had left when it joined before.
+        former_data: Option<String>,
+    },
+    /// It is done.
+    Done,
+    /// The state of the transaction.
+    Status(LraStatus),
+    /// All of the transaction.
+    Lra(Box<Lra>),
+    /// All of the saga.
+    Saga(Box<Saga>),
+    /// How a participant is called.
+    Links(Box<Links>),
+    /// Of a nested LRA, to its parent: its state as participant.
+    Participant(ParticipantStatus),
+    /// Of a nested LRA, to its parent: nothing is left to be done (410).
+    Gone,
+    /// It can't be.
+    Refused(Refusal),
+}
+
+/// Why a request is refused. Nothing was changed.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    /// The LRA is past that.
+    NotActive(TransactionId, LraStatus),
+    /// The other end was decided.
+    OtherEnd(TransactionId, LraStatus),
+    /// There is no such participant.
+    NoSuchParticipant(TransactionId),
+    /// The parent is not there, or not active any more.
+    NoParent(TransactionId),
+    /// It would not fit into a record any more.
+    Full(TransactionId),
+    /// Only what has failed can be forgotten.
+    NotFailed(TransactionId, LraStatus),
+    /// It is another kind of transaction.
+    OtherKind(TransactionId),
+}
+
+impl Refusal {
+    /// The status code of the answer, as the wire has it.
+    pub fn status_code(&self) -> u16 {
+        match self {
+            // 412, the LRA is not active any more.
+            Self::NotActive(..) | Self::OtherEnd(..) | Self::NotFailed(..) => 412,
+            // Narayana's answer to `remove` for a participant that is none.
+            Self::NoSuchParticipant(_) => 400,
+            Self::NoParent(_) | Self::OtherKind(_) => 404,
+            Self::Full(_) => 413,
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotActive(id, status) => write!(f, "transaction {id} is {status}: this is for active ones"),
+            Self::OtherEnd(id, status) => write!(f, "transaction {id} is {status}: the other end was decided before"),
+            Self::NoSuchParticipant(id) => write!(f, "transaction {id} has no such participant: name it by the URL (or the links) that it joined with"),
+            Self::NoParent(id) => write!(f, "transaction {id} was not begun: its parent is not there, or not active any more"),
+            Self::Full(id) => write!(f, "transaction {id} is full: participants with less data, shorter URLs, or several transactions"),
+            Self::NotFailed(id, status) => write!(f, "transaction {id} is {status}: only what has failed can be forgotten"),
+            Self::OtherKind(id) => write!(f, "transaction {id} is of another kind: a saga is no LRA"),
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Join, leave, renew.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bluebox_core::log::Timestamp;
+use bluebox_core::planted;
+
+use super::{Links, Participant, Transaction};
+use crate::callback::Callee;
+use crate::effect::{Answer, Effect, Refusal, RequestId};
+use crate::line::Line;
+use crate::time::later;
+use crate::wire::status::{LraStatus, ParticipantStatus};
+
+/// The most that an LRA may have to say of its participants: it must fit into one record (Kafka's default limit is 1 MiB).
+pub const MAX_LRA_BYTES: usize = 512 * 1024;
+
+/// A participant, or a listener, that wants to join.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Join {
+    /// How it is called. Checked.
+    pub links: Links,
+    /// How long it can compensate.
+    pub limit: Option<Duration>,
+    /// What it wants to be told again.
+    pub data: Option<Arc<str>>,
+}
+
+impl Transaction {
+    pub(super) fn join(&mut self, now: Timestamp, request: RequestId, join: Join, out: &mut Vec<Effect>) {
+        let Join { links, limit, data } = join;
+        // Only an active LRA takes in participants (412); its listeners may come while it is ending, as with Narayana, because they are called only afterwards.
+        let status = self.lra.status;
+        if status != LraStatus::Active && !(status.is_ending() && links.is_listener()) {
+            return self.answer(request, Answer::Refused(Refusal::NotActive(self.lra.id, status)), out);
+        }
+        // "The participant can be enlisted only once per LRA instance … the follow-up enlistments of such participant MUST be ignored" ("The Model").
+        let same = |p: &&mut Participant| p.links.identity() == links.identity();
+        if let Some(before) = self.lra.participants.iter_mut().find(same).filter(|_| !planted!(TxnJoinsTwice)) {
+            let former_data = before.data.as_deref().map(str::to_owned);
+            let callee = before.callee;
+            if data.is_some() && before.data != data {
+                // What it left is not part of the enlistment: Narayana takes the new one, and gives the former one back.
+                before.data = data;
+                self.gate.change();
+            }
+            return self.answer(request, Answer::Joined { callee, former_data }, out);
+        }
+        let callee = Callee(self.lra.next_callee);
+        let participant = Participant {
+            callee,
+            links,
+            data,
+            status: ParticipantStatus::Active,
+            line: Line::default(),
+            tried: false,
+            was_in_progress: false,
+            poll: None,
+            told_after: false,
+            told_forget: false,
+        };
+        self.lra.participants.push(participant);
+        if self.lra.len_bytes() > MAX_LRA_BYTES {
+            self.lra.participants.pop();
+            return self.answer(request, Answer::Refused(Refusal::Full(self.lra.id)), out);
+        }
+        self.lra.next_callee = self.lra.next_callee.saturating_add(1);
+        // "When this moment is earlier than the moment calculated for the LRA at that time, this new moment becomes the timeout moment for the LRA" ("Timing out LRAs").
+        if let Some(limit) = limit {
+            let end = later(now, limit);
+            self.lra.deadline = Some(self.lra.deadline.map_or(end, |deadline| deadline.min(end)));
+        }
+        self.gate.change();
+        // "the implementation must durably record that the participant/listener is associated with the LRA before allowing the business invocation to proceed" ("Starting and Ending LRAs").
+        self.answer(request, Answer::Joined { callee, former_data: None }, out);
+    }
+
+    /// "it will be removed from the LRA … and will not be asked to complete or compensate" ("Leaving an LRA"), "provided that the associated LRA is in the state Active" (`ParticipantStatus`).
+    pub(super) fn leave(&mut self, request: RequestId, url: &str, out: &mut Vec<Effect>) {
+        let answer = match self.lra.participants.iter().position(|p| p.links.identity() == Some(url)) {
+            _ if self.lra.status != LraStatus::Active => Answer::Refused(Refusal::NotActive(self.lra.id, self.lra.status)),
+            None => Answer::Refused(Refusal::NoSuchParticipant(self.lra.id)),
+            Some(at) => {
+                self.lra.participants.remove(at);
+                self.gate.change();
+                Answer::Done
+            }
+        };
+        self.answer(request, answer, out);
+    }
+
+    pub(super) fn renew(&mut self, now: Timestamp, request: RequestId, limit: Option<Duration>, out: &mut Vec<Effect>) {
+        if self.lra.status != LraStatus::Active {
+            let refusal = Refusal::NotActive(self.lra.id, self.lra.status);
+            return self.answer(request, Answer::Refused(refusal), out);
+        }
+        let deadline = limit.map(|limit| later(now, limit));
+        if deadline != self.lra.deadline {
+            self.lra.deadline = deadline;
+            self.gate.change();
+        }
+        self.answer(request, Answer::Done, out);
+    }
+
+    /// A participant has moved: "HTTP PUT on the reference will overwrite the old participant URL with the new one" (Narayana). What the new links don't say stays. A call that is under way goes
+    /// to where it was; the next one to where it is now.
+    pub(super) fn move_to(&mut self, request: RequestId, callee: Callee, links: Links, out: &mut Vec<Effect>) {
+        let full = self.lra.len_bytes() + links.len_bytes() > MAX_LRA_BYTES;
+        let answer = match self.lra.participants.iter_mut().find(|p| p.callee == callee) {
+            None => Answer::Refused(Refusal::NoSuchParticipant(self.lra.id)),
+            Some(_) if full => Answer::Refused(Refusal::Full(self.lra.id)),
+            Some(participant) => {
+                participant.links.overwrite(links);
+                self.gate.change();
+                Answer::Done
+            }
+        };
+        self.answer(request, answer, out);
+    }
+}
