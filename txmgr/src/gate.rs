@@ -32,6 +32,8 @@ impl Version {
 pub struct Gate<E> {
     /// Of the last record that was taken, or found.
     version: Version,
+    /// Of the last record that was read back.
+    durable: Version,
     on_its_way: bool,
     changed: bool,
     waiting: VecDeque<(Version, E)>,
@@ -40,7 +42,7 @@ pub struct Gate<E> {
 impl<E> Gate<E> {
     /// The gate of a transaction whose last record is this one; [`Version::default`] for one that has none yet.
     pub fn new(version: Version) -> Self {
-        Self { version, on_its_way: false, changed: false, waiting: VecDeque::new() }
+        Self { version, durable: version, on_its_way: false, changed: false, waiting: VecDeque::new() }
     }
 
     /// The transaction has changed: what comes to the gate from now on waits for a record that says so.
@@ -69,11 +71,15 @@ impl<E> Gate<E> {
         Some(self.version)
     }
 
-    /// The record is durable. One that was appended twice is so twice.
+    /// The record was read back. One that was appended twice is so twice; a copy that comes to lie behind a later record must not stay the last one, so another is made.
     pub fn durable(&mut self, version: Version, out: &mut Vec<E>) {
         if version == self.version {
             self.on_its_way = false;
         }
+        if version < self.durable && !planted!(TxnNotHealed) {
+            self.changed = true;
+        }
+        self.durable = self.durable.max(version);
         while let Some((_, effect)) = self.waiting.pop_front_if(|(waits_for, _)| *waits_for <= version) {
             out.push(effect);
         }
@@ -109,6 +115,20 @@ mod tests {
         gate.durable(Version::new(2), &mut out);
         assert_eq!(out, ["free", "first", "second", "third"]);
         assert!(gate.is_durable() && gate.take().is_none());
+    }
+
+    #[test]
+    fn a_copy_that_comes_late_is_followed_by_another_record() {
+        let (mut gate, mut out) = (Gate::<()>::new(Version::default()), Vec::new());
+        for version in [1, 2] {
+            gate.change();
+            gate.take();
+            gate.durable(Version::new(version), &mut out);
+        }
+        gate.durable(Version::new(2), &mut out);
+        assert_eq!(gate.take(), None, "a copy of the last one is as good");
+        gate.durable(Version::new(1), &mut out);
+        assert_eq!(gate.take(), Some(Version::new(3)));
     }
 
     #[test]

@@ -188,9 +188,9 @@ impl Partition {
                     to_heal.insert(id);
                 }
             }
-            Phase::Serving { epoch } if record.epoch == *epoch => {
+            Phase::Serving { epoch } if record.epoch == *epoch && self.machines.contains_key(&id) => {
                 let version = record.version;
-                self.with(now, id, out, |machine, _, effects| machine.durable(version, effects));
+                self.with(now, id, out, |machine, now, effects| machine.durable(now, version, effects));
             }
             Phase::Serving { .. } => self.heal(now, id, out),
             Phase::Lost => {}
@@ -384,9 +384,9 @@ impl Machine {
         }
     }
 
-    fn durable(&mut self, version: Version, effects: &mut Vec<Effect>) {
+    fn durable(&mut self, now: Timestamp, version: Version, effects: &mut Vec<Effect>) {
         match self {
-            Self::Lra(transaction) => transaction.durable(version, effects),
+            Self::Lra(transaction) => transaction.durable(now, version, effects),
             Self::Saga(saga) => saga.durable(version, effects),
         }
     }

@@ -159,7 +159,7 @@ impl TryFrom<proto::Participant> for Participant {
 
 impl From<&Lra> for proto::Lra {
     fn from(lra: &Lra) -> Self {
-        let Lra { id, origin, client, status, started, deadline, ended, parent, participants, next_callee, forgotten } = lra;
+        let Lra { id, origin, client, status, started, deadline, ended, parent, participants, next_callee, left, forgotten } = lra;
         let parent = parent.as_ref().map(|Parent { id, url, enlisted, settled, line }| proto::Parent {
             id: id.key(),
             url: url.as_ref().to_owned(),
@@ -178,6 +178,7 @@ impl From<&Lra> for proto::Lra {
             parent,
             participants: participants.iter().map(Into::into).collect(),
             next_callee: *next_callee,
+            left: left.iter().map(|url| url.as_ref().to_owned()).collect(),
             forgotten: *forgotten,
         }
     }
@@ -187,7 +188,7 @@ impl TryFrom<proto::Lra> for Lra {
     type Error = Unreadable;
 
     fn try_from(lra: proto::Lra) -> Result<Self, Unreadable> {
-        let proto::Lra { id, origin, client, status, started_millis, deadline_millis, ended_millis, parent, participants, next_callee, forgotten } = lra;
+        let proto::Lra { id, origin, client, status, started_millis, deadline_millis, ended_millis, parent, participants, next_callee, left, forgotten } = lra;
         let parent_of = |proto::Parent { id, url, enlisted, settled, line }| -> Result<Parent, Unreadable> {
             Ok(Parent { id: id_of(&id)?, url: Arc::from(url), enlisted, settled, line: line.try_into()? })
         };
@@ -202,6 +203,7 @@ impl TryFrom<proto::Lra> for Lra {
             parent: parent.map(parent_of).transpose()?,
             participants: participants.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
             next_callee,
+            left: left.into_iter().map(Arc::from).collect(),
             forgotten,
         })
     }

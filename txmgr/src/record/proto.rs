@@ -112,6 +112,8 @@ pub(super) struct Lra {
     pub parent: Option<Parent>,
     #[prost(message, repeated, tag = "9")]
     pub participants: Vec<Participant>,
+    #[prost(string, repeated, tag = "12")]
+    pub left: Vec<String>,
     #[prost(uint32, tag = "10")]
     pub next_callee: u32,
     #[prost(bool, tag = "11")]

@@ -122,8 +122,9 @@ impl Transaction {
     fn call(&mut self, now: Timestamp, not_before: Timestamp, callback: Callback, out: &mut Vec<Effect>) {
         let callee = callback.key.callee;
         if not_before <= now && !self.under_way.contains_key(&callee) {
-            self.under_way.insert(callee, now);
+            let before = out.len();
             self.gate.hold(Effect::Call(callback), out);
+            self.under_way.insert(callee, (out.len() > before).then_some(now));
         }
     }
 
@@ -138,8 +139,8 @@ impl Transaction {
             return Some(turn);
         }
         for later_one in self.lra.participants.iter().skip(at + 1).filter(|p| !p.tried && p.line.phase == Some(Phase::Compensate)) {
-            let asked = self.under_way.get(&later_one.callee)?;
-            turn = turn.max(later(*asked, self.rules.patience));
+            let left = self.under_way.get(&later_one.callee).copied().flatten()?;
+            turn = turn.max(later(left, self.rules.patience));
         }
         Some(turn)
     }

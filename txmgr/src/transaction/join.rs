@@ -66,6 +66,9 @@ impl Transaction {
             return self.answer(request, Answer::Refused(Refusal::Full(self.lra.id)), out);
         }
         self.lra.next_callee = self.lra.next_callee.saturating_add(1);
+        if let Some(identity) = self.lra.participants.last().and_then(|p| p.links.identity()) {
+            self.lra.left.retain(|left| **left != *identity);
+        }
         // "When this moment is earlier than the moment calculated for the LRA at that time, this new moment becomes the timeout moment for the LRA" ("Timing out LRAs").
         if let Some(limit) = limit {
             let end = later(now, limit);
@@ -79,10 +82,12 @@ impl Transaction {
     /// "it will be removed from the LRA … and will not be asked to complete or compensate" ("Leaving an LRA"), "provided that the associated LRA is in the state Active" (`ParticipantStatus`).
     pub(super) fn leave(&mut self, request: RequestId, url: &str, out: &mut Vec<Effect>) {
         let answer = match self.lra.participants.iter().position(|p| p.links.identity() == Some(url)) {
+            None if self.lra.left.iter().any(|left| **left == *url) => Answer::Done,
             _ if self.lra.status != LraStatus::Active => Answer::Refused(Refusal::NotActive(self.lra.id, self.lra.status)),
             None => Answer::Refused(Refusal::NoSuchParticipant(self.lra.id)),
             Some(at) => {
                 self.lra.participants.remove(at);
+                self.lra.left.push(Arc::from(url));
                 self.gate.change();
                 Answer::Done
             }

@@ -109,8 +109,8 @@ pub struct Transaction {
     rules: Arc<Rules>,
     lra: Lra,
     gate: Gate<Effect>,
-    /// Callees with a call that this owner has made and that has no outcome yet, and when it was made.
-    under_way: BTreeMap<Callee, Timestamp>,
+    /// Callees with a call of this owner that has no outcome yet, and when it left: not before its record is durable.
+    under_way: BTreeMap<Callee, Option<Timestamp>>,
     waiters: Vec<Waiter>,
     /// Who has begun it and waits for the parent to take it in.
     starters: BTreeSet<RequestId>,
@@ -139,6 +139,7 @@ impl Transaction {
             parent,
             participants: Vec::new(),
             next_callee: 0,
+            left: Vec::new(),
             forgotten: false,
         };
         let mut transaction = Self::owned(rules, lra, Version::default());
@@ -222,8 +223,16 @@ impl Transaction {
     }
 
     /// A record has been read back, with no fence of a newer owner before it.
-    pub fn durable(&mut self, version: Version, out: &mut Vec<Effect>) {
+    pub fn durable(&mut self, now: Timestamp, version: Version, out: &mut Vec<Effect>) {
+        let from = out.len();
         self.gate.durable(version, out);
+        for effect in out.iter().skip(from) {
+            if let Effect::Call(callback) = effect
+                && let Some(left) = self.under_way.get_mut(&callback.key.callee)
+            {
+                *left = Some(now);
+            }
+        }
     }
 
     /// What lies in the log may not be the last record of this one any more: writes another one.

@@ -130,6 +130,8 @@ pub struct Lra {
     pub participants: Vec<Participant>,
     /// The number of the next one.
     pub next_callee: u32,
+    /// What those were known by who left: a request to leave that is delivered again is answered as the first was.
+    pub left: Vec<Arc<str>>,
     /// An operator has said that its failure may be forgotten.
     pub forgotten: bool,
 }
@@ -153,6 +155,7 @@ impl Lra {
     /// How long its record is, about.
     pub fn len_bytes(&self) -> usize {
         let of = |p: &Participant| 120 + p.links.len_bytes() + p.data.as_ref().map_or(0, |d| d.len()) + p.poll.as_ref().map_or(0, |u| u.len());
-        200 + self.client.len() + self.participants.iter().map(of).sum::<usize>()
+        let left = self.left.iter().map(|url| url.len()).sum::<usize>();
+        200 + self.client.len() + left + self.participants.iter().map(of).sum::<usize>()
     }
 }
