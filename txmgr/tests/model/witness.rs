@@ -193,8 +193,10 @@ impl Witness {
                 self.joined.insert(*callee);
             }
             Answer::Status(said) if said.is_final() => {
-                // A former owner may still answer what was so when it was one: a nested one may be cancelled by now.
-                if !self.counting().any(|record| status(&record.state) == *said) {
+                // A former owner may still answer what was so when it was one: a nested one may be cancelled by now, and its two decisions may lie in one record.
+                let nested = self.lra().is_some_and(|lra| lra.parent.is_some());
+                let so = |is: LraStatus| is == *said || (nested && *said == LraStatus::Closed && is.is_cancel());
+                if !self.counting().any(|record| so(status(&record.state))) {
                     return Err(format!("{said} is answered, and is not durable"));
                 }
                 self.ended = Some(*said);

@@ -91,7 +91,7 @@ impl World {
     }
 
     /// Takes what comes out of an owner.
-    fn take(&mut self, scenario: &Scenario, at: usize, out: Vec<Out>) -> Result<(), String> {
+    fn take(&mut self, at: usize, out: Vec<Out>) -> Result<(), String> {
         for one in out {
             match one {
                 Out::Append(entry) => {
@@ -127,13 +127,13 @@ impl World {
         Ok(())
     }
 
-    fn with(&mut self, scenario: &Scenario, at: usize, act: impl FnOnce(&mut Partition, Timestamp, &mut Vec<Out>)) -> Result<(), String> {
+    fn with(&mut self, at: usize, act: impl FnOnce(&mut Partition, Timestamp, &mut Vec<Out>)) -> Result<(), String> {
         let now = self.at();
         let mut out = Vec::new();
         if let Some(owner) = &mut self.owners[at] {
             act(&mut owner.partition, now, &mut out);
         }
-        self.take(scenario, at, out)
+        self.take(at, out)
     }
 
     fn lands(&mut self, entry: Arc<Entry>) -> Result<(), String> {
@@ -171,7 +171,7 @@ impl World {
         }
         let fresh = TransactionId::new(0, Timestamp::from_millis(1), None, u64::from(self.starts));
         let participants = &scenario.participants;
-        self.with(scenario, at, |partition, now, out| {
+        self.with(at, |partition, now, out| {
             let lra = |what| Ask::Lra(what);
             let ask = match want {
                 Want::Start => {
@@ -296,7 +296,7 @@ impl Space for Scenario {
                 let mut out = Vec::new();
                 let partition = Partition::new(Arc::clone(&self.rules), instance, &mut out);
                 world.owners[at] = Some(Owner { partition, position: 0, appends: Vec::new(), waits: BTreeSet::new(), since: BTreeMap::new() });
-                world.take(self, at, out)?;
+                world.take(at, out)?;
             }
             Action::Crash(at) => {
                 world.budget.crashes -= 1;
@@ -322,7 +322,7 @@ impl Space for Scenario {
                 if let Some(owner) = &mut world.owners[at] {
                     owner.position = position + 1;
                 }
-                world.with(self, at, |partition, now, out| partition.read(now, Offset::new(u64::try_from(position).unwrap()), entry, out))?;
+                world.with(at, |partition, now, out| partition.read(now, Offset::new(u64::try_from(position).unwrap()), entry, out))?;
             }
             Action::Asks(at, number) => {
                 if world.asked[number] {
@@ -349,10 +349,10 @@ impl Space for Scenario {
                     owner.waits.remove(&key);
                 }
                 let outcome = world.witness.calls[&key].clone().unwrap();
-                world.with(self, at, |partition, now, out| partition.outcome(now, key, outcome, out))?;
+                world.with(at, |partition, now, out| partition.outcome(now, key, outcome, out))?;
             }
             Action::Passes => world.now = world.wakes_at().unwrap(),
-            Action::Ticks(at) => world.with(self, at, Partition::tick)?,
+            Action::Ticks(at) => world.with(at, Partition::tick)?,
             Action::Compacts => {
                 world.budget.compactions -= 1;
                 let mut kept = BTreeSet::new();
