@@ -20,11 +20,17 @@ use bluebox_core::{CallId, InstanceId, planted};
 use crate::TransactionId;
 use crate::callback::{CallbackKey, Outcome};
 use crate::effect::{Answer, Effect, Refusal, RequestId};
-use crate::gate::Version;
 use crate::line::Rules;
 use crate::record::{Entry, Record, State};
-use crate::saga::{RunningSaga, SagaRequest, StartSaga};
-use crate::transaction::{Request, Start, Transaction};
+use crate::saga::{RunningSaga, StartSaga};
+use crate::transaction::{Start, Transaction};
+
+mod machine;
+#[cfg(test)]
+mod tests;
+
+use machine::Machine;
+pub use machine::{Ask, StateRef};
 
 /// Something to be done by who drives the partition.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -53,21 +59,6 @@ pub enum NoAnswer {
     /// There is no such transaction: [`TransactionId::absent`] says whether it is gone.
     #[error("there is no transaction {0}")]
     Absent(TransactionId),
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Machine {
-    Lra(Box<Transaction>),
-    Saga(Box<RunningSaga>),
-}
-
-/// What is asked of a transaction of either kind.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Ask {
-    /// Of an LRA.
-    Lra(Request),
-    /// Of a saga.
-    Saga(SagaRequest),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -356,66 +347,6 @@ impl Partition {
                 self.timers.remove(&(at, id));
             }
             self.timers.extend(wakes.map(|at| (at, id)));
-        }
-    }
-}
-
-/// A look at a transaction of either kind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StateRef<'a> {
-    /// An LRA.
-    Lra(&'a crate::transaction::Lra),
-    /// A saga.
-    Saga(&'a crate::saga::Saga),
-}
-
-impl Machine {
-    fn state(&self) -> State {
-        match self {
-            Self::Lra(transaction) => State::Lra(Box::new(transaction.lra().clone())),
-            Self::Saga(saga) => State::Saga(Box::new(saga.saga().clone())),
-        }
-    }
-
-    fn begun(&mut self, request: RequestId, effects: &mut Vec<Effect>) {
-        match self {
-            Self::Lra(transaction) => transaction.begun(request, effects),
-            Self::Saga(saga) => saga.begun(request, effects),
-        }
-    }
-
-    fn durable(&mut self, now: Timestamp, version: Version, effects: &mut Vec<Effect>) {
-        match self {
-            Self::Lra(transaction) => transaction.durable(now, version, effects),
-            Self::Saga(saga) => saga.durable(version, effects),
-        }
-    }
-
-    fn take_record(&mut self) -> Option<Version> {
-        match self {
-            Self::Lra(transaction) => transaction.take_record(),
-            Self::Saga(saga) => saga.take_record(),
-        }
-    }
-
-    fn write_again(&mut self) {
-        match self {
-            Self::Lra(transaction) => transaction.write_again(),
-            Self::Saga(saga) => saga.write_again(),
-        }
-    }
-
-    fn is_removable(&self, now: Timestamp) -> bool {
-        match self {
-            Self::Lra(transaction) => transaction.is_removable(now),
-            Self::Saga(saga) => saga.is_removable(now),
-        }
-    }
-
-    fn wakes_at(&self) -> Option<Timestamp> {
-        match self {
-            Self::Lra(transaction) => transaction.wakes_at(),
-            Self::Saga(saga) => saga.wakes_at(),
         }
     }
 }
