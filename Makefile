@@ -8,8 +8,8 @@ BROKERS ?=
 CARGO ?= cargo
 # The tests of the contract mostly wait: for sessions to run out, for lanes to be parked. So more of them than cores at once.
 CONTRACT = $(CARGO) test --locked --package bluebox-e2e -- --test-threads=6
-# Mistakes that are planted into the state machines, and must be found by the simulation. With the same packages as the other tests, so that what they are made of is built once.
-PLANTED = $(CARGO) test --locked --workspace --exclude bluebox-e2e --features bluebox/faults --test simulation planted
+# Mistakes that are planted into the state machines, and must be found by the simulation or the model. With the same packages as the other tests, so that what they are made of is built once.
+PLANTED = $(CARGO) test --locked --workspace --exclude bluebox-e2e --features bluebox/faults,bluebox-txmgr/faults --test simulation --test model planted
 
 # How many SIGKILLs `make faults` makes on each log, and on which; more flags for it.
 KILLS ?= 30
@@ -71,7 +71,7 @@ fmt-check: ## Whether the code is formatted
 
 lint: ## Clippy; a warning is an error
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
-	$(CARGO) clippy --locked --workspace --all-targets --features bluebox/faults -- -D warnings
+	$(CARGO) clippy --locked --workspace --all-targets --features bluebox/faults,bluebox-txmgr/faults -- -D warnings
 
 doc: ## The documentation of the crates; a broken link is an error
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --locked --workspace --no-deps --document-private-items

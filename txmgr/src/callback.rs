@@ -91,8 +91,12 @@ impl fmt::Display for CallbackKey {
 pub struct Callback {
     /// Its name.
     pub key: CallbackKey,
-    /// Where it goes.
+    /// Where it goes. [`Phase::Enlist`] goes to the transaction manager itself, through the log: then this is the parent's id, whatever its URL said.
     pub url: Arc<str>,
+    /// What the URLs of this LRA begin with: that of `Long-Running-Action` is this, '/' and the id.
+    pub base: Option<Arc<str>>,
+    /// The URL of its parent.
+    pub parent: Option<Arc<str>>,
     /// What the participant left when it joined, to be told again.
     pub data: Option<Arc<str>>,
     /// The body of [`Phase::After`].
@@ -108,7 +112,7 @@ pub struct Callback {
 pub enum Outcome {
     /// What was asked for is done (and may be forgotten there).
     Done,
-    /// It is being done. A place to ask at, if one was given.
+    /// It is being done. A place to ask at, if one was given: a URL that was checked (see [`crate::wire::participant::Callable::check_location`]).
     InProgress(Option<String>),
     /// It will never be done. Of a saga's action: a business no.
     Failed,

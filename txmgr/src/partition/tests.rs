@@ -64,7 +64,7 @@ impl Owner {
 
     fn start(&mut self, request: u64, random: u64, origin: Option<u8>) {
         let origin = origin.map(|byte| CallId::from_bytes([byte; 16]));
-        let start = Start { id: id(random), origin, client: Arc::from(""), limit: None, parent: None };
+        let start = Start { id: id(random), origin, client: Arc::from(""), base: Arc::from("http://txmgr/lra-coordinator"), limit: None, parent: None };
         self.partition.start(at(10), RequestId(request), start, &mut self.out).unwrap();
     }
 

@@ -159,7 +159,7 @@ impl TryFrom<proto::Participant> for Participant {
 
 impl From<&Lra> for proto::Lra {
     fn from(lra: &Lra) -> Self {
-        let Lra { id, origin, client, status, started, deadline, ended, parent, participants, next_callee, left, forgotten } = lra;
+        let Lra { id, origin, client, base, status, started, deadline, ended, parent, participants, next_callee, left, forgotten } = lra;
         let parent = parent.as_ref().map(|Parent { id, url, enlisted, settled, line }| proto::Parent {
             id: id.key(),
             url: url.as_ref().to_owned(),
@@ -171,6 +171,7 @@ impl From<&Lra> for proto::Lra {
             id: id.key(),
             origin: origin_bytes(origin.as_ref()),
             client: client.as_ref().to_owned(),
+            base: base.as_ref().to_owned(),
             status: status.number(),
             started_millis: started.as_millis(),
             deadline_millis: millis(*deadline),
@@ -188,7 +189,8 @@ impl TryFrom<proto::Lra> for Lra {
     type Error = Unreadable;
 
     fn try_from(lra: proto::Lra) -> Result<Self, Unreadable> {
-        let proto::Lra { id, origin, client, status, started_millis, deadline_millis, ended_millis, parent, participants, next_callee, left, forgotten } = lra;
+        let proto::Lra { id, origin, client, base, status, started_millis, deadline_millis, ended_millis, parent, participants, next_callee, left, forgotten } =
+            lra;
         let parent_of = |proto::Parent { id, url, enlisted, settled, line }| -> Result<Parent, Unreadable> {
             Ok(Parent { id: id_of(&id)?, url: Arc::from(url), enlisted, settled, line: line.try_into()? })
         };
@@ -196,6 +198,7 @@ impl TryFrom<proto::Lra> for Lra {
             id: id_of(&id)?,
             origin: origin_of(origin.as_ref())?,
             client: Arc::from(client),
+            base: Arc::from(base),
             status: LraStatus::numbered(status)?,
             started: Timestamp::from_millis(started_millis),
             deadline: moment(deadline_millis),

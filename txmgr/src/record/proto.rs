@@ -114,6 +114,8 @@ pub(super) struct Lra {
     pub participants: Vec<Participant>,
     #[prost(string, repeated, tag = "12")]
     pub left: Vec<String>,
+    #[prost(string, tag = "13")]
+    pub base: String,
     #[prost(uint32, tag = "10")]
     pub next_callee: u32,
     #[prost(bool, tag = "11")]

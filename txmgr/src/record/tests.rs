@@ -47,14 +47,14 @@ prop_compose! {
 
 prop_compose! {
     fn lra()(
-        random: u64, origin: Option<[u8; 16]>, client: String, status in word::<LraStatus>(), started in moment(), deadline in proptest::option::of(moment()),
+        random: u64, origin: Option<[u8; 16]>, client: String, base: String, status in word::<LraStatus>(), started in moment(), deadline in proptest::option::of(moment()),
         ended in proptest::option::of(moment()), parent in proptest::option::of((any::<u64>(), any::<String>(), any::<bool>(), any::<bool>(), line())),
         participants in proptest::collection::vec(participant(), 0..4), next_callee: u32, left: Vec<String>, forgotten: bool,
     ) -> State {
         let left = left.into_iter().map(Arc::from).collect();
         let parent = parent.map(|(random, url, enlisted, settled, line)| Parent { id: id(random), url: Arc::from(url), enlisted, settled, line });
         let origin = origin.map(CallId::from_bytes);
-        State::Lra(Box::new(Lra { id: id(random), origin, client: Arc::from(client), status, started, deadline, ended, parent, participants, next_callee, left, forgotten }))
+        State::Lra(Box::new(Lra { id: id(random), origin, client: Arc::from(client), base: Arc::from(base), status, started, deadline, ended, parent, participants, next_callee, left, forgotten }))
     }
 }
 
@@ -110,6 +110,7 @@ fn a_record(epoch: u64, version: u64) -> Record {
         id: id(1),
         origin: None,
         client: Arc::from(""),
+        base: Arc::from(""),
         status: LraStatus::Active,
         started: Timestamp::default(),
         deadline: None,

@@ -128,7 +128,8 @@ impl RunningSaga {
             };
             let Some(request) = request else { continue };
             self.under_way.insert(Callee(at));
-            let callback = Callback { key, url: Arc::from(request.url.as_str()), data: None, ended: None, step: Some(Arc::clone(request)), not_after };
+            let (url, request) = (Arc::from(request.url.as_str()), Some(Arc::clone(request)));
+            let callback = Callback { key, url, base: None, parent: None, data: None, ended: None, step: request, not_after };
             self.gate.hold(Effect::Call(callback), out);
             if key.phase == Phase::Action && self.saga.status == LraStatus::Cancelling && !step.still_going {
                 // The outcome of a call of the former owner, if it made it: only under its key it can be had.

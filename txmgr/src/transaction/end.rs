@@ -114,7 +114,7 @@ impl Transaction {
         if let Some(parent) = &self.lra.parent
             && let Some(key) = parent.line.key(self.lra.id, Callee::PARENT)
         {
-            let callback = Callback { key, url: Arc::clone(&parent.url), data: None, ended: None, step: None, not_after: None };
+            let callback = Callback { url: Arc::from(parent.id.key()), ..callback_of(&self.lra, key) };
             self.call(now, parent.line.not_before, callback, out);
         }
     }
@@ -189,5 +189,10 @@ fn callback(lra: &Lra, participant: &Participant) -> Option<Callback> {
         Phase::Enlist | Phase::Action | Phase::Undo => None,
     };
     let ended = (key.phase == Phase::After).then_some(lra.status);
-    Some(Callback { key, url: Arc::clone(url?), data: participant.data.clone(), ended, step: None, not_after: None })
+    Some(Callback { url: Arc::clone(url?), data: participant.data.clone(), ended, ..callback_of(lra, key) })
+}
+
+fn callback_of(lra: &Lra, key: CallbackKey) -> Callback {
+    let parent = lra.parent.as_ref().map(|parent| Arc::clone(&parent.url));
+    Callback { key, url: Arc::from(""), base: Some(Arc::clone(&lra.base)), parent, data: None, ended: None, step: None, not_after: None }
 }

@@ -42,7 +42,13 @@ impl Transaction {
             let callee = before.callee;
             if data.is_some() && before.data != data {
                 // What it left is not part of the enlistment: Narayana takes the new one, and gives the former one back.
-                before.data = data;
+                let former = std::mem::replace(&mut before.data, data);
+                if self.lra.len_bytes() > MAX_LRA_BYTES {
+                    if let Some(before) = self.lra.participants.iter_mut().find(|p| p.callee == callee) {
+                        before.data = former;
+                    }
+                    return self.answer(request, Answer::Refused(Refusal::Full(self.lra.id)), out);
+                }
                 self.gate.change();
             }
             return self.answer(request, Answer::Joined { callee, former_data }, out);

@@ -46,6 +46,9 @@ mod tests;
 pub use join::{Join, MAX_LRA_BYTES};
 pub use state::{Links, Lra, Parent, Participant};
 
+/// The longest name that a client can give itself.
+pub const MAX_CLIENT_BYTES: usize = 256;
+
 /// What begins an LRA.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Start {
@@ -53,8 +56,10 @@ pub struct Start {
     pub id: TransactionId,
     /// The call that begins it.
     pub origin: Option<CallId>,
-    /// What the client calls itself.
+    /// What the client calls itself; what is longer than [`MAX_CLIENT_BYTES`] is cut.
     pub client: Arc<str>,
+    /// What its URL is to begin with: scheme and authority that the client used, and the coordinator's path.
+    pub base: Arc<str>,
     /// How long it may be active.
     pub limit: Option<std::time::Duration>,
     /// The parent of a nested one: its id and URL.
@@ -121,7 +126,8 @@ impl Transaction {
     ///
     /// A participant of the parent is durable there before the nested LRA is used: otherwise work could be done in it that nobody would ever compensate.
     pub fn start(rules: Arc<Rules>, now: Timestamp, request: RequestId, start: Start, out: &mut Vec<Effect>) -> Self {
-        let Start { id, origin, client, limit, parent } = start;
+        let Start { id, origin, client, base, limit, parent } = start;
+        let client = client.get(..client.floor_char_boundary(MAX_CLIENT_BYTES)).map_or_else(|| Arc::clone(&client), Arc::from);
         let parent = parent.map(|(id, url)| {
             let mut line = Line::default();
             line.ask(Phase::Enlist, now);
@@ -132,6 +138,7 @@ impl Transaction {
             id,
             origin,
             client,
+            base,
             status: LraStatus::Active,
             started: now,
             deadline,

@@ -116,6 +116,8 @@ pub struct Lra {
     pub origin: Option<CallId>,
     /// What its client calls itself.
     pub client: Arc<str>,
+    /// What its URL begins with, as the client that began it wrote it: participants know it by that URL, whoever calls them later.
+    pub base: Arc<str>,
     /// Its state.
     pub status: LraStatus,
     /// When it began.
@@ -137,6 +139,11 @@ pub struct Lra {
 }
 
 impl Lra {
+    /// Its URL.
+    pub fn url(&self) -> String {
+        format!("{}/{}", self.base, self.id)
+    }
+
     /// Whether it is nested in no other.
     pub fn is_top_level(&self) -> bool {
         self.parent.is_none()
@@ -154,8 +161,10 @@ impl Lra {
 
     /// How long its record is, about.
     pub fn len_bytes(&self) -> usize {
-        let of = |p: &Participant| 120 + p.links.len_bytes() + p.data.as_ref().map_or(0, |d| d.len()) + p.poll.as_ref().map_or(0, |u| u.len());
+        // Numbers and the last error included.
+        let of = |p: &Participant| 460 + p.links.len_bytes() + p.data.as_ref().map_or(0, |d| d.len()) + p.poll.as_ref().map_or(0, |u| u.len());
         let left = self.left.iter().map(|url| url.len()).sum::<usize>();
-        200 + self.client.len() + left + self.participants.iter().map(of).sum::<usize>()
+        let parent = self.parent.as_ref().map_or(0, |parent| parent.url.len());
+        1_000 + self.client.len() + self.base.len() + parent + left + self.participants.iter().map(of).sum::<usize>()
     }
 }

@@ -155,6 +155,19 @@ impl Callable<'_> {
         Ok(None)
     }
 
+    /// Where a participant wants to be asked for its status: the `Location` of its answer to a call at `callback`, made absolute (RFC 9110, section 10.2.2, but for references that are neither a URL
+    /// nor an absolute path). `None` when it may not be called: then the participant is asked as if it had not said anything.
+    pub fn check_location(&self, lra: TransactionId, callback: &str, location: &str) -> Option<String> {
+        let absolute = if location.starts_with('/') && !location.starts_with("//") {
+            let (scheme, rest) = callback.split_once("://")?;
+            let authority = rest.split(['/', '?']).next()?;
+            format!("{scheme}://{authority}{location}")
+        } else {
+            location.to_owned()
+        };
+        self.check_url(lra, &absolute, Phase::Status).ok().map(|_| absolute)
+    }
+
     /// Checks a URL that a step of a saga calls: as those of participants, but never one of the transaction manager's own.
     ///
     /// # Errors
@@ -178,10 +191,14 @@ mod tests {
     }
 
     fn check(url: &str, phase: Phase) -> Result<Option<TransactionId>, String> {
+        with_callable(|callable| callable.check_url(lra(1_000), url, phase).map_err(|e| e.to_string()))
+    }
+
+    fn with_callable<T>(of: impl FnOnce(Callable<'_>) -> T) -> T {
         let allowed = ["https://partner.example/saga/", "http://10.0.0.7:8080"].map(|url| Allowed::try_new(url).unwrap());
         let coordinator = ComponentName::try_new("txmgr").unwrap();
         let is_component = |name: &ComponentName, port| name.as_str() == "cart" && (port == 80 || port == 8080);
-        Callable { is_component: &is_component, allowed: &allowed, coordinator: &coordinator }.check_url(lra(1_000), url, phase).map_err(|e| e.to_string())
+        of(Callable { is_component: &is_component, allowed: &allowed, coordinator: &coordinator })
     }
 
     #[test]
@@ -241,6 +258,23 @@ mod tests {
         ] {
             assert!(check(&url, phase).is_err(), "{url}");
         }
+    }
+
+    #[test]
+    fn a_location_is_made_absolute_and_checked() {
+        let check = |location: &str| with_callable(|callable| callable.check_location(lra(1_000), "http://cart:8080/compensate?x", location));
+        assert_eq!(check("/progress/7?a"), Some("http://cart:8080/progress/7?a".to_owned()));
+        assert_eq!(check("https://partner.example/saga/7"), Some("https://partner.example/saga/7".to_owned()));
+        for bad in ["//evil/x", "http://evil/x", "progress", "", "/../x", "http://txmgr/lra-coordinator/start"] {
+            assert_eq!(check(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn steps_of_sagas_never_call_the_transaction_manager() {
+        let check = |url: &str| with_callable(|callable| callable.check_step(url).is_ok());
+        assert!(check("http://cart/x") && !check("http://evil/x"));
+        assert!(!check("http://txmgr/v1/sagas") && !check(&format!("http://txmgr/lra-coordinator/nested/{}/complete", lra(9_999))));
     }
 
     #[test]

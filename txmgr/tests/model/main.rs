@@ -17,9 +17,9 @@ use explore::{Broken, explore, walk};
 use scenario::Scenario;
 
 /// States of each scenario that are explored by default.
-const STATES: usize = 40_000;
+const STATES: usize = 30_000;
 /// Walks through the larger ones.
-const WALKS: u64 = 300;
+const WALKS: u64 = 3_000;
 /// How far one goes.
 const STEPS: usize = 160;
 

@@ -7,13 +7,15 @@ use bluebox_core::faults::{Bug, plant};
 use crate::explore::{explore, walk};
 use crate::{STATES, STEPS, WALKS, number, scenario};
 
-/// Where a bug is found, and how.
+/// Where a bug is found, and how: first a little of everything is looked at.
 fn found(bug: Bug) -> Option<String> {
     plant(Some(bug));
     let limit = number("STATES").unwrap_or(STATES);
-    let explored = scenario::all().iter().find_map(|scenario| {
-        let broken = explore(scenario, limit, 1).err()?;
-        Some(format!("{}: after {} steps: {}", scenario.name, broken.way.len(), broken.what))
+    let explored = [limit / 16, limit].into_iter().find_map(|limit| {
+        scenario::all().iter().find_map(|scenario| {
+            let broken = explore(scenario, limit, 1).err()?;
+            Some(format!("{}: after {} steps: {}", scenario.name, broken.way.len(), broken.what))
+        })
     });
     let walked = || {
         scenario::large().iter().find_map(|scenario| {

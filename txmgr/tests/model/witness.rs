@@ -82,13 +82,16 @@ impl Witness {
         let (was, is) = (status(&before.state), status(&after.state));
         let again = before.version >= after.version;
         let nested = matches!(&after.state, State::Lra(lra) if lra.parent.is_some());
+        // All of what follows a second decision may lie in one record, and what came just before it too.
+        let completed = |callee: Callee| self.calls.iter().any(|(key, outcome)| key.callee == callee && key.phase == Phase::Complete && outcome.is_some());
+        let had_closed =
+            nested && matches!(&before.state, State::Lra(lra) if lra.participants.iter().all(|p| p.links.complete.is_none() || completed(p.callee)));
         let legal = again
             || was == is
             || match was {
                 LraStatus::Active => true,
-                LraStatus::Closing => matches!(is, LraStatus::Closed | LraStatus::FailedToClose),
+                LraStatus::Closing => matches!(is, LraStatus::Closed | LraStatus::FailedToClose) || (had_closed && is.is_cancel()),
                 LraStatus::Cancelling => matches!(is, LraStatus::Cancelled | LraStatus::FailedToCancel),
-                // All of what follows the second decision may lie in one record.
                 LraStatus::Closed => nested && is.is_cancel(),
                 _ => false,
             };

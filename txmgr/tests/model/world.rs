@@ -176,7 +176,14 @@ impl World {
             let ask = match want {
                 Want::Start => {
                     let parent = scenario.parent.then(|| (parent_id(), Arc::from("http://txmgr/lra-coordinator/parent")));
-                    partition.start(now, request, Start { id: fresh, origin, client: Arc::from("c"), limit: scenario.limit, parent }, out).unwrap();
+                    partition
+                        .start(
+                            now,
+                            request,
+                            Start { id: fresh, origin, client: Arc::from("c"), base: Arc::from("http://txmgr/lra-coordinator"), limit: scenario.limit, parent },
+                            out,
+                        )
+                        .unwrap();
                     return;
                 }
                 Want::StartSaga => {

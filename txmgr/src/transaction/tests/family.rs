@@ -102,7 +102,7 @@ impl Family {
             let number = u64::try_from(generation).unwrap() + 2;
             let mut effects = Vec::new();
             let parent = (generation > 0).then(|| (id(number - 1), Arc::from("http://txmgr/parent")));
-            let start = Start { id: id(number), origin: None, client: Arc::from(""), limit: None, parent };
+            let start = Start { id: id(number), origin: None, client: Arc::from(""), base: Arc::from("http://txmgr/lra-coordinator"), limit: None, parent };
             let transaction = Transaction::start(Arc::new(Rules::default()), at(0), RequestId(0), start, &mut effects);
             let mut bench = Bench { transaction, now: 0, requests: 0, effects };
             bench.settle();

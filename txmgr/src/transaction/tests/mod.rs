@@ -38,7 +38,14 @@ impl Bench {
     fn start(limit: Option<u64>, nested: bool) -> Self {
         let mut effects = Vec::new();
         let parent = nested.then(|| (id(1), Arc::from("http://txmgr/lra-coordinator/parent")));
-        let start = Start { id: id(2), origin: None, client: Arc::from("client"), limit: limit.map(Duration::from_millis), parent };
+        let start = Start {
+            id: id(2),
+            origin: None,
+            client: Arc::from("client"),
+            base: Arc::from("http://txmgr/lra-coordinator"),
+            limit: limit.map(Duration::from_millis),
+            parent,
+        };
         let transaction = Transaction::start(Arc::new(Rules::default()), at(0), RequestId(0), start, &mut effects);
         let mut bench = Self { transaction, now: 0, requests: 0, effects };
         bench.settle();
