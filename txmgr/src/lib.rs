@@ -10,7 +10,7 @@
 //! - [`saga`]: one saga that came as one request.
 //! - [`effect`]: what comes out of both: answers, calls, news.
 //! - [`gate`]: what may leave only when a record is durable.
-//! - [`line`]: whom is asked for what, how often, and when again.
+//! - [`mod@line`]: whom is asked for what, how often, and when again.
 //! - [`callback`]: the calls that go out, and the keys that make each of them one call.
 //! - [`record`]: how a transaction is written down: all of it in one record, the latest of which counts.
 //!

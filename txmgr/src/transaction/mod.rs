@@ -298,8 +298,15 @@ impl Transaction {
         }
     }
 
-    /// `DELETE /recovery/ID`: what has failed may be forgotten, and nobody is called any more.
+    /// `DELETE /recovery/ID`: what has failed may be forgotten, and nobody is called any more. One that has closed and waits for its parent is settled: the parent may have been forgotten itself.
     fn forget(&mut self, request: RequestId, out: &mut Vec<Effect>) {
+        if self.lra.status == LraStatus::Closed
+            && let Some(parent) = self.lra.parent.as_mut().filter(|parent| !parent.settled)
+        {
+            parent.settled = true;
+            self.gate.change();
+            return self.answer(request, Answer::Done, out);
+        }
         if !self.lra.status.is_failed() {
             let refusal = Refusal::NotFailed(self.lra.id, self.lra.status);
             return self.answer(request, Answer::Refused(refusal), out);

@@ -31,8 +31,6 @@ pub(crate) struct Witness {
     pub(crate) left: BTreeSet<Callee>,
     /// The end that was answered.
     pub(crate) ended: Option<LraStatus>,
-    /// Participants of a nested transaction that completed and then compensated.
-    pub(crate) nested_both: u32,
 }
 
 impl Witness {
@@ -161,15 +159,13 @@ impl Witness {
         let broken = match phase {
             Phase::Complete | Phase::Compensate | Phase::After if did(Phase::Forget) => Some("after it was told to forget"),
             Phase::Complete if did(Phase::Compensate) => Some("after it has compensated"),
+            // Of a nested one it is as it should be: Completed → Compensating.
             Phase::Compensate if did(Phase::Complete) && !nested => Some("after it has completed"),
             Phase::Action if did(Phase::Undo) => Some("after its compensation"),
             _ => None,
         };
         if let Some(broken) = broken {
             return Err(format!("participant {} gets {} {broken}", callee.0, phase.name()));
-        }
-        if phase == Phase::Compensate && did(Phase::Complete) && !did(Phase::Compensate) {
-            self.nested_both += 1;
         }
         if !self.did.contains(&(callee, phase)) {
             self.did.push((callee, phase));

@@ -15,6 +15,20 @@ fn enlisted() -> Bench {
     bench
 }
 
+/// The parent is called by its id, wherever its URL leads; participants are told both URLs as clients wrote them ("Long-Running-Action-Parent").
+#[test]
+fn the_parent_is_called_by_its_id_and_participants_are_told_of_it() {
+    let mut bench = Bench::start(None, true);
+    let call = bench.calls().remove(0);
+    assert_eq!(call.url.as_ref(), id(1).to_string());
+    bench.outcome(call.key, Outcome::Done);
+    bench.join("a", &["compensate"]);
+    bench.ask(Request::Cancel(FAR));
+    let call = bench.calls().remove(0);
+    assert_eq!((call.base.as_deref(), call.parent.as_deref()), (Some("http://txmgr/lra-coordinator"), Some("http://txmgr/lra-coordinator/parent")));
+    assert_eq!(bench.transaction.lra().url(), format!("http://txmgr/lra-coordinator/{}", id(2)));
+}
+
 #[test]
 fn one_that_its_parent_does_not_take_in_was_not_begun() {
     let mut bench = Bench::start(None, true);
@@ -59,6 +73,19 @@ fn when_the_parent_has_closed_all_is_forgotten_and_over() {
     assert_eq!(bench.ends(Outcome::Done).phase, Phase::Forget);
     assert_eq!(bench.ask(Request::OfParent(Phase::Compensate, FAR)), Some(Answer::Participant(ParticipantStatus::FailedToCompensate)));
     assert!(bench.calls().is_empty());
+}
+
+/// An operator who forgets a parent that has failed would otherwise leave its children waiting for ever.
+#[test]
+fn an_operator_can_settle_one_whose_parent_will_never_call() {
+    let mut bench = enlisted();
+    bench.join("a", &["compensate", "complete", "forget"]);
+    bench.ask(Request::Close(FAR));
+    bench.ends(Outcome::Done);
+    assert_eq!(bench.ask(Request::Forget), Some(Answer::Done));
+    assert_eq!(bench.ends(Outcome::Done).phase, Phase::Forget);
+    assert!(bench.transaction.is_removable(FAR));
+    assert_eq!(refusal(bench.ask(Request::Forget)), 412);
 }
 
 /// "A nested LRA can close or cancel independently of its parent."

@@ -103,6 +103,13 @@ fn who_leaves_is_not_called_and_can_come_back_as_another() {
 }
 
 #[test]
+fn a_client_s_name_is_cut_where_a_letter_ends() {
+    let start = Start { id: id(2), origin: None, client: Arc::from("é".repeat(200)), base: Arc::from(""), limit: None, parent: None };
+    let transaction = Transaction::start(Arc::new(Rules::default()), at(0), RequestId(0), start, &mut Vec::new());
+    assert_eq!(transaction.lra().client.as_ref(), "é".repeat(128));
+}
+
+#[test]
 fn it_takes_in_no_more_than_a_record_can_hold() {
     let mut bench = Bench::start(None, false);
     let long = "x".repeat(100_000);
