@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod explore;
+mod moves;
 #[cfg(feature = "faults")]
 mod planted;
 mod scenario;
@@ -17,7 +18,7 @@ use explore::{Broken, explore, walk};
 use scenario::Scenario;
 
 /// States of each scenario that are explored by default.
-const STATES: usize = 30_000;
+const STATES: usize = 16_000;
 /// Walks through the larger ones.
 const WALKS: u64 = 3_000;
 /// How far one goes.
