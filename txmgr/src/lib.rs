@@ -13,9 +13,10 @@
 //! - [`mod@line`]: whom is asked for what, how often, and when again.
 //! - [`callback`]: the calls that go out, and the keys that make each of them one call.
 //! - [`record`]: how a transaction is written down: all of it in one record, the latest of which counts.
+//! - [`time`]: moments of UTC, and pauses.
 //!
 //! The rule that holds everywhere: **what an effect depends on is durable before the effect leaves**, and *durable* means read back by its owner, with no fence of a newer owner before it.
-//! `tests/model.rs` explores these machines with crashes, zombies, duplicates and reordering.
+//! `tests/model` explores these machines with crashes, zombies, duplicates and reordering.
 
 pub mod callback;
 pub mod effect;

@@ -157,8 +157,15 @@ pub(crate) fn all() -> Vec<Scenario> {
             plan: saga(vec![step("a", None), step("b", Some(Vec::new()))]),
             limit: Some(Duration::from_millis(100)),
             answers: |key| if key.phase == Phase::Action { vec![Outcome::Failed] } else { Vec::new() },
-            budget: Budget { boots: 2, lost_outcomes: 1, ..Budget::default() },
+            budget: Budget { boots: 2, ..Budget::default() },
             ..base("a saga of two steps at once, and its deadline", vec![StartSaga])
+        },
+        Scenario {
+            plan: saga(vec![step("a", None), step("b", Some(Vec::new()))]),
+            limit: Some(Duration::from_millis(100)),
+            answers: |key| if key.phase == Phase::Action { vec![Outcome::Failed, Outcome::InProgress(None)] } else { Vec::new() },
+            budget: Budget { boots: 1, lost_outcomes: 2, asked_again: 1, ..Budget::default() },
+            ..base("a saga of two steps at once, and lost outcomes", vec![StartSaga])
         },
     ]
 }
