@@ -19,7 +19,15 @@ FAULTS ?=
 FAULTS_BINARY = "$${CARGO_TARGET_DIR:-target}/debug/bluebox-faults"
 SOME_FAULTS = $(FAULTS_BINARY) --seed 1 --without log-down
 
-.PHONY: help build release demo demo-kafka test test-fast faults faults-build faults-some fmt fmt-check lint doc deny kafka kafka-stop test-kubernetes clean
+# How much `make bench` measures: rounds, calls of each kind in one, and how long load is made in one. BENCH has more flags: `target/release/bluebox-bench --help`.
+ROUNDS ?= 9
+CALLS ?= 300
+LOAD_TIME ?= 2s
+BENCH ?=
+BENCH_BINARY = "$${CARGO_TARGET_DIR:-target}/release/bluebox-bench"
+SOME_BENCH = $(BENCH_BINARY) --rounds $(ROUNDS) --calls $(CALLS) --time $(LOAD_TIME) $(BENCH)
+
+.PHONY: help build release bench bench-all bench-growth bench-plot bench-build demo demo-kafka test test-fast faults faults-build faults-some fmt fmt-check lint doc deny kafka kafka-stop test-kubernetes clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +49,23 @@ test: fmt-check lint ## Formatting, lints and all tests, on the embedded log and
 	scripts/kafka run --secure -- bash -c '$(CARGO) test --locked --workspace --exclude bluebox-e2e && $(CONTRACT)'
 	$(PLANTED)
 	$(MAKE) faults-some
+
+bench: bench-build ## What a durable call costs, beside the bare broker in the same run (target/bench.json); 4 minutes after the build; ROUNDS=30 CALLS=1000 for the long set
+	scripts/kafka run -- $(SOME_BENCH)
+
+bench-all: bench ## The same, then with three brokers and with the embedded log, and the picture for docs/
+	scripts/kafka run --brokers 3 -- $(SOME_BENCH) --only sequential,loads --add-as replication_3
+	$(SOME_BENCH) --log embedded --only sequential,loads --add-as embedded
+	$(MAKE) bench-plot
+
+bench-growth: bench-build ## What 1 to 1,000 components and 1 to 50 replicas cost; takes long
+	scripts/kafka run -- $(SOME_BENCH) --only growth --output target/bench-growth.json
+
+bench-plot: ## Draw target/bench.json as docs/performance.svg
+	$(BENCH_BINARY) plot
+
+bench-build:
+	$(CARGO) build --locked --release --bin bluebox --bin bluebox-bench
 
 faults: faults-build ## Injure a running system and check that nothing accepted is lost, on all logs; KILLS=1000 for the long set, LOGS=kafka, FAULTS="--seed 7"
 	$(FAULTS_BINARY) --log $(LOGS) --kills $(KILLS) $(FAULTS)
