@@ -42,7 +42,7 @@ pub(crate) async fn measure(options: &RunOptions, report: &mut Report) -> anyhow
     let mut others: Vec<Listening> = Vec::new();
     for count in &options.replicas {
         while others.len() + 1 < *count {
-            others.push(system.proxy(&[format!("--serve=cart={}", pair.app.at)]).await?);
+            others.push(system.proxy(&[system.serve(pair.app.at)]).await?);
         }
         settle(&pair).await?;
         let mut figures = figures(options, &system, &pair).await?;

@@ -99,6 +99,9 @@ pub(crate) struct RunOptions {
     /// Bytes of a request's and an answer's body.
     #[arg(long, default_value_t = 1024)]
     pub(crate) body: usize,
+    /// Partitions of the called component.
+    #[arg(long, default_value_t = 32)]
+    pub(crate) partitions: u32,
     /// A flag for every proxy, such as --proxy-flag=--kafka-property=fetch.wait.max.ms=500. Can be repeated.
     #[arg(long, allow_hyphen_values = true)]
     pub(crate) proxy_flag: Vec<String>,

@@ -27,6 +27,7 @@ pub(crate) struct System {
     prefix: String,
     proxy_flags: Vec<String>,
     body: Bytes,
+    partitions: u32,
     labels: Cell<u8>,
     _log: Option<Process>,
 }
@@ -68,7 +69,17 @@ impl System {
         };
         let prefix = format!("bench-{}-{}", std::process::id(), unique());
         let body = vec![b'x'; options.body].into();
-        Ok(Self { bluebox, directory, log_flag, prefix, proxy_flags: options.proxy_flag.clone(), body, labels: Cell::new(0), _log: log })
+        Ok(Self {
+            bluebox,
+            directory,
+            log_flag,
+            prefix,
+            proxy_flags: options.proxy_flag.clone(),
+            body,
+            partitions: options.partitions,
+            labels: Cell::new(0),
+            _log: log,
+        })
     }
 
     /// What its topics' names begin with.
@@ -111,10 +122,15 @@ impl System {
         Ok(proxy)
     }
 
+    /// The flag of a proxy that serves the called component.
+    pub(crate) fn serve(&self, app: SocketAddr) -> String {
+        format!("--serve=cart={app},partitions={}", self.partitions)
+    }
+
     /// Starts what a durable call passes, and waits for the first to be answered.
     pub(crate) async fn pair(&self, caller_flags: &[String], callee_flags: &[String]) -> anyhow::Result<Pair> {
         let app = self.app().await?;
-        let mut flags = vec![format!("--serve=cart={}", app.at)];
+        let mut flags = vec![self.serve(app.at)];
         flags.extend_from_slice(callee_flags);
         let callee = self.proxy(&flags).await?;
         let mut flags = vec!["--name=shop".to_owned()];

@@ -474,6 +474,11 @@ pub trait Log: Send + Sync + 'static {
     /// Reads a partition from `at` on. Where `at` is above the end, waits for it; where it is below the start, says [`Read::Truncated`].
     fn read(&self, from: &TopicPartition, at: Offset) -> Reader;
 
+    /// Like [`Log::read`], for a partition in which something comes seldom: it must not make the reading of the others dearer. What comes is told as soon.
+    fn read_rare(&self, from: &TopicPartition, at: Offset) -> Reader {
+        self.read(from, at)
+    }
+
     /// The bounds of a partition: everything whose append was acknowledged before the call lies below `end`.
     fn bounds(&self, of: &TopicPartition) -> Pending<Bounds>;
 

@@ -35,6 +35,7 @@ macro_rules! conformance {
                 bounds_include_everything_that_was_acknowledged,
                 bounds_of_nothing_are_not_found,
                 a_reader_sees_partitions_apart,
+                what_comes_seldom_is_read_beside_the_rest,
             ]);
             conformance!(@tests $fixture, retention: [
                 a_reader_is_told_of_what_is_gone,

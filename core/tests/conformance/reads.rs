@@ -90,3 +90,19 @@ pub async fn a_reader_sees_partitions_apart(fixture: impl Fixture) {
         assert_eq!(texts, (0..10).map(|n| (4 * n + partition).to_string()).collect::<Vec<_>>());
     }
 }
+
+pub async fn what_comes_seldom_is_read_beside_the_rest(fixture: impl Fixture) {
+    let log = fixture.client();
+    let topic = fixture.topic(&*log, 2).await;
+    let (rare, busy) = (topic.partition(0), topic.partition(1));
+    let mut readers = [log.read_rare(&rare, Offset::default()), log.read_rare(&rare, Offset::default()), log.read(&rare, Offset::default())];
+    let mut other = log.read(&busy, Offset::default());
+    for n in 0..10 {
+        append_all(&*log, &busy, [n.to_string()]).await;
+        assert_eq!(text(&take(&mut other, 1).await[0]), n.to_string());
+        append_all(&*log, &rare, [n.to_string()]).await;
+        for reader in &mut readers {
+            assert_eq!(text(&take(reader, 1).await[0]), n.to_string());
+        }
+    }
+}

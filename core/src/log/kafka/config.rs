@@ -6,6 +6,7 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 
+use super::stream::Pace;
 use crate::log::LogError;
 
 /// How to reach Kafka.
@@ -113,11 +114,15 @@ impl KafkaConfig {
     }
 
     /// A consumer that is assigned partitions by hand and is no member of a group.
-    pub(super) fn reader(&self) -> ClientConfig {
+    pub(super) fn reader(&self, pace: Pace) -> ClientConfig {
         let mut config = self.base("read");
+        let longest_wait = match pace {
+            Pace::Busy => "100",
+            Pace::Rare => "500",
+        };
         config
             // A fetch that waits for new records holds up a partition that joins or resumes meanwhile; this is how long at most.
-            .set("fetch.wait.max.ms", "100")
+            .set("fetch.wait.max.ms", longest_wait)
             .set("fetch.min.bytes", "1")
             .set("fetch.message.max.bytes", "1048576")
             .set("fetch.max.bytes", "8388608")
@@ -240,11 +245,19 @@ mod tests {
         config.properties.insert("fetch.wait.max.ms".into(), "250".into());
         config.check().unwrap();
         let second = Duration::from_secs(1);
-        for client in [config.producer(), config.reader(), config.control(), config.admin(), config.outsider("g"), config.member("g", second, second)] {
+        for client in [
+            config.producer(),
+            config.reader(Pace::Busy),
+            config.reader(Pace::Rare),
+            config.control(),
+            config.admin(),
+            config.outsider("g"),
+            config.member("g", second, second),
+        ] {
             client.create_native_config().unwrap();
         }
         config.group_protocol = GroupProtocol::Consumer;
         config.member("g", second, second).create_native_config().unwrap();
-        assert_eq!(config.reader().get("fetch.wait.max.ms"), Some("250"));
+        assert_eq!(config.reader(Pace::Busy).get("fetch.wait.max.ms"), Some("250"));
     }
 }

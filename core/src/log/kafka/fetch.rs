@@ -1,7 +1,7 @@
 //! Reading: one OS thread owns the consumers that fetch, for all readers and all members of groups.
 //!
 //! A consumer can read a partition only once, so there are *lanes*: a stream goes to the first lane that does not read its partition yet. Almost always
-//! there is one lane. A stream that can't hand over its records is paused; the others go on.
+//! there is one lane, and one more for partitions in which something comes [seldom](Pace). A stream that can't hand over its records is paused; the others go on.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +17,7 @@ use super::config::KafkaConfig;
 use super::control::Control;
 use super::lane::Lane;
 use super::link::Link;
-use super::stream::{Gate, MemberSink, ReaderSink, Sink, Stream, StreamId};
+use super::stream::{Gate, MemberSink, Pace, ReaderSink, Sink, Stream, StreamId};
 use crate::log::{Bounds, GroupEvent, LogError, Offset, Reader, TopicPartition};
 
 /// Batches that may wait unread in a reader.
@@ -67,7 +67,7 @@ impl Drop for StreamHandle {
 impl Fetcher {
     pub(super) fn start(config: &KafkaConfig, link: &Arc<Link>, control: &Arc<Control>) -> Result<Arc<Self>, KafkaError> {
         let (commands, received) = mpsc::channel();
-        let first = Lane::create(config, link, control)?;
+        let first = Lane::create(config, link, control, Pace::Busy)?;
         let (config, link, control) = (config.clone(), link.clone(), control.clone());
         let answers = commands.clone();
         let handle = std::thread::Builder::new()
@@ -90,10 +90,10 @@ impl Fetcher {
         self.ids.fetch_add(1, Ordering::Relaxed)
     }
 
-    pub(super) fn read(&self, from: &TopicPartition, at: Offset) -> Reader {
+    pub(super) fn read(&self, from: &TopicPartition, at: Offset, pace: Pace) -> Reader {
         let (sender, reader) = Reader::new(READER_BATCHES);
         if super::legal(from).is_ok() {
-            self.command(Command::Add(Stream::new(self.id(), from.clone(), at, Sink::Reader(ReaderSink::new(sender)))));
+            self.command(Command::Add(Stream::new(self.id(), from.clone(), at, Sink::Reader(ReaderSink::new(sender))).at_pace(pace)));
         }
         reader
     }
@@ -160,12 +160,12 @@ impl FetchLoop {
         }
     }
 
-    /// Gives a stream to the first lane that does not read its partition yet.
+    /// Gives a stream to the first lane of its pace that does not read its partition yet.
     fn place(&mut self, stream: Stream) {
-        let free = self.lanes.iter().position(|lane| !lane.reads(&stream.partition));
+        let free = self.lanes.iter().position(|lane| lane.pace() == stream.pace && !lane.reads(&stream.partition));
         let lane = match free {
             Some(lane) => lane,
-            None if self.lanes.len() < LANES => match Lane::create(&self.config, &self.link, &self.control) {
+            None if self.lanes.len() < LANES => match Lane::create(&self.config, &self.link, &self.control, stream.pace) {
                 Ok(mut lane) => {
                     lane.wake(std::thread::current());
                     self.lanes.push(lane);
@@ -220,7 +220,7 @@ impl FetchLoop {
 
     /// The watchdog's last means: a consumer that fetches nothing although the broker can be reached is given up for a new one.
     fn replace_lane(&mut self, index: usize) {
-        match Lane::create(&self.config, &self.link, &self.control) {
+        match Lane::create(&self.config, &self.link, &self.control, self.lanes[index].pace()) {
             Ok(mut lane) => {
                 warn!(streams = self.lanes[index].len(), "fetching stood still although the broker can be reached; the client was replaced");
                 lane.wake(std::thread::current());

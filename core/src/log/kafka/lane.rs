@@ -21,7 +21,7 @@ use tracing::{debug, warn};
 use super::config::KafkaConfig;
 use super::control::Control;
 use super::link::{Link, Observer};
-use super::stream::{Stream, StreamId};
+use super::stream::{Pace, Stream, StreamId};
 use crate::log::{Entry, Offset, Record, Timestamp, Topic, TopicPartition};
 
 /// A partition that should be fetched and is not, for this long, is started again; a consumer that hears nothing for this long is given up.
@@ -32,6 +32,7 @@ const LOOK_LIMIT: Duration = Duration::from_secs(1);
 
 pub(super) struct Lane {
     consumer: Arc<BaseConsumer<LaneEvents>>,
+    pace: Pace,
     /// Topics that the consumer has been told to look at.
     known: HashSet<Topic>,
     control: Arc<Control>,
@@ -96,10 +97,10 @@ impl ClientContext for LaneEvents {
 impl ConsumerContext for LaneEvents {}
 
 impl Lane {
-    pub(super) fn create(config: &KafkaConfig, link: &Arc<Link>, control: &Arc<Control>) -> Result<Self, KafkaError> {
+    pub(super) fn create(config: &KafkaConfig, link: &Arc<Link>, control: &Arc<Control>, pace: Pace) -> Result<Self, KafkaError> {
         let events = Arc::new(Shared::default());
         let context = LaneEvents { observer: Observer::new(link, "read"), shared: events.clone() };
-        let mut consumer: BaseConsumer<LaneEvents> = config.reader().create_with_context(context)?;
+        let mut consumer: BaseConsumer<LaneEvents> = config.reader(pace).create_with_context(context)?;
         let shared = events.clone();
         consumer.set_nonempty_callback(move || {
             if let Some(thread) = shared.woken.get() {
@@ -108,6 +109,7 @@ impl Lane {
         });
         Ok(Self {
             consumer: Arc::new(consumer),
+            pace,
             known: HashSet::new(),
             control: Arc::clone(control),
             events,
@@ -128,6 +130,10 @@ impl Lane {
     /// Who is to be woken when there is something to poll.
     pub(super) fn wake(&mut self, thread: Thread) {
         let _ = self.events.woken.set(thread);
+    }
+
+    pub(super) fn pace(&self) -> Pace {
+        self.pace
     }
 
     pub(super) fn len(&self) -> usize {

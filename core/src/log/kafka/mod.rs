@@ -35,6 +35,7 @@ use append::Appender;
 use control::Control;
 use fetch::Fetcher;
 use link::Link;
+use stream::Pace;
 
 /// A client of these brokers. It need not reach them now: [`Log::health`] says when it does.
 ///
@@ -66,7 +67,11 @@ impl Log for KafkaLog {
     }
 
     fn read(&self, from: &TopicPartition, at: Offset) -> Reader {
-        self.fetcher.read(from, at)
+        self.fetcher.read(from, at, Pace::Busy)
+    }
+
+    fn read_rare(&self, from: &TopicPartition, at: Offset) -> Reader {
+        self.fetcher.read(from, at, Pace::Rare)
     }
 
     fn bounds(&self, of: &TopicPartition) -> Pending<Bounds> {

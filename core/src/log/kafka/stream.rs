@@ -17,9 +17,18 @@ const PENDING_BYTES: usize = 256 << 10;
 
 pub(super) type StreamId = u64;
 
+/// How often something is expected. librdkafka knows no fetch sessions (KIP-227): each fetch names all partitions of its consumer, and the broker looks at each of them, twice
+/// for a fetch that waits. So partitions in which hardly anything comes are read by a consumer of their own, out of the way of those that calls wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pace {
+    Busy,
+    Rare,
+}
+
 pub(super) struct Stream {
     pub(super) id: StreamId,
     pub(super) partition: TopicPartition,
+    pub(super) pace: Pace,
     /// The offset that comes next from the log.
     next: Offset,
     pending: VecDeque<Entry>,
@@ -81,7 +90,12 @@ impl Gate {
 
 impl Stream {
     pub(super) fn new(id: StreamId, partition: TopicPartition, from: Offset, sink: Sink) -> Self {
-        Self { id, partition, next: from, pending: VecDeque::new(), pending_bytes: 0, sink, paused: false, alive: Instant::now() }
+        Self { id, partition, pace: Pace::Busy, next: from, pending: VecDeque::new(), pending_bytes: 0, sink, paused: false, alive: Instant::now() }
+    }
+
+    /// The same, at this pace.
+    pub(super) fn at_pace(self, pace: Pace) -> Self {
+        Self { pace, ..self }
     }
 
     /// The offset that is to be fetched next.

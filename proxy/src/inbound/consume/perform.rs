@@ -128,7 +128,7 @@ impl Consumer<'_> {
         let (log, control, tell) = (Arc::clone(&self.service.log), tenure.places.control.clone(), self.tell.clone());
         let (id, stop) = (tenure.id, tenure.stop.clone());
         let follow = async move {
-            let mut reader = log.read(&control, from);
+            let mut reader = log.read_rare(&control, from);
             while let Some(read) = reader.next().await {
                 let Read::Entries(entries) = read else { continue };
                 for entry in entries {
