@@ -85,6 +85,7 @@ async fn many_wait(options: &RunOptions, pair: &Pair, admin: std::net::SocketAdd
     // The first few make the proxy load what it needs.
     let mut connection = Connection::open(pair.durable.at).await?;
     crate::load::sequential(&mut connection, &pair.durable, 100).await?;
+    drop(connection);
     let before = (usage::resident_bytes(pid)?, usage::resident_bytes(pair.callee.process.pid())?);
     let held = pair.durable.path("/hold")?;
     let mut calls = JoinSet::new();
@@ -108,7 +109,7 @@ async fn many_wait(options: &RunOptions, pair: &Pair, admin: std::net::SocketAdd
             done??;
             anyhow::bail!("a call was answered that should wait");
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
     }
     tokio::time::sleep(Duration::from_secs(2)).await;
     let with = (usage::resident_bytes(pid)?, usage::resident_bytes(pair.callee.process.pid())?);

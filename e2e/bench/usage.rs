@@ -1,6 +1,7 @@
 //! What a process takes from the machine, as the kernel counts it.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -28,16 +29,28 @@ impl Used {
 
 /// What a process has used so far.
 pub(crate) fn used(pid: i32) -> anyhow::Result<Used> {
+    Ok(used_by_threads(pid)?.into_values().fold(Used::default(), Used::and))
+}
+
+/// What the threads of a process have used so far, by their names: those of one name together.
+pub(crate) fn used_by_threads(pid: i32) -> anyhow::Result<BTreeMap<String, Used>> {
     let tasks = process(pid).join("task");
-    let mut sum = Used::default();
+    let mut threads = BTreeMap::<String, Used>::new();
     for task in std::fs::read_dir(&tasks).with_context(|| tasks.display().to_string())? {
         let task = task?.path();
-        // A thread may end while it is looked at.
-        let (Ok(schedstat), Ok(status)) = (std::fs::read_to_string(task.join("schedstat")), std::fs::read_to_string(task.join("status"))) else { continue };
-        let nanos = schedstat.split_whitespace().next().and_then(|nanos| nanos.parse().ok()).unwrap_or(0);
-        sum = sum.and(Used { cpu: Duration::from_nanos(nanos), waits: number(&status, "voluntary_ctxt_switches:").unwrap_or(0) });
+        if let (Ok(name), Some(used)) = (std::fs::read_to_string(task.join("comm")), used_by_thread(&task)) {
+            let sum = threads.entry(name.trim().to_owned()).or_default();
+            *sum = sum.and(used);
+        }
     }
-    Ok(sum)
+    Ok(threads)
+}
+
+/// `None` if it has ended.
+fn used_by_thread(task: &Path) -> Option<Used> {
+    let (schedstat, status) = (std::fs::read_to_string(task.join("schedstat")).ok()?, std::fs::read_to_string(task.join("status")).ok()?);
+    let nanos = schedstat.split_whitespace().next().and_then(|nanos| nanos.parse().ok()).unwrap_or(0);
+    Some(Used { cpu: Duration::from_nanos(nanos), waits: number(&status, "voluntary_ctxt_switches:").unwrap_or(0) })
 }
 
 /// How many bytes of a process are in memory.
