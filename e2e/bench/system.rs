@@ -1,6 +1,7 @@
 //! The log, the app and the proxies of a measurement, as processes.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -153,6 +154,15 @@ impl Pair {
     /// What both proxies have used so far.
     pub(crate) fn used(&self) -> anyhow::Result<Used> {
         Ok(usage::used(self.caller.process.pid())?.and(usage::used(self.callee.process.pid())?))
+    }
+
+    /// What the threads of both have used so far, with `out` or `in` before their names.
+    pub(crate) fn used_by_threads(&self) -> anyhow::Result<BTreeMap<String, Used>> {
+        let mut all = BTreeMap::new();
+        for (side, process) in [("out", &self.caller.process), ("in", &self.callee.process)] {
+            all.extend(usage::used_by_threads(process.pid())?.into_iter().map(|(name, used)| (format!("{side} {name}"), used)));
+        }
+        Ok(all)
     }
 }
 
