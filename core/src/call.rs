@@ -96,7 +96,7 @@ impl Body {
 pub struct BulkBody {
     /// The partition that has them all.
     pub partition: TopicPartition,
-    /// Their offsets, in the order of the content. Not always adjacent: others write there too.
+    /// Their offsets, in the order of the content. Not always adjacent (others write there too), nor always rising (one that failed was appended again).
     pub chunks: Vec<Offset>,
     /// The length of the content in bytes.
     pub len_bytes: u64,

@@ -213,7 +213,12 @@ impl OutboundSide {
         let mut ticket = self.pending.expect(id).map_err(|p| p.about(id))?;
         fail_point_async!(OutExpected, return Err(Problem::new(Kind::Internal, "a fail point")));
 
-        let take_in = TakeIn { limit_bytes: component.body_limit_bytes, idle_timeout: limits.body_idle_timeout, least_bytes_per_second: LEAST_BODY_RATE };
+        let take_in = TakeIn {
+            limit_bytes: component.body_limit_bytes,
+            idle_timeout: limits.body_idle_timeout,
+            least_bytes_per_second: LEAST_BODY_RATE,
+            longest: Duration::MAX,
+        };
         let taken = match self.bulk.take_in(&mut body, &take_in, draft.digest.as_mut()).await {
             Ok(taken) => taken,
             Err(e) => {
@@ -336,7 +341,7 @@ fn refused_body(error: TakeInError) -> Problem {
     let text = error.to_string();
     match error {
         TakeInError::TooLarge { .. } => Problem::new(Kind::TooLarge, text),
-        TakeInError::Idle { .. } | TakeInError::TooSlow { .. } => Problem::new(Kind::SlowBody, text).closing(),
+        TakeInError::Idle { .. } | TakeInError::Endless { .. } | TakeInError::TooSlow { .. } => Problem::new(Kind::SlowBody, text).closing(),
         TakeInError::Broken(_) => Problem::new(Kind::BadRequest, text).closing(),
         // No call points to what was stored of it, so nothing was accepted.
         TakeInError::NotStored(_) => Problem::new(Kind::NotAccepted, format!("{text}; nothing was accepted, so it is safe to try again")),

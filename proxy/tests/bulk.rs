@@ -18,7 +18,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use sha2::{Digest, Sha256};
 
 const MIB: usize = 1 << 20;
-const LIMITS: TakeIn = TakeIn { limit_bytes: 64 << 20, idle_timeout: Duration::from_secs(20), least_bytes_per_second: 0 };
+const LIMITS: TakeIn = TakeIn { limit_bytes: 64 << 20, idle_timeout: Duration::from_secs(20), least_bytes_per_second: 0, longest: Duration::from_secs(3600) };
 
 async fn log_with_a_partition() -> (Arc<Embedded>, TopicPartition) {
     let log = Embedded::in_memory();
@@ -124,6 +124,37 @@ async fn a_body_that_comes_drop_by_drop_is_given_up() {
     let slow = bulk.take_in(drops(Duration::from_secs(3)), &limits, None).await;
     assert_eq!(slow.unwrap_err(), TakeInError::TooSlow { least_bytes_per_second: 100 });
     assert!(bulk.take_in(drops(Duration::from_secs(3)), &LIMITS, None).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_does_not_end_in_its_time_is_given_up() {
+    let (log, partition) = log_with_a_partition().await;
+    let bulk = Bulk::new(log, partition, MIB);
+    let drops = StreamBody::new(Box::pin(futures_util::stream::unfold((), |()| async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        Some((Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"x"))), ()))
+    })));
+    let limits = TakeIn { longest: Duration::from_secs(90), ..LIMITS };
+    assert_eq!(bulk.take_in(drops, &limits, None).await.unwrap_err(), TakeInError::Endless { within: Duration::from_secs(90) });
+    assert_eq!(bulk.take_in(Stuck(false), &limits, None).await.unwrap_err(), TakeInError::Idle { after: LIMITS.idle_timeout });
+}
+
+/// What it takes the log to store a body is not held against its sender.
+#[tokio::test(start_paused = true)]
+async fn what_the_log_does_not_take_now_is_tried_again_where_nobody_can_send_it_again() {
+    let (log, partition) = log_with_a_partition().await;
+    let client = log.client();
+    let bulk = Bulk::new(client.clone(), partition, MIB).trying_again();
+    let limits = TakeIn { longest: Duration::from_secs(10), ..LIMITS };
+    for fault in [AppendFault::Refuse, AppendFault::LoseAck, AppendFault::LoseRecord] {
+        client.fail_appends(fault, None);
+        let content = bytes(2 * MIB + 5);
+        let mut taking = Box::pin(bulk.take_in(pieces(content.clone(), 100_000), &limits, None));
+        assert!(tokio::time::timeout(Duration::from_secs(60), &mut taking).await.is_err(), "{fault:?}");
+        client.heal();
+        let taken = taking.await.unwrap();
+        assert!(bulk.give_out(taken.body, HeaderMap::new()).collect().await.unwrap().to_bytes() == content, "{fault:?}");
+    }
 }
 
 #[tokio::test]

@@ -175,8 +175,9 @@ impl System {
 
     fn fill_disk(&mut self, fault: Fault) -> anyhow::Result<bool> {
         let Some(disk) = &self.disk else { return Ok(false) };
-        disk.fill(if fault.choice.is_multiple_of(2) { 0 } else { LITTLE_ROOM_BYTES })?;
+        // Filling takes its time, and the log refuses what comes long before the last byte.
         self.history.begins(Kind::DiskFull, On::Log(0));
+        disk.fill(if fault.choice.is_multiple_of(2) { 0 } else { LITTLE_ROOM_BYTES })?;
         self.heal_after(fault.lasts, Heal::Disk);
         Ok(true)
     }

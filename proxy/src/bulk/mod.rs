@@ -39,6 +39,7 @@ pub struct Bulk {
     partition: TopicPartition,
     memory: Arc<Semaphore>,
     chunk_bytes: usize,
+    tries_again: bool,
 }
 
 /// The limits of one body on its way in.
@@ -50,6 +51,8 @@ pub struct TakeIn {
     pub idle_timeout: Duration,
     /// What must come of it per second on average, beyond the first `idle_timeout`; 0: anything will do.
     pub least_bytes_per_second: u64,
+    /// How long its sender may take for all of it. What the log takes to store it does not count.
+    pub longest: Duration,
 }
 
 /// A body that was taken in: all of it is in memory or durable.
@@ -84,6 +87,12 @@ pub enum TakeInError {
         /// For so long.
         after: Duration,
     },
+    /// It was still coming when its time was over.
+    #[error("the body did not end within {}", humantime::format_duration(*.within))]
+    Endless {
+        /// Its time.
+        within: Duration,
+    },
     /// It came drop by drop.
     #[error("the body came with less than {least_bytes_per_second} bytes per second")]
     TooSlow {
@@ -105,7 +114,14 @@ impl Bulk {
     pub fn new(log: Arc<dyn Log>, partition: TopicPartition, memory_bytes: usize) -> Self {
         let chunk_bytes = INLINE_BYTES.min(log.max_record_bytes().saturating_sub(RECORD_OVERHEAD_BYTES)).max(1);
         let memory = Arc::new(Semaphore::new(memory_bytes.clamp(2 * chunk_bytes, Semaphore::MAX_PERMITS)));
-        Self { log, partition, memory, chunk_bytes }
+        Self { log, partition, memory, chunk_bytes, tries_again: false }
+    }
+
+    /// The same, but what the log does not take now is tried again for as long as it takes, and holds its memory meanwhile. For bodies whose sender can't send them again: the
+    /// app has acted when it answers, and a log that is away, or full, is no failure of the app.
+    #[must_use]
+    pub fn trying_again(self) -> Self {
+        Self { tries_again: true, ..self }
     }
 
     /// The same memory budget, writing to another partition.
@@ -146,8 +162,10 @@ impl Bulk {
         let mut waited = Duration::ZERO;
         loop {
             let began = Instant::now();
-            let frame = tokio::time::timeout(limits.idle_timeout, std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)));
+            let left = limits.longest.saturating_sub(waited);
+            let frame = tokio::time::timeout(limits.idle_timeout.min(left), std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)));
             let frame = match frame.await {
+                Err(_) if left < limits.idle_timeout => return Err(TakeInError::Endless { within: limits.longest }),
                 Err(_) => return Err(TakeInError::Idle { after: limits.idle_timeout }),
                 Ok(None) => break,
                 Ok(Some(Err(e))) => return Err(TakeInError::Broken(chain(&*e.into()))),
@@ -197,7 +215,7 @@ impl Bulk {
             Body::Inline(bytes) => Ok(Body::Inline(bytes.clone())),
             Body::Bulk(bulk) if bulk.partition == self.partition => Ok(body.clone()),
             Body::Bulk(bulk) => {
-                let limits = TakeIn { limit_bytes: bulk.len_bytes, idle_timeout: STALL, least_bytes_per_second: 0 };
+                let limits = TakeIn { limit_bytes: bulk.len_bytes, idle_timeout: STALL, least_bytes_per_second: 0, longest: Duration::MAX };
                 Ok(self.take_in(self.give_out(body.clone(), HeaderMap::new()), &limits, None).await?.body)
             }
         }

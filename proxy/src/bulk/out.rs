@@ -161,18 +161,25 @@ impl Chunks {
 
     async fn entry_at(&mut self, wanted: Offset) -> Result<Entry, GiveOutError> {
         let missing = || GiveOutError::Missing(format!("{} offset {wanted}", self.partition));
+        let mut read_from_there = false;
         loop {
             while let Some(entry) = self.ahead.pop_front() {
                 if entry.offset == wanted {
                     return Ok(entry);
                 }
                 if entry.offset > wanted {
-                    return Err(missing());
+                    if read_from_there {
+                        return Err(missing());
+                    }
+                    // A chunk that had to be appended again lies behind those after it.
+                    self.ahead.clear();
+                    self.reader = None;
                 }
             }
             let near = self.reader.as_ref().is_some_and(|(_, next)| *next <= wanted && wanted.distance_from(*next) <= SKIP_AT_MOST);
             if !near {
                 self.reader = Some((self.log.read(&self.partition, wanted), wanted));
+                read_from_there = true;
             }
             let Some((reader, next)) = &mut self.reader else { continue };
             match reader.next().await {

@@ -117,15 +117,18 @@ impl App {
         if let Some(what) = no_outcome(&head) {
             return self.no_answer(call, attempt, what);
         }
-        let limits = TakeIn { limit_bytes: self.answer_limit_bytes, idle_timeout: ANSWER_IDLE.min(time), least_bytes_per_second: 0 };
-        let taken = match tokio::time::timeout_at(ends, self.bulk.take_in(body, &limits, None)).await {
+        let longest = ends.saturating_duration_since(tokio::time::Instant::now());
+        let limits = TakeIn { limit_bytes: self.answer_limit_bytes, idle_timeout: ANSWER_IDLE.min(time), least_bytes_per_second: 0, longest };
+        let taken = match self.bulk.take_in(body, &limits, None).await {
             // It was still coming: an endless answer, not a dead app, which the idle timeout sees.
-            Err(_) => return self.no_answer(call, attempt, &format!("the app's answer did not end within {}", humantime::format_duration(time))),
-            Ok(Err(TakeInError::TooLarge { limit_bytes })) => {
+            Err(TakeInError::Endless { .. }) => {
+                return self.no_answer(call, attempt, &format!("the app's answer did not end within {}", humantime::format_duration(time)));
+            }
+            Err(TakeInError::TooLarge { limit_bytes }) => {
                 return self.no_answer(call, attempt, &format!("the app's answer has more than the {limit_bytes} bytes that are taken"));
             }
-            Ok(Err(e)) => return DeliveryEnd::Failed(format!("the answer broke off: {e}")),
-            Ok(Ok(taken)) => taken,
+            Err(e) => return DeliveryEnd::Failed(format!("the answer broke off: {e}")),
+            Ok(taken) => taken,
         };
         fail_point_async!(InBody, return DeliveryEnd::Failed("a fail point".to_owned()));
         let not_now = if head.status == StatusCode::SERVICE_UNAVAILABLE { retry_after(&head.headers) } else { None };

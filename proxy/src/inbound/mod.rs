@@ -55,6 +55,7 @@ pub struct Start {
 /// Dropping the future is a crash: what is under way is delivered again by the next owner.
 pub async fn run(start: Start, stop: CancellationToken) {
     let Start { log, instance, served, prefix, retention, limits, bulk, observe } = start;
+    let bulk = bulk.trying_again();
     let service = consume::Service {
         app: deliver::App::new(&served, &limits, bulk.clone()),
         endings: ending::Endings::new(Arc::clone(&log), bulk),

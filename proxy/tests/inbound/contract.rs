@@ -74,6 +74,28 @@ async fn after_too_many_failed_attempts_it_is_a_dead_letter_and_a_502() {
     assert_eq!(letters.end.get(), 1);
 }
 
+/// A large answer is stored before its outcome can say where. A log that is full or away meanwhile is no failure of the app, which has acted.
+#[tokio::test]
+async fn an_answer_that_the_log_does_not_take_now_is_no_failed_attempt() {
+    let world = World::new().await;
+    let app = App::start().await;
+    let replica = Replica::start(&world, &app, Inbound { max_attempts: 2, ..limits() });
+    replica.client.fail_appends(AppendFault::Refuse, Some(&world.topics.bulk));
+    let call = world.call();
+    world.append(&call).await;
+    let answer = Bytes::from(vec![7; 600_000]);
+    app.next().await.answer(Answer::With(200, vec![], answer)).await;
+    // Others go on.
+    let other = world.call_to("/other");
+    world.append(&other).await;
+    app.next().await.answer(ok()).await;
+    world.outcome_of(&other).await;
+    replica.client.heal();
+    let outcome = world.outcome_of(&call).await;
+    assert_eq!((outcome.source, outcome.attempts, outcome.response.status.as_u16()), (Source::App, 1, 200));
+    assert!(app.seen.lock().await.try_recv().is_err(), "it was delivered again");
+}
+
 #[tokio::test]
 async fn not_now_is_no_attempt() {
     let world = World::new().await;
