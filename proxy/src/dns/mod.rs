@@ -1,0 +1,4 @@
+//! DNS for the app.
+
+pub mod addresses;
+pub mod resolv_conf;
