@@ -186,10 +186,10 @@ fn a_pod_without_ipv6() {
 
 async fn components_without_a_service(pod: &mut Pod) {
     let before = pod.scene.decided("components without a Service").await;
-    for host in ["cart", "cart.shop", "cart.shop.svc.cluster.local", "CART", "cart:80"] {
+    for host in ["cart", "cart.shop", "cart.shop.svc.cluster.local", "CART"] {
         pod.scene.curl(&[&format!("http://{host}/items?of={host}")]).await.says(&format!("the app: /items?of={host} of {host} at attempt 1"));
     }
-    assert_eq!(pod.scene.decided("components without a Service").await, before + 5);
+    assert_eq!(pod.scene.decided("components without a Service").await, before + 4);
     let python = "import urllib.request as r; print(r.urlopen(r.Request('http://cart/post', data=b'x' * 300000)).read().decode())";
     pod.scene.python(python).await.says("the app: /post of cart at attempt 1");
     assert_eq!(pod.app.ledger().last().unwrap().body.len(), 300_000);
@@ -307,7 +307,7 @@ async fn rules_twice_are_as_once(pod: &mut Pod) {
     pod.scene.redirect_all(&[]).await;
     pod.scene.redirect_all(&[]).await;
     assert_eq!(rules(pod.scene.redirect(&["--show"]).await), once);
-    assert_eq!(once.len(), 11, "{once:?}");
+    assert_eq!(once.len(), 10, "{once:?}");
     let user = pod.scene.as_proxy(&pod_bluebox(pod), &["redirect"]).await;
     assert!(user.code == Some(1) && user.err.contains("NET_ADMIN"), "{user:?}");
     // Taken away, nothing is caught.
