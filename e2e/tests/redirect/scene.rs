@@ -217,6 +217,11 @@ pub struct Ran {
 }
 
 impl Ran {
+    /// curl's connection was reset: while it received (56), sent (55), or spoke TLS (35), or before it knew that it was connected (7).
+    pub fn was_reset(&self) -> bool {
+        matches!(self.code, Some(7 | 35 | 55 | 56)) && !self.err.contains("refused")
+    }
+
     /// It must have ended well, and said something with this in it.
     #[track_caller]
     pub fn says(&self, what: &str) {
