@@ -74,6 +74,7 @@ use crate::passthrough::PassThrough;
 use crate::pending::{Pending, reply_partition};
 use crate::registry::{Directory, RegisterError, Registration};
 use crate::transparent::Transparent;
+use crate::transparent::probe::Redirected;
 
 /// Why a proxy can't run, or can't go on.
 #[derive(Debug, thiserror::Error)]
@@ -198,9 +199,17 @@ impl Proxy {
         let mut beside = JoinSet::new();
         beside.spawn(pending.clone().read());
         let drain = Drain::default();
+        let token = instance.to_string();
+        let redirected = if transparent.is_empty() {
+            Redirected::not_wanted()
+        } else {
+            let (redirected, watching) = Redirected::watch(token.clone(), &metrics)?;
+            beside.spawn(watching);
+            redirected
+        };
         for (listener, rights) in [(admin, Rights::Look), (control, Rights::Change)] {
             if let Some((listener, _)) = listener {
-                beside.spawn(admin::serve(listener, metrics.clone(), drain.clone(), rights));
+                beside.spawn(admin::serve(listener, metrics.clone(), drain.clone(), redirected.clone(), rights));
             }
         }
         let registration =
@@ -244,7 +253,7 @@ impl Proxy {
         let stop = CancellationToken::new();
         let mut calls_out = JoinSet::new();
         if !transparent.is_empty() {
-            let transparency = Transparent::new(side.clone(), addresses, transparent::Counts::try_new(&metrics)?);
+            let transparency = Transparent::new(side.clone(), addresses, transparent::Counts::try_new(&metrics)?, token);
             calls_out.spawn(Arc::new(transparency).serve(transparent, stop.clone(), config.inbound.drain));
         }
         calls_out.spawn(intercept::serve(listener, side, stop.clone(), config.inbound.drain));

@@ -316,7 +316,12 @@ async fn rules_twice_are_as_once(pod: &mut Pod) {
     pod.scene.curl(&["http://10.77.0.2:8080/"]).await.says("outside");
     assert_eq!(pod.scene.metric("bluebox_transparent_connections_total{kind=\"spliced\"}").await, before);
     pod.scene.redirect(&["--show"]).await.says("no rules");
+    // A proxy that is started now is not ready, and says why; one that was ready finds out.
+    pod.proxy.take().unwrap().kill();
+    pod.proxy = Some(pod.scene.proxy_that("the redirect is not in place").await);
     pod.scene.redirect_all(&[]).await;
+    eventually("the proxy finds the redirect", || async { (pod.scene.curl(&["http://127.0.0.1:4141/readyz"]).await.out == "ready").then_some(()) }).await;
+    assert_eq!(pod.scene.metric("bluebox_redirect_in_place").await, 1);
 }
 
 fn pod_bluebox(pod: &Pod) -> String {

@@ -174,8 +174,13 @@ impl Scene {
         assert_eq!(done.code, Some(0), "{done:?}");
     }
 
-    /// Starts the pod's proxy; it listens when this returns.
+    /// Starts the pod's proxy; it is ready when this returns.
     pub async fn proxy(&self) -> Process {
+        self.proxy_that("ready").await
+    }
+
+    /// Starts the pod's proxy; this is what it says about being ready when this returns.
+    pub async fn proxy_that(&self, says: &str) -> Process {
         let mut command = self.command("setpriv");
         command.args([&format!("--reuid={PROXY_UID}"), &format!("--regid={PROXY_UID}"), "--clear-groups"]).arg(&self.bluebox);
         command.args(["proxy", "--with-parent", "--name=web", "--listen=127.0.0.1:4140", "--transparent=127.0.0.1:4143", "--dns=127.0.0.1:4153"]);
@@ -185,7 +190,7 @@ impl Scene {
         let mut proxy = Process::start(&format!("proxy-of-the-pod-{number}"), command, &self.directory);
         eventually("the pod's proxy listens", || {
             assert_eq!(proxy.ended(), None, "{}", proxy.said());
-            async { (self.curl(&["http://127.0.0.1:4141/readyz"]).await.out == "ready").then_some(()) }
+            async { (self.curl(&["http://127.0.0.1:4141/readyz"]).await.out.starts_with(says)).then_some(()) }
         })
         .await;
         proxy

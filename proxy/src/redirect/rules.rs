@@ -79,7 +79,13 @@ impl Redirect {
     /// The rules.
     pub fn rules(&self) -> Vec<Rule> {
         use Condition::{Family as Is, Loopback, Port, Protocol as Speaks, To, User};
-        let mut rules = vec![Rule { when: vec![User(self.proxy_uid)], then: Then::Pass, why: "the proxy's own" }];
+        let mut rules = Vec::new();
+        // Before all else, the proxy's own too, which so knows that it is redirected to: there is nothing else at these addresses.
+        for ours in [IpAddr::from(address::V4), IpAddr::from(address::V6)] {
+            let when = vec![To(Network::from(ours)), Speaks(Protocol::Tcp)];
+            rules.push(Rule { when, then: Then::Send(Family::of(ours), self.transparent_port), why: "components without a Service" });
+        }
+        rules.push(Rule { when: vec![User(self.proxy_uid)], then: Then::Pass, why: "the proxy's own" });
         // Before loopback: nameservers may be there (127.0.0.53).
         if let Some(port) = self.dns_port {
             for nameserver in &self.nameservers {
@@ -89,11 +95,6 @@ impl Redirect {
                     rules.push(Rule { when, then: Then::Send(family, port), why: "DNS" });
                 }
             }
-        }
-        // Before what is excluded: there is nothing else at these addresses.
-        for ours in [IpAddr::from(address::V4), IpAddr::from(address::V6)] {
-            let when = vec![To(Network::from(ours)), Speaks(Protocol::Tcp)];
-            rules.push(Rule { when, then: Then::Send(Family::of(ours), self.transparent_port), why: "components without a Service" });
         }
         rules.push(Rule { when: vec![Loopback], then: Then::Pass, why: "within the pod" });
         for network in &self.excluded_networks {
@@ -177,13 +178,13 @@ mod tests {
         assert_eq!(
             rules,
             [
+                "ip daddr 240.187.85.1/32 meta l4proto tcp dnat to 127.0.0.1:4143",
+                "ip6 daddr fdb1:eb0c:5b0e::1/128 meta l4proto tcp dnat to [::1]:4143",
                 "meta skuid 64140 accept",
                 "ip daddr 10.96.0.10/32 meta l4proto udp udp dport 53 dnat to 127.0.0.1:4153",
                 "ip daddr 10.96.0.10/32 meta l4proto tcp tcp dport 53 dnat to 127.0.0.1:4153",
                 "ip6 daddr fd00::a/128 meta l4proto udp udp dport 53 dnat to [::1]:4153",
                 "ip6 daddr fd00::a/128 meta l4proto tcp tcp dport 53 dnat to [::1]:4153",
-                "ip daddr 240.187.85.1/32 meta l4proto tcp dnat to 127.0.0.1:4143",
-                "ip6 daddr fdb1:eb0c:5b0e::1/128 meta l4proto tcp dnat to [::1]:4143",
                 "oifname \"lo\" accept",
                 "ip daddr 10.9.0.0/16 accept",
                 "meta l4proto tcp tcp dport 5432 accept",

@@ -11,6 +11,7 @@
 //!
 //! The bytes are looked at where they are, in the socket (`MSG_PEEK`): nothing has to be put back.
 
+pub mod probe;
 pub mod sniff;
 
 use std::collections::HashSet;
@@ -23,6 +24,7 @@ use hyper_util::rt::TokioExecutor;
 use hyper_util::server::conn::auto;
 use prometheus::{IntCounterVec, IntGauge, Opts};
 use socket2::{SockRef, TcpKeepalive};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -79,6 +81,8 @@ pub struct Transparent {
     pub addresses: Addresses,
     /// What is counted.
     pub counts: Counts,
+    /// What is answered to whoever asks whether the redirect is in place.
+    pub token: String,
     dialled: Dialled,
 }
 
@@ -129,8 +133,8 @@ enum Going {
 
 impl Transparent {
     /// With nothing under way.
-    pub fn new(side: Arc<OutboundSide>, addresses: Addresses, counts: Counts) -> Self {
-        Self { side, addresses, counts, dialled: Dialled::default() }
+    pub fn new(side: Arc<OutboundSide>, addresses: Addresses, counts: Counts, token: String) -> Self {
+        Self { side, addresses, counts, token, dialled: Dialled::default() }
     }
 
     /// Serves connections until `stop`; then accepts no more, lets what is under way end for at most `drain`, and cuts off the rest.
@@ -204,6 +208,13 @@ impl Transparent {
             error!(%towards, "a connection of the proxy's own was sent back to it: the redirect does not know the user that this proxy runs as; run `bluebox redirect` with its --proxy-uid");
             count("loop");
             return reset(client);
+        }
+        if address::is_ours(towards.ip().to_canonical()) && towards.port() == probe::PORT {
+            let mut client = client;
+            if let Err(problem) = client.write_all(self.token.as_bytes()).await {
+                debug!(%problem, "could not tell that the redirect is in place");
+            }
+            return;
         }
         let going = self.going(towards);
         if going == Going::Nowhere {
