@@ -191,7 +191,8 @@ impl Proxy {
         let pending = Pending::new(log.clone(), &topics, &instance, config.outbound.max_waiting);
         let bulk = Bulk::new(log.clone(), topics.bulk.partition(reply_partition(&instance)), config.outbound.body_memory_bytes);
         // What only loopback may reach is no more to be reached through the proxy than the proxy itself.
-        let own = [Some(listen), control.as_ref().map(|(_, address)| *address)].into_iter().flatten().collect();
+        let caught = transparent.iter().filter_map(|listener| listener.local_addr().ok());
+        let own = [Some(listen), control.as_ref().map(|(_, address)| *address)].into_iter().flatten().chain(caught).collect();
         let pass = PassThrough::new(own, config.outbound.connect_timeout, metrics.clone());
         info!(name = %config.name, %instance, %listen, serves = ?config.serves.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), "a proxy started");
 
