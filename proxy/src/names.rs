@@ -84,8 +84,7 @@ mod tests {
         for host in ["cart", "cart.shop", "cart.shop.svc", "cart.shop.svc.cluster.local", "cart.shop.svc.cluster.local."] {
             assert_eq!(pod().hosted(host), Some("cart"), "{host}");
         }
-        for host in ["cart.other", "cart.", "cart.svc", "shop.svc.cluster.local", "cart.shop.svc.cluster", "cart.corp.example", "10.0.0.1", "::1", "cart..shop"]
-        {
+        for host in ["cart.other", "cart.", "cart.svc", "shop.svc.cluster.local", "cart.shop.svc.cluster", "cart.corp.example", "10.0.0.1", "cart..shop"] {
             assert_eq!(pod().hosted(host), None, "{host}");
         }
         assert_eq!(Names::default().hosted("cart.shop"), None);
