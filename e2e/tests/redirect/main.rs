@@ -80,7 +80,7 @@ impl Pod {
         servers::greeter(outside, at(10, 2525));
         servers::counter(outside, at(2, 7007));
         servers::breaker(outside, at(2, 7008));
-        let nameserver = Nameserver::start(outside, &[at(53, 53)], NAMES);
+        let nameserver = Nameserver::start(outside, &[at(53, 53), "[fd77::53]:53".parse().unwrap()], NAMES);
         scene.redirect_all(&[]).await;
         let proxy = scene.proxy().await;
         let pod = Self { scene, app, proxy: Some(proxy), nameserver: Some(nameserver), _serves: serves };
@@ -125,6 +125,7 @@ fn calls_are_caught() {
                     at_the_address_of_components_nothing_else_is,
                     bluebox_itself,
                     a_proxy_that_starts_again,
+                    a_proxy_that_starts_with_the_log_away,
                 ]
             );
         });
@@ -152,6 +153,7 @@ fn all_else_passes_as_if_nobody_were_there() {
                     the_transparent_port_itself,
                     ipv6,
                     a_proxy_whose_user_the_rules_do_not_know,
+                    a_proxy_that_ends,
                 ]
             );
         });
@@ -299,6 +301,21 @@ async fn a_proxy_that_starts_again(pod: &mut Pod) {
     pod.scene.curl(&["http://10.77.0.2:8080/again"]).await.says("outside: HTTP/1.1 /again");
 }
 
+async fn a_proxy_that_starts_with_the_log_away(pod: &mut Pod) {
+    pod.proxy.take().unwrap().kill();
+    let nowhere = format!("--log-socket={}", pod.scene.file("no.sock"));
+    pod.proxy = Some(pod.scene.proxy_that("ready", &[&nowhere]).await);
+    // What may be a component, with a Service and without: it can't be known, and who calls is told to try again.
+    for host in ["cart", "stock", "plain:8080"] {
+        let answer = pod.scene.curl(&["-i", &format!("http://{host}/")]).await;
+        assert!(answer.out.starts_with("HTTP/1.1 503") && answer.out.contains("retry-after") && answer.out.contains("bluebox-error: not-ready"), "{answer:?}");
+    }
+    // All else goes on.
+    pod.scene.curl(&["http://web.example:8080/"]).await.says("outside: HTTP/1.1 / of web.example:8080");
+    let heard = "import socket; s = socket.create_connection(('plain', 2525), 10); print(s.recv(100))";
+    pod.scene.python(heard).await.says("b'220 hello");
+}
+
 // What passes.
 
 async fn rules_twice_are_as_once(pod: &mut Pod) {
@@ -307,7 +324,7 @@ async fn rules_twice_are_as_once(pod: &mut Pod) {
     pod.scene.redirect_all(&[]).await;
     pod.scene.redirect_all(&[]).await;
     assert_eq!(rules(pod.scene.redirect(&["--show"]).await), once);
-    assert_eq!(once.len(), 10, "{once:?}");
+    assert_eq!(once.len(), 12, "{once:?}");
     let user = pod.scene.as_proxy(&pod_bluebox(pod), &["redirect"]).await;
     assert!(user.code == Some(1) && user.err.contains("NET_ADMIN"), "{user:?}");
     // Taken away, nothing is caught.
@@ -318,7 +335,7 @@ async fn rules_twice_are_as_once(pod: &mut Pod) {
     pod.scene.redirect(&["--show"]).await.says("no rules");
     // A proxy that is started now is not ready, and says why; one that was ready finds out.
     pod.proxy.take().unwrap().kill();
-    pod.proxy = Some(pod.scene.proxy_that("the redirect is not in place").await);
+    pod.proxy = Some(pod.scene.proxy_that("the redirect is not in place", &[]).await);
     pod.scene.redirect_all(&[]).await;
     eventually("the proxy finds the redirect", || async { (pod.scene.curl(&["http://127.0.0.1:4141/readyz"]).await.out == "ready").then_some(()) }).await;
     assert_eq!(pod.scene.metric("bluebox_redirect_in_place").await, 1);
@@ -492,23 +509,40 @@ async fn a_proxy_whose_user_the_rules_do_not_know(pod: &mut Pod) {
     pod.scene.curl(&["http://10.77.0.2:8080/"]).await.says("outside");
 }
 
+async fn a_proxy_that_ends(pod: &mut Pod) {
+    use std::io::Read as _;
+    let mut idle = servers::within(&pod.scene.pod, || std::net::TcpStream::connect(at(2, 2525)).unwrap());
+    let mut heard = [0; 11];
+    idle.read_exact(&mut heard).unwrap();
+    assert_eq!(&heard, b"220 hello\r\n");
+    // A connection that nobody ends does not keep it: only for the drain.
+    let ended = pod.proxy.take().unwrap().terminate().await;
+    assert!(ended.success(), "{ended}");
+    idle.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    assert!(matches!(idle.read(&mut heard), Ok(0) | Err(_)));
+}
+
 // Names.
 
 /// Asks the pod's nameserver, as a resolver in the pod does.
 fn ask(pod: &Pod, name: &str, rtype: Rtype, tcp: bool) -> Message<Vec<u8>> {
+    ask_at(pod, at(53, 53), name, rtype, tcp)
+}
+
+fn ask_at(pod: &Pod, nameserver: SocketAddr, name: &str, rtype: Rtype, tcp: bool) -> Message<Vec<u8>> {
     let mut query = MessageBuilder::new_vec().question();
     query.header_mut().set_id(4711);
     query.header_mut().set_rd(true);
     query.push((Name::<Vec<u8>>::from_str(name).unwrap(), rtype)).unwrap();
-    send(pod, query.finish(), tcp)
+    send(pod, nameserver, query.finish(), tcp)
 }
 
-fn send(pod: &Pod, query: Vec<u8>, tcp: bool) -> Message<Vec<u8>> {
+fn send(pod: &Pod, nameserver: SocketAddr, query: Vec<u8>, tcp: bool) -> Message<Vec<u8>> {
     use std::io::{Read as _, Write as _};
     let answer = servers::within(&pod.scene.pod, move || {
         let patience = Some(Duration::from_secs(20));
         if tcp {
-            let mut stream = std::net::TcpStream::connect(at(53, 53)).unwrap();
+            let mut stream = std::net::TcpStream::connect(nameserver).unwrap();
             stream.set_read_timeout(patience).unwrap();
             stream.write_all(&[&u16::try_from(query.len()).unwrap().to_be_bytes(), &query[..]].concat()).unwrap();
             let mut length = [0; 2];
@@ -517,9 +551,9 @@ fn send(pod: &Pod, query: Vec<u8>, tcp: bool) -> Message<Vec<u8>> {
             stream.read_exact(&mut answer).unwrap();
             return answer;
         }
-        let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        let socket = std::net::UdpSocket::bind(if nameserver.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
         socket.set_read_timeout(patience).unwrap();
-        socket.connect(at(53, 53)).unwrap();
+        socket.connect(nameserver).unwrap();
         socket.send(&query).unwrap();
         let mut answer = vec![0; 65536];
         let length = socket.recv(&mut answer).unwrap();
@@ -548,6 +582,9 @@ async fn forwarded_names(pod: &mut Pod) {
         assert_eq!((answer.header().id(), addresses(&answer)), (4711, vec!["10.77.0.2".parse().unwrap()]));
         assert_eq!(addresses(&ask(pod, "web.example.", Rtype::AAAA, tcp)), ["fd77::2".parse::<IpAddr>().unwrap()]);
         assert_eq!(ask(pod, "nobody.example.", Rtype::A, tcp).header().rcode(), Rcode::NXDOMAIN);
+        let sixth: SocketAddr = "[fd77::53]:53".parse().unwrap();
+        assert_eq!(addresses(&ask_at(pod, sixth, "web.example.", Rtype::A, tcp)), ["10.77.0.2".parse::<IpAddr>().unwrap()], "over IPv6");
+        assert_eq!(addresses(&ask_at(pod, sixth, "cart.", Rtype::A, tcp)), ["240.187.85.1".parse::<IpAddr>().unwrap()]);
         let over = if tcp { "tcp web.example A" } else { "udp web.example A" };
         assert!(pod.asked_nameserver().contains(&over.to_owned()), "{:?}", pod.asked_nameserver());
     }
@@ -570,7 +607,7 @@ async fn what_is_no_query(pod: &mut Pod) {
     let mut query = ask(pod, "cart.", Rtype::A, false).as_slice().to_vec();
     query.truncate(12 + 6 + 4);
     query[2..12].copy_from_slice(&[1, 0, 0, 2, 0, 0, 0, 0, 0, 0]);
-    assert_eq!(send(pod, query, false).header().rcode(), Rcode::FORMERR);
+    assert_eq!(send(pod, at(53, 53), query, false).header().rcode(), Rcode::FORMERR);
     assert!(pod.scene.metric("bluebox_dns_queries_total{result=\"malformed\"}").await > 0);
 }
 

@@ -14,7 +14,7 @@ pub const PROXY_UID: u32 = 64140;
 /// The network between the two: `.1` is the pod.
 pub const POD: &str = "10.77.0.1";
 /// What the app's resolver is told.
-const RESOLV_CONF: &str = "search shop.svc.cluster.local svc.cluster.local cluster.local\nnameserver 10.77.0.53\noptions ndots:5\n";
+const RESOLV_CONF: &str = "search shop.svc.cluster.local svc.cluster.local cluster.local\nnameserver 10.77.0.53\nnameserver fd77::53\noptions ndots:5\n";
 
 /// Why the tests can't run here; `None`: they can.
 pub fn missing() -> Option<String> {
@@ -94,7 +94,9 @@ impl Scene {
         must("ip", &["-n", pod, "route", "add", "default", "via", "10.77.0.2"]);
         if ipv6 {
             must("ip", &["-n", pod, "address", "add", "fd77::1/64", "dev", "eth0", "nodad"]);
-            must("ip", &["-n", outside, "address", "add", "fd77::2/64", "dev", "eth0", "nodad"]);
+            for last in ["2", "53"] {
+                must("ip", &["-n", outside, "address", "add", &format!("fd77::{last}/64"), "dev", "eth0", "nodad"]);
+            }
             must("ip", &["-n", pod, "route", "add", "default", "via", "fd77::2"]);
         }
         scene
@@ -176,15 +178,20 @@ impl Scene {
 
     /// Starts the pod's proxy; it is ready when this returns.
     pub async fn proxy(&self) -> Process {
-        self.proxy_that("ready").await
+        self.proxy_that("ready", &[]).await
     }
 
-    /// Starts the pod's proxy; this is what it says about being ready when this returns.
-    pub async fn proxy_that(&self, says: &str) -> Process {
+    /// Starts the pod's proxy, with these flags instead of those that say which log; this is what it says about being ready when this returns.
+    pub async fn proxy_that(&self, says: &str, more: &[&str]) -> Process {
         let mut command = self.command("setpriv");
         command.args([&format!("--reuid={PROXY_UID}"), &format!("--regid={PROXY_UID}"), "--clear-groups"]).arg(&self.bluebox);
         command.args(["proxy", "--with-parent", "--name=web", "--listen=127.0.0.1:4140", "--transparent=127.0.0.1:4143", "--dns=127.0.0.1:4153"]);
-        command.args(["--admin=127.0.0.1:4141", "--connect-timeout=5s", "--drain=1s"]).args(&self.log);
+        command.args(["--admin=127.0.0.1:4141", "--connect-timeout=5s", "--drain=1s"]);
+        if more.is_empty() {
+            command.args(&self.log)
+        } else {
+            command.args(more)
+        };
         command.arg(format!("--log-level={}", std::env::var("BLUEBOX_TEST_LOG_LEVEL").unwrap_or_else(|_| "debug".to_owned())));
         let number = self.started.replace(self.started.get() + 1);
         let mut proxy = Process::start(&format!("proxy-of-the-pod-{number}"), command, &self.directory);
