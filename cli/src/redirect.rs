@@ -58,8 +58,8 @@ pub(crate) fn nameserver(text: &str) -> Result<SocketAddr, String> {
     resolv_conf::nameserver(text.trim()).ok_or_else(|| "a nameserver is an address: 10.96.0.10, fd00::a or fe80::1%eth0".to_owned())
 }
 
-/// The most rules of a kind: more than that are a mistake, and each one is looked at for each new connection.
-const MOST_EXCLUSIONS: usize = 256;
+/// The most rules of a kind: each one is looked at for each new connection, and the kernel acknowledges each one before anything is read, for which its buffer must do.
+const MOST_EXCLUSIONS: usize = 64;
 
 pub(crate) fn run(options: &RedirectOptions) -> anyhow::Result<()> {
     if options.show {
@@ -106,7 +106,7 @@ impl RedirectOptions {
         }
         for (count, what) in [(self.exclude_ports.len(), "--exclude-ports"), (self.exclude_networks.len(), "--exclude-networks")] {
             if count > MOST_EXCLUSIONS {
-                bail!("{what}: {count} of them; at most {MOST_EXCLUSIONS}");
+                bail!("{what}: {count} of them, at most {MOST_EXCLUSIONS}; name a network that contains several");
             }
         }
         Ok(Redirect {

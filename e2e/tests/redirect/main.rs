@@ -327,6 +327,13 @@ async fn rules_twice_are_as_once(pod: &mut Pod) {
     assert_eq!(once.len(), 12, "{once:?}");
     let user = pod.scene.as_proxy(&pod_bluebox(pod), &["redirect"]).await;
     assert!(user.code == Some(1) && user.err.contains("NET_ADMIN"), "{user:?}");
+    // As many exclusions as there can be, and one more.
+    let ports = |most: u16| (1000..1000 + most).map(|port| port.to_string()).collect::<Vec<_>>().join(",");
+    let networks = (0..64).map(|n| format!("fd00:{n:x}::/32")).collect::<Vec<_>>().join(",");
+    pod.scene.redirect(&["--exclude-ports", &ports(64), "--exclude-networks", &networks]).await.says("IPv4 and IPv6");
+    let many = pod.scene.redirect(&["--exclude-ports", &ports(65)]).await;
+    assert!(many.code == Some(1) && many.err.contains("at most 64"), "{many:?}");
+    assert_eq!(rules(pod.scene.redirect(&["--show"]).await).len(), 134, "a mistake changes nothing");
     // Taken away, nothing is caught.
     pod.scene.redirect(&["--remove"]).await.says("taken away");
     let before = pod.scene.metric("bluebox_transparent_connections_total{kind=\"spliced\"}").await;
