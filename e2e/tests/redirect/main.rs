@@ -420,6 +420,14 @@ print(s.recv(100))"
         );
         pod.scene.python(&python).await.says(if said.is_empty() { "b'0 bytes'" } else { "b'100000 bytes'" });
     }
+    // To a component's address too, where the proxy waits for first bytes.
+    servers::counter(&pod.scene.outside, at(10, 8888));
+    let python = "
+import socket
+s = socket.create_connection(('stock', 8888), 10)
+s.shutdown(socket.SHUT_WR)
+print(s.recv(100))";
+    pod.scene.python(python).await.says("b'0 bytes'");
     let python = "
 import socket
 s = socket.create_connection(('10.77.0.2', 7008), 10)
