@@ -27,7 +27,7 @@ BENCH ?=
 BENCH_BINARY = "$${CARGO_TARGET_DIR:-target}/release/bluebox-bench"
 SOME_BENCH = $(BENCH_BINARY) --rounds $(ROUNDS) --calls $(CALLS) --time $(LOAD_TIME) $(BENCH)
 
-.PHONY: help build release bench bench-all bench-growth bench-plot bench-build demo demo-kafka test test-fast faults faults-build faults-some fmt fmt-check lint doc deny kafka kafka-stop test-kubernetes clean
+.PHONY: help build release bench bench-all bench-growth bench-plot bench-build demo demo-kafka test test-fast faults faults-build faults-some fmt fmt-check lint doc deny kafka kafka-stop test-redirect test-kubernetes clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -81,6 +81,9 @@ test-fast: ## The tests that need no Kafka
 	$(CARGO) test --locked --workspace --exclude bluebox-e2e
 	$(CONTRACT)
 	$(PLANTED)
+
+test-redirect: ## The redirect, with real clients in network namespaces; as root (part of `make test`, which says so where it can't run)
+	$(CARGO) test --locked --package bluebox-e2e --test redirect -- --nocapture
 
 test-kubernetes: ## The webhook and the policy on a real API server; builds Kubernetes first (10 minutes of CPU time, once)
 	scripts/kubernetes build

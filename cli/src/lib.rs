@@ -4,6 +4,7 @@
 //! - [`file`](mod@file): the file that says which boxes there are; `bluebox validate FILE`.
 //! - [`family`]: processes that end together.
 //! - [`proxy`]: `bluebox proxy`: one proxy as a process; [`log_server`]: the embedded log as one.
+//! - [`redirect`]: `bluebox redirect`: the rules that send what an app sends to its proxy.
 //! - [`kubernetes`]: `bluebox injector`, the admission webhook; `bluebox inject`, the same by hand.
 //! - [`operate`]: looking into a running system: `bluebox ps`, `calls`, `drain`, `dlq`.
 //! - [`serve`], [`limits`], [`log`], [`logging`], [`units`]: what flags and the file have in common.
@@ -17,6 +18,7 @@ mod log_server;
 mod logging;
 mod operate;
 mod proxy;
+mod redirect;
 mod serve;
 mod units;
 mod up;
@@ -42,6 +44,8 @@ enum Command {
     Validate(validate::ValidateOptions),
     /// Run one proxy
     Proxy(Box<proxy::ProxyOptions>),
+    /// Send what an app sends to its proxy, by rules in the kernel
+    Redirect(redirect::RedirectOptions),
     /// Put the proxy into the pods of Kubernetes manifests
     Inject(kubernetes::inject::InjectOptions),
     /// Run the admission webhook that does so in a cluster
@@ -75,6 +79,7 @@ pub fn main() -> ExitCode {
             open_many_files();
             in_runtime(proxy::run(*options))
         }
+        Command::Redirect(options) => redirect::run(&options),
         Command::Inject(options) => kubernetes::inject::run(&options),
         Command::Injector(options) => in_runtime(kubernetes::injector::run(options)),
         Command::Ps(options) => operate::ps::run(&options),

@@ -1,12 +1,14 @@
 //! `bluebox proxy`: one proxy as a process.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bluebox_core::ComponentName;
 use bluebox_core::topics::Retention;
 use bluebox_proxy::Proxy;
 use bluebox_proxy::config::{ProxyConfig, Served};
+use bluebox_proxy::dns::resolv_conf::ResolvConf;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -44,6 +46,18 @@ pub(crate) struct ProxyOptions {
     /// Where calls are taken: what the app's HTTP_PROXY names.
     #[arg(long, env = "BLUEBOX_LISTEN", value_name = "HOST:PORT", default_value = "127.0.0.1:4140")]
     listen: SocketAddr,
+    /// Where what `bluebox redirect` caught arrives; with 127.0.0.1, the same port of [::1] too; by default nowhere.
+    #[arg(long, env = "BLUEBOX_TRANSPARENT", value_name = "HOST:PORT")]
+    transparent: Option<SocketAddr>,
+    /// Where the app's DNS that `bluebox redirect` caught arrives; with 127.0.0.1, the same port of [::1] too; by default nowhere.
+    #[arg(long, env = "BLUEBOX_DNS", value_name = "HOST:PORT")]
+    dns: Option<SocketAddr>,
+    /// With --transparent or --dns: where the app's nameservers and its search list are written.
+    #[arg(long, env = "BLUEBOX_RESOLV_CONF", value_name = "FILE", default_value = "/etc/resolv.conf")]
+    resolv_conf: PathBuf,
+    /// With --dns: the nameservers that are asked, instead of those in --resolv-conf.
+    #[arg(long, env = "BLUEBOX_NAMESERVERS", value_name = "ADDRESSES", value_delimiter = ',', value_parser = crate::redirect::nameserver)]
+    nameservers: Vec<SocketAddr>,
     /// Where /metrics, /healthz, /readyz and /drained are answered; by default nowhere.
     #[arg(long, env = "BLUEBOX_ADMIN", value_name = "HOST:PORT")]
     admin: Option<SocketAddr>,
@@ -101,6 +115,9 @@ impl ProxyOptions {
             name,
             serves: self.serve.clone(),
             listen: self.listen,
+            transparent: self.transparent,
+            dns: self.dns,
+            resolv_conf: self.resolv_conf()?,
             admin: self.admin,
             control: self.control,
             shared_by_callers: self.shared_by_callers.unwrap_or(self.serve.is_empty()),
@@ -116,6 +133,23 @@ impl ProxyOptions {
         };
         check(&config)?;
         Ok(config)
+    }
+}
+
+impl ProxyOptions {
+    /// What the app is told about names, where that matters.
+    fn resolv_conf(&self) -> Result<ResolvConf, String> {
+        if self.transparent.is_none() && self.dns.is_none() {
+            return Ok(ResolvConf::default());
+        }
+        let mut read = ResolvConf::read(&self.resolv_conf).map_err(|error| error.to_string())?;
+        if !self.nameservers.is_empty() {
+            read.nameservers.clone_from(&self.nameservers);
+        }
+        if self.dns.is_some() && read.nameservers.is_empty() {
+            return Err(format!("{}: it names no nameserver to ask; name them with --nameservers, or leave --dns away", self.resolv_conf.display()));
+        }
+        Ok(read)
     }
 }
 

@@ -14,6 +14,7 @@ use tracing::{debug, warn};
 
 use crate::drain::Drain;
 use crate::metrics::Metrics;
+use crate::transparent::probe::Redirected;
 
 /// What who connects may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,10 +34,11 @@ const WITHIN: Duration = Duration::from_secs(20);
 
 /// Answers until it is dropped:
 ///
-/// - `GET /metrics`, `GET /healthz` (this process answers: 200), `GET /readyz` (200, or 503 once it was asked to drain; does not depend on the log).
+/// - `GET /metrics`, `GET /healthz` (this process answers: 200), `GET /readyz` (200; 503 once it was asked to drain, and while a redirect
+///   that it waits for is not in place; does not depend on the log).
 /// - `GET /drained?within=SECONDS`: waits until no call is being delivered and none will be: 200; 504 if that takes longer.
 /// - `POST /drain?within=SECONDS`, with the right to: no more calls, and then as `/drained`.
-pub async fn serve(listener: TcpListener, metrics: Metrics, drain: Drain, rights: Rights) {
+pub async fn serve(listener: TcpListener, metrics: Metrics, drain: Drain, redirected: Redirected, rights: Rights) {
     let places = std::sync::Arc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
     let mut connections = tokio::task::JoinSet::new();
     loop {
@@ -50,12 +52,12 @@ pub async fn serve(listener: TcpListener, metrics: Metrics, drain: Drain, rights
                 continue;
             }
         };
-        let (metrics, drain) = (metrics.clone(), drain.clone());
+        let (metrics, drain, redirected) = (metrics.clone(), drain.clone(), redirected.clone());
         connections.spawn(async move {
             let _place = place;
             let service = service_fn(|request| {
-                let (metrics, drain) = (metrics.clone(), drain.clone());
-                async move { Ok::<_, Infallible>(answer(&request, &metrics, &drain, rights).await) }
+                let (metrics, drain, redirected) = (metrics.clone(), drain.clone(), redirected.clone());
+                async move { Ok::<_, Infallible>(answer(&request, &metrics, &drain, &redirected, rights).await) }
             });
             let mut http = hyper::server::conn::http1::Builder::new();
             let served = http.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30)).max_buf_size(16 << 10);
@@ -66,7 +68,7 @@ pub async fn serve(listener: TcpListener, metrics: Metrics, drain: Drain, rights
     }
 }
 
-async fn answer(request: &Request<Incoming>, metrics: &Metrics, drain: &Drain, rights: Rights) -> Response<Full<Bytes>> {
+async fn answer(request: &Request<Incoming>, metrics: &Metrics, drain: &Drain, redirected: &Redirected, rights: Rights) -> Response<Full<Bytes>> {
     let plain = |status, text: Vec<u8>| {
         let mut response = Response::new(Full::new(text.into()));
         *response.status_mut() = status;
@@ -92,6 +94,9 @@ async fn answer(request: &Request<Incoming>, metrics: &Metrics, drain: &Drain, r
         "/metrics" => plain(StatusCode::OK, metrics.text()),
         "/healthz" => plain(StatusCode::OK, b"ok\n".to_vec()),
         "/readyz" if drain.is_asked() => plain(StatusCode::SERVICE_UNAVAILABLE, b"it was asked to drain: it takes no more calls\n".to_vec()),
+        "/readyz" if redirected.problem().is_some() => {
+            plain(StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", redirected.problem().unwrap_or_default()).into_bytes())
+        }
         "/readyz" => plain(StatusCode::OK, b"ready\n".to_vec()),
         "/drained" => plain_drained(drain, request, plain).await,
         _ => plain(StatusCode::NOT_FOUND, b"there are /metrics, /healthz, /readyz and /drained\n".to_vec()),

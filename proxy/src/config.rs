@@ -8,6 +8,8 @@ use bluebox_core::registry::Component;
 use bluebox_core::topics::{Prefix, Retention};
 use http::StatusCode;
 
+use crate::dns::resolv_conf::ResolvConf;
+
 /// Everything that a proxy is told.
 #[derive(Debug, Clone)]
 pub struct ProxyConfig {
@@ -17,6 +19,12 @@ pub struct ProxyConfig {
     pub serves: Vec<Served>,
     /// Where the app's outbound requests arrive.
     pub listen: SocketAddr,
+    /// Where what the redirect caught arrives; `None`: nowhere. Where it is IPv4's loopback, IPv6's is listened at too, if there is one.
+    pub transparent: Option<SocketAddr>,
+    /// Where the app's DNS arrives; `None`: nowhere. As with `transparent`, IPv6's loopback too.
+    pub dns: Option<SocketAddr>,
+    /// Which nameservers and domains the app would have without the proxy.
+    pub resolv_conf: ResolvConf,
     /// Where `/metrics`, `/healthz`, `/readyz` and `/drained` are answered; `None`: nowhere.
     pub admin: Option<SocketAddr>,
     /// Where the proxy can be told to take no more calls (`POST /drain`); loopback. `None`: nowhere.

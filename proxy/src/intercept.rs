@@ -1,5 +1,6 @@
 //! Takes requests off the app's connections: HTTP/1.1 and HTTP/2 with prior knowledge, on one port.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -19,7 +20,7 @@ use crate::framing::Verdict;
 use crate::guard::Guarded;
 use crate::head::MOST_FIELDS;
 use crate::interim::Interims;
-use crate::outbound::OutboundSide;
+use crate::outbound::{OutboundSide, Towards};
 use crate::passthrough::Place;
 use crate::target::RawTarget;
 
@@ -46,7 +47,7 @@ pub async fn serve(listener: TcpListener, side: Arc<OutboundSide>, stop: Cancell
         let Some(Some((place, accepted))) = stop.run_until_cancelled(accepting).await else { break };
         match accepted {
             Ok((stream, _)) => {
-                let connection = connection(stream, side.clone(), http.clone(), Arc::new(place), stop.clone());
+                let connection = connection(stream, side.clone(), http.clone(), Arc::new(place), stop.clone(), None);
                 let cut = cut.clone();
                 connections.spawn(async move { cut.run_until_cancelled(connection).await });
             }
@@ -66,7 +67,8 @@ pub async fn serve(listener: TcpListener, side: Arc<OutboundSide>, stop: Cancell
     }
 }
 
-fn builder(side: &OutboundSide) -> auto::Builder<TokioExecutor> {
+/// How HTTP is served to the app.
+pub(crate) fn builder(side: &OutboundSide) -> auto::Builder<TokioExecutor> {
     let limits = &side.config.outbound;
     let head_bytes = limits.max_head_bytes.max(LEAST_HEAD_BYTES);
     let mut http = auto::Builder::new(TokioExecutor::new());
@@ -87,7 +89,15 @@ fn builder(side: &OutboundSide) -> auto::Builder<TokioExecutor> {
     http
 }
 
-async fn connection(stream: TcpStream, side: Arc<OutboundSide>, http: Arc<auto::Builder<TokioExecutor>>, place: Place, stop: CancellationToken) {
+/// Serves one connection; `towards` says where it was going, if the redirect caught it.
+pub(crate) async fn connection(
+    stream: TcpStream,
+    side: Arc<OutboundSide>,
+    http: Arc<auto::Builder<TokioExecutor>>,
+    place: Place,
+    stop: CancellationToken,
+    towards: Option<SocketAddr>,
+) {
     let _open = Open::new(&side);
     let _ = stream.set_nodelay(true);
     let limits = &side.config.outbound;
@@ -96,6 +106,9 @@ async fn connection(stream: TcpStream, side: Arc<OutboundSide>, http: Arc<auto::
     let (came, mut first) = watch::channel(false);
     let under_way = Arc::new(AtomicUsize::new(0));
     let service = service_fn(|mut request: Request<Incoming>| {
+        if let Some(towards) = towards {
+            request.extensions_mut().insert(Towards(towards));
+        }
         came.send_if_modified(|came| !std::mem::replace(came, true));
         let counted = UnderWay::new(&under_way);
         let is_http1 = request.version() <= Version::HTTP_11;

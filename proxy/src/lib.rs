@@ -12,6 +12,9 @@
 //! - [`pending`]: waits for its outcome.
 //! - [`respond`]: answers the app.
 //!
+//! What the app sends comes here because it obeys `HTTP_PROXY`, or because the kernel sends it here ([`redirect`]): then by [`transparent`], which looks at what a connection speaks,
+//! and [`dns`], which answers for the names of components ([`names`]).
+//!
 //! Into the app: see [`inbound`].
 //!
 //! Used by both: [`config`], [`registry`] (which components there are), [`bulk`] (bodies, small and large), [`fields`] (which header fields
@@ -22,6 +25,7 @@ pub mod append;
 pub mod bulk;
 pub mod calls;
 pub mod config;
+pub mod dns;
 pub mod drain;
 pub mod envelope;
 pub mod fields;
@@ -32,23 +36,26 @@ pub mod inbound;
 pub mod intercept;
 pub mod interim;
 pub mod metrics;
+pub mod names;
 pub mod outbound;
 pub mod passthrough;
 pub mod pending;
 pub mod prefer;
 pub mod problem;
+pub mod redirect;
 pub mod registry;
 pub mod respond;
 pub mod route;
 pub mod target;
+pub mod transparent;
 
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use bluebox_core::InstanceId;
 use bluebox_core::log::Log;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -57,12 +64,17 @@ use tracing::info;
 use crate::admin::Rights;
 use crate::bulk::Bulk;
 use crate::config::ProxyConfig;
+use crate::dns::addresses::Addresses;
+use crate::dns::resolve::Resolver;
 use crate::drain::Drain;
 use crate::metrics::Metrics;
+use crate::names::Names;
 use crate::outbound::OutboundSide;
 use crate::passthrough::PassThrough;
 use crate::pending::{Pending, reply_partition};
 use crate::registry::{Directory, RegisterError, Registration};
+use crate::transparent::Transparent;
+use crate::transparent::probe::Redirected;
 
 /// Why a proxy can't run, or can't go on.
 #[derive(Debug, thiserror::Error)]
@@ -98,6 +110,8 @@ pub struct Proxy {
     instance: InstanceId,
     listener: TcpListener,
     listen: SocketAddr,
+    transparent: Vec<TcpListener>,
+    dns: Option<dns::Listeners>,
     admin: Option<(TcpListener, SocketAddr)>,
     control: Option<(TcpListener, SocketAddr)>,
 }
@@ -117,6 +131,14 @@ impl Proxy {
     /// When an address can't be listened at.
     pub async fn bind(config: ProxyConfig) -> Result<Self, RunError> {
         let (listener, listen) = bind(config.listen).await?;
+        let transparent = match config.transparent {
+            Some(address) => bind_both_families(address).await?,
+            None => Vec::new(),
+        };
+        let dns = match config.dns {
+            Some(address) => Some(bind_dns(address).await?),
+            None => None,
+        };
         let admin = match config.admin {
             Some(address) => Some(bind(address).await?),
             None => None,
@@ -125,12 +147,22 @@ impl Proxy {
             Some(address) => Some(bind(address).await?),
             None => None,
         };
-        Ok(Self { config, instance: InstanceId::random(), listener, listen, admin, control })
+        Ok(Self { config, instance: InstanceId::random(), listener, listen, transparent, dns, admin, control })
     }
 
     /// Where the app's requests are taken.
     pub fn listen(&self) -> SocketAddr {
         self.listen
+    }
+
+    /// Where what the redirect caught arrives.
+    pub fn transparent(&self) -> Option<SocketAddr> {
+        self.transparent.first().and_then(|listener| listener.local_addr().ok())
+    }
+
+    /// Where the app's DNS arrives.
+    pub fn dns(&self) -> Option<SocketAddr> {
+        self.dns.as_ref()?.udp.first().and_then(|socket| socket.local_addr().ok())
     }
 
     /// Where the metrics are.
@@ -150,15 +182,17 @@ impl Proxy {
     /// # Errors
     /// When this box can't be what it is told to be, or a part of it has ended by itself.
     pub async fn run(self, log: Arc<dyn Log>, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
-        let Self { config, instance, listener, listen, admin, control } = self;
+        let Self { config, instance, listener, listen, transparent, dns, admin, control } = self;
         let config = Arc::new(config);
         let metrics = Metrics::try_new()?;
         let topics = config.prefix.topics(&config.name);
-        let (publish, directory) = watch::channel(Directory::default());
+        let names = Names::new(config.resolv_conf.search.clone());
+        let (publish, directory) = watch::channel(Directory { names, ..Directory::default() });
         let pending = Pending::new(log.clone(), &topics, &instance, config.outbound.max_waiting);
         let bulk = Bulk::new(log.clone(), topics.bulk.partition(reply_partition(&instance)), config.outbound.body_memory_bytes);
         // What only loopback may reach is no more to be reached through the proxy than the proxy itself.
-        let own = [Some(listen), control.as_ref().map(|(_, address)| *address)].into_iter().flatten().collect();
+        let caught = transparent.iter().filter_map(|listener| listener.local_addr().ok());
+        let own = [Some(listen), control.as_ref().map(|(_, address)| *address)].into_iter().flatten().chain(caught).collect();
         let pass = PassThrough::new(own, config.outbound.connect_timeout, metrics.clone());
         info!(name = %config.name, %instance, %listen, serves = ?config.serves.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), "a proxy started");
 
@@ -166,9 +200,17 @@ impl Proxy {
         let mut beside = JoinSet::new();
         beside.spawn(pending.clone().read());
         let drain = Drain::default();
+        let token = instance.to_string();
+        let redirected = if transparent.is_empty() {
+            Redirected::not_wanted()
+        } else {
+            let (redirected, watching) = Redirected::watch(token.clone(), &metrics)?;
+            beside.spawn(watching);
+            redirected
+        };
         for (listener, rights) in [(admin, Rights::Look), (control, Rights::Change)] {
             if let Some((listener, _)) = listener {
-                beside.spawn(admin::serve(listener, metrics.clone(), drain.clone(), rights));
+                beside.spawn(admin::serve(listener, metrics.clone(), drain.clone(), redirected.clone(), rights));
             }
         }
         let registration =
@@ -191,10 +233,31 @@ impl Proxy {
             calls_in.spawn(once_registered(directory.clone(), stop_deliveries.clone(), inbound::run(start, stop_deliveries.clone())));
         }
 
-        let side = OutboundSide { config: config.clone(), log, directory, pending, bulk, pass: pass.clone(), metrics, began: std::time::Instant::now() };
+        let addresses = Addresses::default();
+        if let Some(listeners) = dns {
+            let nameservers = config.resolv_conf.nameservers.clone();
+            info!(?nameservers, search = ?config.resolv_conf.search, "answers the app's questions for names");
+            let resolver = Resolver::new(nameservers, directory.clone(), log.clone(), addresses.clone());
+            beside.spawn(dns::serve(listeners, resolver, dns::Counts::try_new(&metrics)?));
+        }
+        let side = OutboundSide {
+            config: config.clone(),
+            log,
+            directory,
+            pending,
+            bulk,
+            pass: pass.clone(),
+            metrics: metrics.clone(),
+            began: std::time::Instant::now(),
+        };
+        let side = Arc::new(side);
         let stop = CancellationToken::new();
         let mut calls_out = JoinSet::new();
-        calls_out.spawn(intercept::serve(listener, Arc::new(side), stop.clone(), config.inbound.drain));
+        if !transparent.is_empty() {
+            let transparency = Transparent::new(side.clone(), addresses, transparent::Counts::try_new(&metrics)?, token);
+            calls_out.spawn(Arc::new(transparency).serve(transparent, stop.clone(), config.inbound.drain));
+        }
+        calls_out.spawn(intercept::serve(listener, side, stop.clone(), config.inbound.drain));
 
         let (mut registered, mut shutdown) = (std::pin::pin!(registered), std::pin::pin!(shutdown));
         let mut draining = false;
@@ -248,6 +311,43 @@ async fn once_registered(mut directory: watch::Receiver<Directory>, stop: Cancel
 
 fn ended_by_itself(what: &'static str, ended: Result<(), tokio::task::JoinError>) -> RunError {
     RunError::Ended { what, how: ended.err().map_or_else(|| "without a word".to_owned(), |error| error.to_string()) }
+}
+
+/// Listens at an address, and, where that is IPv4's loopback, at the same port of IPv6's too, if the kernel has it: what the redirect catches of IPv6 arrives there.
+async fn bind_both_families(address: SocketAddr) -> Result<Vec<TcpListener>, RunError> {
+    let (listener, at) = bind(address).await?;
+    let mut listeners = vec![listener];
+    if let Some(other) = on_the_other_loopback(at) {
+        match bind(other).await {
+            Ok((listener, _)) => listeners.push(listener),
+            Err(RunError::Listen { problem, .. }) if has_no_ipv6(&problem) => {}
+            Err(problem) => return Err(problem),
+        }
+    }
+    Ok(listeners)
+}
+
+/// The same for DNS, over UDP and TCP.
+async fn bind_dns(address: SocketAddr) -> Result<dns::Listeners, RunError> {
+    let tcp = bind_both_families(address).await?;
+    let mut udp = Vec::new();
+    for listener in &tcp {
+        let failed = |address| move |problem| RunError::Listen { address, problem };
+        let at = listener.local_addr().map_err(failed(address))?;
+        udp.push(UdpSocket::bind(at).await.map_err(failed(at))?);
+    }
+    Ok(dns::Listeners { udp, tcp })
+}
+
+fn on_the_other_loopback(address: SocketAddr) -> Option<SocketAddr> {
+    (address.ip() == Ipv4Addr::LOCALHOST).then(|| (Ipv6Addr::LOCALHOST, address.port()).into())
+}
+
+/// No IPv6 in the kernel, or none in this network namespace.
+fn has_no_ipv6(problem: &std::io::Error) -> bool {
+    use nix::errno::Errno;
+    let absent = [Errno::EAFNOSUPPORT, Errno::EADDRNOTAVAIL, Errno::EPROTONOSUPPORT];
+    problem.raw_os_error().is_some_and(|code| absent.contains(&Errno::from_raw(code)))
 }
 
 async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), RunError> {

@@ -1,6 +1,7 @@
 //! One request of the app, from its arrival to its answer: the stages in their order.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,6 +29,7 @@ use crate::passthrough::{PassThrough, Place};
 use crate::pending::{Answer, Pending};
 use crate::prefer::PREFERENCE_APPLIED;
 use crate::problem::{Kind, Problem, can_be_repeated};
+use crate::redirect::address;
 use crate::registry::Directory;
 use crate::respond::{self, AnswerBody, Asked};
 use crate::route::{self, Route, Target};
@@ -45,6 +47,10 @@ tokio::task_local! {
 pub fn panics_are_answered() -> bool {
     ANSWERED.try_with(|()| ()).is_ok()
 }
+
+/// Where the connection of a request was going, if the redirect caught it; among the request's extensions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Towards(pub SocketAddr);
 
 /// What all requests of the app share.
 pub struct OutboundSide {
@@ -84,10 +90,11 @@ impl OutboundSide {
 
     async fn stages(&self, request: Request<Incoming>, asked: &Asked, place: Place, refused: Option<Problem>) -> Result<Response<AnswerBody>, Problem> {
         let (head, body) = request.into_parts();
+        let towards = head.extensions.get().map(|Towards(towards)| *towards);
         fail_point_async!(OutIntercepted, return Err(Problem::new(Kind::Internal, "a fail point")));
         let route = match refused {
             Some(problem) => Err(problem),
-            None => self.decide(&head).await,
+            None => self.decide(&head, towards).await,
         };
         let route = route.inspect_err(|problem| {
             self.metrics.refused.with_label_values(&[problem.kind().word()]).inc();
@@ -100,24 +107,33 @@ impl OutboundSide {
         match route {
             Route::Call { destination, component } => self.call(head, body, destination, &component, asked).await,
             Route::Own(target) => calls::serve(self, &head.method, &target, asked).await,
-            Route::PassThrough(target) => self.passed(self.pass.pass(Request::from_parts(head, body), target, &[], place).await),
+            Route::PassThrough(target) => match there(&target, towards) {
+                Ok(there) => self.passed(self.pass.pass(Request::from_parts(head, body), target, &there, place).await),
+                Err(problem) => self.passed(Err(problem)),
+            },
             Route::Stream { target, direct } => {
+                // Where the caller wanted to go is as good as any box of the component.
+                let direct = there(&target, towards).ok().filter(|there| !there.is_empty()).unwrap_or(direct);
                 self.metrics.streams.with_label_values(&["passed"]).inc();
                 self.passed(self.pass.pass(Request::from_parts(head, body), target, &direct, place).await)
             }
         }
     }
 
-    async fn decide(&self, head: &request::Parts) -> Result<Route, Problem> {
+    async fn decide(&self, head: &request::Parts, towards: Option<SocketAddr>) -> Result<Route, Problem> {
         let directory = self.directory.borrow().clone();
-        match route::decide(head, &directory) {
+        let at = towards.map(|towards| towards.port());
+        match route::decide_at(head, &directory, at) {
             Err(problem) if problem.kind() == Kind::NotReady && append::check_health(&*self.log).is_ok() => {
                 let mut read = self.directory.clone();
                 let complete = self.while_the_log_is_there(read.wait_for(|d| d.complete)).await;
                 let Some(Ok(directory)) = complete.map(|r| r.map(|d| d.clone())) else { return Err(problem) };
-                route::decide(head, &directory)
+                route::decide_at(head, &directory, at)
             }
-            Ok(Route::PassThrough(target)) if self.began.elapsed() < YOUTH && target.may_be_a_component() => self.decide_when_young(head, target).await,
+            Ok(Route::PassThrough(target)) if self.began.elapsed() < YOUTH => match target.may_be_a_component(&directory.names) {
+                Some(name) => self.decide_when_young(head, target, &name, towards).await,
+                None => Ok(Route::PassThrough(target)),
+            },
             decided => decided,
         }
     }
@@ -135,17 +151,18 @@ impl OutboundSide {
 
     /// When a whole system starts for the first time, boxes call each other before all of them have registered. What looks like a component's name and is no
     /// server's either is given a moment to become one.
-    async fn decide_when_young(&self, head: &request::Parts, target: Target) -> Result<Route, Problem> {
-        let (host, port) = target.host_and_port();
-        let is_a_server = tokio::net::lookup_host((host, port)).await.is_ok_and(|mut addresses| addresses.next().is_some());
+    async fn decide_when_young(&self, head: &request::Parts, target: Target, name: &str, towards: Option<SocketAddr>) -> Result<Route, Problem> {
+        let is_a_server = match towards {
+            Some(towards) => !address::is_ours(towards.ip().to_canonical()),
+            None => tokio::net::lookup_host(target.host_and_port()).await.is_ok_and(|mut addresses| addresses.next().is_some()),
+        };
         if is_a_server || append::check_health(&*self.log).is_err() {
             return Ok(Route::PassThrough(target));
         }
-        let host = host.to_ascii_lowercase();
         let mut read = self.directory.clone();
-        let known = tokio::time::timeout(REGISTER_PATIENCE, read.wait_for(|d| d.registry.get(&host).is_some())).await;
+        let known = tokio::time::timeout(REGISTER_PATIENCE, read.wait_for(|d| d.registry.get(name).is_some())).await;
         let Ok(Ok(directory)) = known.map(|r| r.map(|d| d.clone())) else { return Ok(Route::PassThrough(target)) };
-        route::decide(head, &directory)
+        route::decide_at(head, &directory, towards.map(|towards| towards.port()))
     }
 
     fn passed(&self, result: Result<Response<AnswerBody>, Problem>) -> Result<Response<AnswerBody>, Problem> {
@@ -282,6 +299,20 @@ impl OutboundSide {
         self.metrics.append_failures.with_label_values(&[if unknown { "unknown" } else { "not_persisted" }]).inc();
         if unknown { problem.retry_safe(repeatable) } else { problem }
     }
+}
+
+/// Where a request that is no call goes: to where its connection was going, if that is known.
+fn there(target: &Target, towards: Option<SocketAddr>) -> Result<Vec<String>, Problem> {
+    let Some(towards) = towards else { return Ok(Vec::new()) };
+    if target.tunnel {
+        return Err(Problem::new(Kind::StreamRefused, "a tunnel (CONNECT) on a connection to a component: open it on a connection of its own"));
+    }
+    if address::is_ours(towards.ip().to_canonical()) {
+        let (host, port) = target.host_and_port();
+        let detail = format!("{host:?} is no component at port {port}, and no server: the request came to the address of components without a Service");
+        return Err(Problem::new(Kind::PassThroughFailed, detail).retry_safe(true));
+    }
+    Ok(vec![towards.to_string()])
 }
 
 /// What must come of a body per second on average: who sends less would hold memory for hours.

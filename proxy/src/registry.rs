@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use bluebox_core::ComponentName;
 use bluebox_core::log::{AppendError, Log, LogError, Offset, Read, Reader, Record, Topic, TopicSpec};
-use bluebox_core::registry::{ApplyError, Conflict, Registry};
+use bluebox_core::registry::{ApplyError, Component, Conflict, Registry};
 use bluebox_core::topics::{Prefix, Retention};
 use bytes::Bytes;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::config::Served;
+use crate::names::Names;
 
 /// The registry as far as this proxy has read it. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -24,6 +25,15 @@ pub struct Directory {
     pub complete: bool,
     /// Whether this box's own components are in it and all topics that it needs are there.
     pub registered: bool,
+    /// By which names components go besides their own.
+    pub names: Names,
+}
+
+impl Directory {
+    /// The component that the host of a request names; the host is in lower case.
+    pub fn component(&self, host: &str) -> Option<(&ComponentName, &Component)> {
+        self.registry.get(self.names.hosted(host)?)
+    }
 }
 
 /// Why this box can't be what it is told to be. Trying again does not help.

@@ -8,6 +8,7 @@ use http::{Method, Version, header, request};
 
 use crate::envelope::Destination;
 use crate::fields;
+use crate::names::Names;
 use crate::problem::{Kind, Problem};
 use crate::registry::Directory;
 use crate::target::RawTarget;
@@ -47,9 +48,10 @@ pub struct Target {
 }
 
 impl Target {
-    /// Whether the name could be that of a component: then what is in no registry yet may be soon.
-    pub fn may_be_a_component(&self) -> bool {
-        may_be_a_component(&host_of(&self.authority).to_ascii_lowercase())
+    /// The component that it could be, if its name could be one's: what is in no registry yet may be soon.
+    pub fn may_be_a_component(&self, names: &Names) -> Option<String> {
+        let host = host_of(&self.authority).to_ascii_lowercase();
+        names.hosted(&host).filter(|label| may_be_a_component(label)).map(str::to_owned)
     }
 
     /// Host and port to connect to; port 80 where none is named.
@@ -64,17 +66,28 @@ impl Target {
 /// When the request names no server, or one that can't be told for sure; when the exchange can't be durable and the component takes no other; and, while the
 /// registry has not been read, when the name may be a component's.
 pub fn decide(head: &request::Parts, directory: &Directory) -> Result<Route, Problem> {
+    decide_at(head, directory, None)
+}
+
+/// Decides for a request on a connection that was going to this port: a call's port must be one of the component's there too.
+///
+/// # Errors
+/// As [`decide`].
+pub fn decide_at(head: &request::Parts, directory: &Directory, at: Option<u16>) -> Result<Route, Problem> {
     let authority = authority(head)?;
     let tunnel = head.method == Method::CONNECT;
     let port = port(&authority, tunnel)?;
     let host = host_of(&authority).to_ascii_lowercase();
     let target = Target { authority, target: if tunnel { String::new() } else { origin_form(head) }, tunnel };
 
-    if host == RESERVED && port == 80 && !tunnel {
+    let label = directory.names.hosted(&host);
+    let at = at.unwrap_or(port);
+
+    if label == Some(RESERVED) && port == 80 && at == 80 && !tunnel {
         return Ok(Route::Own(target.target));
     }
-    let Some((name, component)) = directory.registry.get(&host).filter(|(_, c)| c.ports.contains(&port)) else {
-        if !directory.complete && may_be_a_component(&host) {
+    let Some((name, component)) = directory.component(&host).filter(|(_, c)| c.ports.contains(&port) && c.ports.contains(&at)) else {
+        if !directory.complete && label.is_some_and(may_be_a_component) {
             let detail = format!("{host:?} may be a component, but the registry has not been read yet; try again");
             return Err(Problem::new(Kind::NotReady, detail));
         }
@@ -203,7 +216,7 @@ mod tests {
         let mut put = |name: &str, component: &Component| registry.apply(name.as_bytes(), Some(&serde_json::to_vec(component).unwrap())).unwrap();
         put("cart", &Component { ports: vec![80, 8080], ..Component::default() });
         put("chat", &Component { streams: Streams::Pass, direct: vec!["127.0.0.1:9".to_owned()], ..Component::default() });
-        Directory { registry: Arc::new(registry), complete: true, registered: true }
+        Directory { registry: Arc::new(registry), complete: true, registered: true, ..Directory::default() }
     }
 
     fn head(method: &str, uri: &str, version: Version, fields: &[(&str, &str)]) -> request::Parts {
@@ -246,6 +259,28 @@ mod tests {
         assert_eq!(target.host_and_port(), ("::1", 8080));
         let connect = decide(&head("CONNECT", "example.org:443", Version::HTTP_11, &[("host", "example.org:443")]), &directory());
         assert!(matches!(connect, Ok(Route::PassThrough(Target { tunnel: true, .. }))));
+    }
+
+    #[test]
+    fn the_search_list_of_a_pod_makes_longer_names() {
+        let names = Names::new(vec!["shop.svc.cluster.local".to_owned(), "svc.cluster.local".to_owned()]);
+        let directory = Directory { names, ..directory() };
+        let get = |host, at| decide_at(&head("GET", "/", Version::HTTP_11, &[("host", host)]), &directory, at);
+        let call = get("Cart.shop.svc.cluster.local:8080", None);
+        assert_eq!(callee(&call), Some(("cart", "Cart.shop.svc.cluster.local:8080", "/")), "the app sees the Host as it was sent");
+        assert!(callee(&get("cart.shop", None)).is_some());
+        assert!(matches!(get("cart.other.svc.cluster.local", None), Ok(Route::PassThrough(_))));
+        assert!(matches!(get("bluebox.shop.svc.cluster.local", None), Ok(Route::Own(_))));
+    }
+
+    #[test]
+    fn where_a_connection_was_going_counts_too() {
+        let at = |host, port| decide_at(&head("GET", "/", Version::HTTP_11, &[("host", host)]), &directory(), Some(port));
+        assert!(callee(&at("cart", 80)).is_some());
+        assert!(callee(&at("cart", 8080)).is_some(), "both are the component's");
+        assert!(matches!(at("cart", 9090), Ok(Route::PassThrough(_))), "its metrics");
+        assert!(matches!(at("cart:9090", 80), Ok(Route::PassThrough(_))));
+        assert!(matches!(at("bluebox", 9090), Ok(Route::PassThrough(_))));
     }
 
     #[test]

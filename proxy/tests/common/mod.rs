@@ -14,6 +14,7 @@ use bluebox_core::topics::{Prefix, Retention, Topics};
 use bluebox_core::wire::{CallsEntry, Reply};
 use bluebox_proxy::Proxy;
 use bluebox_proxy::config::{Inbound, Outbound, ProxyConfig};
+use bluebox_proxy::dns::resolv_conf::ResolvConf;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -46,6 +47,9 @@ pub fn config() -> ProxyConfig {
         name: name("gateway"),
         serves: Vec::new(),
         listen: "127.0.0.1:0".parse().unwrap(),
+        transparent: None,
+        dns: None,
+        resolv_conf: ResolvConf::default(),
         admin: Some("127.0.0.1:0".parse().unwrap()),
         control: Some("127.0.0.1:0".parse().unwrap()),
         shared_by_callers: false,
