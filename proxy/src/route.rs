@@ -2,7 +2,7 @@
 
 use bluebox_core::ComponentName;
 use bluebox_core::name::RESERVED;
-use bluebox_core::registry::{Component, Streams};
+use bluebox_core::registry::{Component, Streams, ordinal_of};
 use http::uri::Authority;
 use http::{Method, Version, header, request};
 
@@ -47,7 +47,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// Whether the name could be that of a component: then what is in no registry yet may be soon.
+    /// Whether the name could be that of a component, or of an ordinal of one: then what is in no registry yet may be soon.
     pub fn may_be_a_component(&self) -> bool {
         may_be_a_component(&host_of(&self.authority).to_ascii_lowercase())
     }
@@ -73,25 +73,35 @@ pub fn decide(head: &request::Parts, directory: &Directory) -> Result<Route, Pro
     if host == RESERVED && port == 80 && !tunnel {
         return Ok(Route::Own(target.target));
     }
-    let Some((name, component)) = directory.registry.get(&host).filter(|(_, c)| c.ports.contains(&port)) else {
+    let Some((name, component, ordinal)) = directory.registry.find(&host).filter(|(_, c, _)| c.ports.contains(&port)) else {
         if !directory.complete && may_be_a_component(&host) {
             let detail = format!("{host:?} may be a component, but the registry has not been read yet; try again");
             return Err(Problem::new(Kind::NotReady, detail));
         }
         return Ok(Route::PassThrough(target));
     };
+    if let Some(ordinal) = ordinal.filter(|ordinal| *ordinal >= component.partitions) {
+        let last = component.partitions.saturating_sub(1);
+        let detail = format!("{host}: component {name} has the ordinals 0 to {last}, not {ordinal}; how many it can have was fixed when it was first registered");
+        return Err(Problem::new(Kind::NoSuchOrdinal, detail));
+    }
     if let Some(what) = cannot_be_durable(head) {
+        let direct = match ordinal.and_then(|ordinal| usize::try_from(ordinal).ok()) {
+            Some(ordinal) => component.direct.get(ordinal).map(std::slice::from_ref).unwrap_or_default(),
+            None => &component.direct,
+        };
         return match component.streams {
-            Streams::Pass if !component.direct.is_empty() => Ok(Route::Stream { target, direct: component.direct.clone() }),
+            Streams::Pass if !direct.is_empty() => Ok(Route::Stream { target, direct: direct.to_vec() }),
             Streams::Pass => Err(refused(name, what, "its registration names no address to reach it at directly (`direct`)")),
             Streams::Refuse => Err(refused(name, what, "register the component with `streams: pass` to let such through without the log")),
         };
     }
-    let destination = Destination { callee: name.clone(), authority: target.authority.to_string(), target: target.target };
+    let destination = Destination { callee: name.clone(), ordinal, authority: target.authority.to_string(), target: target.target };
     Ok(Route::Call { destination, component: component.clone() })
 }
 
 fn may_be_a_component(host: &str) -> bool {
+    let host = ordinal_of(host).map_or(host, |(name, _)| name);
     ComponentName::try_new(host).is_ok() && host != "localhost" && !host.bytes().all(|b| b.is_ascii_digit())
 }
 
@@ -194,7 +204,7 @@ pub fn wants_upgrade(head: &request::Parts) -> bool {
 mod tests {
     use std::sync::Arc;
 
-    use bluebox_core::registry::Registry;
+    use bluebox_core::registry::{Class, Registry};
 
     use super::*;
 
@@ -203,6 +213,8 @@ mod tests {
         let mut put = |name: &str, component: &Component| registry.apply(name.as_bytes(), Some(&serde_json::to_vec(component).unwrap())).unwrap();
         put("cart", &Component { ports: vec![80, 8080], ..Component::default() });
         put("chat", &Component { streams: Streams::Pass, direct: vec!["127.0.0.1:9".to_owned()], ..Component::default() });
+        let direct = vec!["127.0.0.1:90".to_owned(), "127.0.0.1:91".to_owned()];
+        put("app", &Component { class: Class::Stateful, partitions: 3, streams: Streams::Pass, direct, ..Component::default() });
         Directory { registry: Arc::new(registry), complete: true, registered: true }
     }
 
@@ -235,6 +247,26 @@ mod tests {
         assert_eq!(callee(&get("http://cart/", &[("host", "example.org")])), Some(("cart", "cart", "/")));
         assert_eq!(callee(&decide(&head("OPTIONS", "*", Version::HTTP_11, &[("host", "cart")]), &directory())), Some(("cart", "cart", "*")));
         assert_eq!(callee(&decide(&head("GET", "http://cart/", Version::HTTP_2, &[]), &directory())), Some(("cart", "cart", "/")));
+    }
+
+    #[test]
+    fn an_ordinal_is_called_by_its_host() {
+        let to = |host| match get("/x", &[("host", host)]) {
+            Ok(Route::Call { destination: d, .. }) => Some((d.callee.as_str().to_owned(), d.ordinal, d.authority)),
+            _ => None,
+        };
+        assert_eq!(to("app-2.app"), Some(("app".to_owned(), Some(2), "app-2.app".to_owned())));
+        assert_eq!(to("APP-0.app:80"), Some(("app".to_owned(), Some(0), "APP-0.app:80".to_owned())));
+        assert_eq!(to("app"), Some(("app".to_owned(), None, "app".to_owned())));
+        let beyond = get("/x", &[("host", "app-3.app")]).unwrap_err();
+        assert_eq!((beyond.kind(), beyond.kind().status().as_u16()), (Kind::NoSuchOrdinal, 400));
+        for host in ["cart-0.cart", "app-2.app:81", "app-02.app", "app-2.app.svc"] {
+            assert!(matches!(get("/", &[("host", host)]), Ok(Route::PassThrough(_))), "{host}");
+        }
+        // What goes without the log goes to the same ordinal.
+        let stream = |host| get("/", &[("host", host), ("accept", "text/event-stream")]);
+        assert!(matches!(stream("app-1.app"), Ok(Route::Stream { direct, .. }) if direct == ["127.0.0.1:91"]));
+        assert_eq!(stream("app-2.app").unwrap_err().kind(), Kind::StreamRefused);
     }
 
     #[test]
@@ -306,7 +338,9 @@ mod tests {
     fn before_the_registry_is_read_a_bare_name_may_be_a_component() {
         let unread = Directory::default();
         let decide = |host| decide(&head("GET", "/", Version::HTTP_11, &[("host", host)]), &unread);
-        assert_eq!(decide("cart").unwrap_err().kind(), Kind::NotReady);
+        for host in ["cart", "app-2.app"] {
+            assert_eq!(decide(host).unwrap_err().kind(), Kind::NotReady, "{host}");
+        }
         for host in ["example.org", "127.0.0.1", "localhost"] {
             assert!(decide(host).is_ok(), "{host}");
         }

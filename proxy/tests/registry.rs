@@ -21,6 +21,7 @@ fn registration(caller: &str, serves: &[(&str, Component)]) -> Registration {
     let serve = |(n, component): &(&str, Component)| Served {
         name: name(n),
         component: component.clone(),
+        ordinal: (component.class == Class::Stateful).then_some(0),
         app: "127.0.0.1:1".parse().unwrap(),
         protocol: AppProtocol::Http1,
     };

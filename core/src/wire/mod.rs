@@ -6,7 +6,7 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use crate::call::{Call, Digest, Outcome, Reason};
-use crate::log::{Offset, Timestamp, TopicPartition};
+use crate::log::{Committed, Offset, Record, Timestamp, TopicPartition};
 use crate::{CallId, InstanceId};
 
 mod convert;
@@ -129,6 +129,41 @@ pub struct RecordedEntry {
     pub offset: Offset,
 }
 
+/// The key of [`FrontierEntry::Claim`] records: the last one is the newest, and is kept.
+pub const CLAIM_KEY: &[u8] = b"claim";
+
+/// An entry of a stateful component's `frontier` topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FrontierEntry {
+    /// The partition is this claimant's from here on: its offset is the epoch. Under [`CLAIM_KEY`].
+    Claim(InstanceId),
+    /// What an owner commits. Under [`FrontierEntry::commit_key`] of its epoch.
+    Commit {
+        /// The offset of the owner's claim.
+        epoch: Offset,
+        /// Counts the commits of the epoch, from 1: a later one may be stored before an earlier one.
+        sequence: u64,
+        /// All that it has committed, not only what is new.
+        commits: Vec<(TopicPartition, Committed)>,
+    },
+}
+
+impl FrontierEntry {
+    /// The key of the commits of an epoch: of each epoch the last one is kept.
+    pub fn commit_key(epoch: Offset) -> Bytes {
+        Bytes::copy_from_slice(&epoch.get().to_be_bytes())
+    }
+
+    /// Its record.
+    pub fn record(&self) -> Record {
+        let key = match self {
+            Self::Claim(_) => Bytes::from_static(CLAIM_KEY),
+            Self::Commit { epoch, .. } => Self::commit_key(*epoch),
+        };
+        Record::keyed(key, self.encode())
+    }
+}
+
 /// An entry of a component's `dead-letters` topic.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DeadLetter {
@@ -194,6 +229,7 @@ entry!(ParkedCall, proto::ParkedCall);
 entry!(Reply, proto::Reply);
 entry!(ControlEntry, proto::ControlEntry);
 entry!(RecordedEntry, proto::RecordedEntry);
+entry!(FrontierEntry, proto::FrontierEntry);
 entry!(DeadLetter, proto::DeadLetter);
 entry!(Settled, proto::Settled);
 
@@ -282,6 +318,10 @@ mod tests {
         assert_eq!(ControlEntry::decode(cancel.encode()), Ok(cancel));
         let entry = RecordedEntry { id, epoch: offset, digest: [1; 32], partition: at, offset };
         assert_eq!(RecordedEntry::decode(entry.encode()), Ok(entry));
+        let commits = vec![(Topic::new("c").partition(2), Committed { offset, metadata: "a note".to_owned() })];
+        for entry in [FrontierEntry::Claim(InstanceId::random()), FrontierEntry::Commit { epoch: offset, sequence: 7, commits }] {
+            assert_eq!(FrontierEntry::decode(entry.encode()), Ok(entry));
+        }
         let parked = ParkedCall {
             epoch: offset,
             origin: offset,
