@@ -2,9 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
+
 use crate::log::{Committed, Offset, TopicPartition};
 use crate::wire::FrontierEntry;
 use crate::{InstanceId, planted};
+
+/// Commits of its own that are remembered while none is made; what is forgotten is removed by the next owner.
+const MAX_OWN: usize = 1_024;
 
 /// What a record means to the claimant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,19 +29,36 @@ pub struct Claimant {
     /// The offset of the claim, once it has been read.
     epoch: Option<Offset>,
     superseded: bool,
+    /// The next record to be read.
+    next: Offset,
+    /// Commits up to this number have no proof: there was a hole before them, where a claim may have been.
+    unproven: u64,
     /// Epoch and number of the best commit below the claim.
     best: Option<(Offset, u64)>,
     /// What that says; with what was committed since.
     commits: BTreeMap<TopicPartition, Committed>,
-    /// Epochs before this one that have commits.
-    former: BTreeSet<Offset>,
     sequence: u64,
+    /// Keys of records that a later commit of its own makes needless: of former owners …
+    former: BTreeSet<Bytes>,
+    /// … and its own commits, by number.
+    own: BTreeSet<u64>,
 }
 
 impl Claimant {
     /// One that has read nothing. `me` is in its claim, and in no other claimant's.
     pub fn new(me: InstanceId) -> Self {
-        Self { me, epoch: None, superseded: false, best: None, commits: BTreeMap::new(), former: BTreeSet::new(), sequence: 0 }
+        Self {
+            me,
+            epoch: None,
+            superseded: false,
+            next: Offset::default(),
+            unproven: 0,
+            best: None,
+            commits: BTreeMap::new(),
+            sequence: 0,
+            former: BTreeSet::new(),
+            own: BTreeSet::new(),
+        }
     }
 
     /// The claim, to be appended; again, where it is not known whether it was.
@@ -54,20 +76,40 @@ impl Claimant {
         &self.commits
     }
 
+    /// The next record to be read.
+    pub fn next(&self) -> Offset {
+        self.next
+    }
+
     /// The next commit, to be appended, and its number: what was committed before and is not here is in it too. `None` where it is not the owner.
     pub fn commit(&mut self, commits: impl IntoIterator<Item = (TopicPartition, Committed)>) -> Option<(u64, FrontierEntry)> {
         let epoch = self.epoch.filter(|_| !self.superseded)?;
         self.sequence += 1;
+        self.own.insert(self.sequence);
+        if self.own.len() > MAX_OWN {
+            self.own.pop_first();
+        }
         self.commits.extend(commits);
         let commits = self.commits.iter().map(|(of, committed)| (of.clone(), committed.clone())).collect();
         Some((self.sequence, FrontierEntry::Commit { epoch, sequence: self.sequence, commits }))
     }
 
-    /// A record was read.
-    pub fn read(&mut self, at: Offset, entry: FrontierEntry) -> Option<Heard> {
+    /// A record was read: its key, and what it says; `None` for one that was removed (a tombstone), or can't be read.
+    ///
+    /// Offsets are missing where the log removed records before they were read. One of those may have been a claim, and it was removed because a newer one was there, which
+    /// comes later. So what was sent before the hole was seen has no proof; what is sent afterwards lies behind that newer claim.
+    pub fn read(&mut self, at: Offset, key: &Bytes, entry: Option<FrontierEntry>) -> Option<Heard> {
+        if at > self.next {
+            self.unproven = self.sequence;
+        }
+        self.next = self.next.max(at.next());
         if self.superseded {
             return None;
         }
+        let Some(entry) = entry else {
+            self.former.remove(key);
+            return None;
+        };
         match (entry, self.epoch) {
             (FrontierEntry::Claim(by), None) if by == self.me => {
                 self.epoch = Some(at);
@@ -75,15 +117,19 @@ impl Claimant {
             }
             // Appended twice, because it was not known whether the first was: the first that was read counts.
             (FrontierEntry::Claim(by), Some(_)) if by == self.me => None,
-            (FrontierEntry::Claim(_), None) => None,
+            (FrontierEntry::Claim(_), None) => {
+                self.former.insert(key.clone());
+                None
+            }
             (FrontierEntry::Claim(_), Some(_)) if planted!(ClaimOverlooked) => None,
             (FrontierEntry::Claim(_), Some(_)) => self.loses(),
-            (FrontierEntry::Commit { epoch, sequence, .. }, Some(mine)) if epoch == mine => Some(Heard::Committed(sequence)),
-            // Its claim may have given way to a newer one by compaction.
+            (FrontierEntry::Commit { epoch, sequence, .. }, Some(mine)) if epoch == mine => (sequence > self.unproven).then_some(Heard::Committed(sequence)),
+            (FrontierEntry::Commit { epoch, .. }, Some(mine)) if epoch > mine && planted!(ClaimOverlooked) => None,
+            // Its claim may have been removed, because there is a newer one.
             (FrontierEntry::Commit { epoch, .. }, Some(mine)) if epoch > mine => self.loses(),
             (FrontierEntry::Commit { epoch, sequence, commits }, mine) => {
-                self.former.insert(epoch);
-                // Late commits of former owners change nothing any more: their successors count on what lay before the claim.
+                self.former.insert(key.clone());
+                // Late commits of former owners change nothing any more: none of them was made.
                 if mine.is_none() && self.best.is_none_or(|best| best < (epoch, sequence)) {
                     self.best = Some((epoch, sequence));
                     self.commits = commits.into_iter().collect();
@@ -98,9 +144,12 @@ impl Claimant {
         Some(Heard::Superseded)
     }
 
-    /// Former epochs whose commits are there and are needed no more, once a commit of its own is made. Each is said once.
-    pub fn needless(&mut self) -> BTreeSet<Offset> {
-        std::mem::take(&mut self.former)
+    /// Keys of records that nobody needs any more, to be removed: to be asked when a commit of this number is made. Each is said once.
+    pub fn needless(&mut self, made: u64) -> Vec<Bytes> {
+        let Some(epoch) = self.epoch else { return Vec::new() };
+        let later = self.own.split_off(&made);
+        let own = std::mem::replace(&mut self.own, later).into_iter().map(|sequence| FrontierEntry::commit_key(epoch, sequence));
+        std::mem::take(&mut self.former).into_iter().chain(own).collect()
     }
 }
 
@@ -123,9 +172,13 @@ mod tests {
         FrontierEntry::Commit { epoch: Offset::new(epoch), sequence, commits: commits(offset) }
     }
 
+    fn hear(claimant: &mut Claimant, at: u64, entry: FrontierEntry) -> Option<Heard> {
+        claimant.read(Offset::new(at), &entry.key(), Some(entry))
+    }
+
     /// What it hears of these, from offset 0 on.
     fn hears(claimant: &mut Claimant, entries: impl IntoIterator<Item = FrontierEntry>) -> Vec<Option<Heard>> {
-        (0..).zip(entries).map(|(at, entry)| claimant.read(Offset::new(at), entry)).collect()
+        (0..).zip(entries).map(|(at, entry)| hear(claimant, at, entry)).collect()
     }
 
     #[test]
@@ -137,8 +190,21 @@ mod tests {
         assert_eq!(heard[6], Some(Heard::Claimed));
         assert!(heard.iter().enumerate().all(|(i, h)| i == 6 || h.is_none()), "{heard:?}");
         assert_eq!(claimant.commits(), &commits(8).into_iter().collect());
-        assert_eq!(claimant.needless(), [0, 2].map(Offset::new).into());
-        assert!(claimant.needless().is_empty());
+    }
+
+    #[test]
+    fn what_is_needless_is_said_once_and_never_the_last_that_was_made() {
+        let mut claimant = Claimant::new(instance(9));
+        hears(&mut claimant, [FrontierEntry::Claim(instance(1)), commit(0, 1, 5), commit(0, 2, 6), FrontierEntry::Claim(instance(9))]);
+        claimant.read(Offset::new(4), &FrontierEntry::commit_key(Offset::new(0), 1), None);
+        for n in 0..3 {
+            claimant.commit(commits(n)).unwrap();
+        }
+        let key = FrontierEntry::commit_key;
+        let needless: BTreeSet<_> = claimant.needless(2).into_iter().collect();
+        assert_eq!(needless, [FrontierEntry::Claim(instance(1)).key(), key(Offset::new(0), 2), key(Offset::new(3), 1)].into());
+        assert_eq!(claimant.needless(3), [key(Offset::new(3), 2)]);
+        assert!(claimant.needless(3).is_empty());
     }
 
     #[test]
@@ -148,10 +214,10 @@ mod tests {
         hears(&mut claimant, [FrontierEntry::Claim(instance(9))]);
         let (first, one) = claimant.commit(commits(1)).unwrap();
         let (second, two) = claimant.commit(commits(2)).unwrap();
-        assert_eq!(claimant.read(Offset::new(1), one), Some(Heard::Committed(first)));
-        assert_eq!(claimant.read(Offset::new(2), FrontierEntry::Claim(instance(9))), None, "its own, appended twice");
-        assert_eq!(claimant.read(Offset::new(3), FrontierEntry::Claim(instance(7))), Some(Heard::Superseded));
-        assert_eq!(claimant.read(Offset::new(4), two), None, "commit {second} came too late");
+        assert_eq!(hear(&mut claimant, 1, one), Some(Heard::Committed(first)));
+        assert_eq!(hear(&mut claimant, 2, FrontierEntry::Claim(instance(9))), None, "its own, appended twice");
+        assert_eq!(hear(&mut claimant, 3, FrontierEntry::Claim(instance(7))), Some(Heard::Superseded));
+        assert_eq!(hear(&mut claimant, 4, two), None, "commit {second} came too late");
         assert!(!claimant.owns());
         assert_eq!(claimant.commit(commits(3)), None);
     }
@@ -160,7 +226,18 @@ mod tests {
     fn a_newer_owner_is_known_by_its_commits_too() {
         let mut claimant = Claimant::new(instance(9));
         hears(&mut claimant, [FrontierEntry::Claim(instance(9))]);
-        assert_eq!(claimant.read(Offset::new(8), commit(5, 1, 1)), Some(Heard::Superseded));
+        assert_eq!(hear(&mut claimant, 8, commit(5, 1, 1)), Some(Heard::Superseded));
+    }
+
+    #[test]
+    fn a_commit_behind_a_hole_has_no_proof_and_the_next_has() {
+        let mut claimant = Claimant::new(instance(9));
+        hears(&mut claimant, [FrontierEntry::Claim(instance(9))]);
+        let (_, before) = claimant.commit(commits(1)).unwrap();
+        assert_eq!(claimant.read(Offset::new(1), &Bytes::new(), None), None, "nothing is no hole");
+        assert_eq!(hear(&mut claimant, 3, before), None, "a claim may have been at 2");
+        let (number, after) = claimant.commit(commits(2)).unwrap();
+        assert_eq!(hear(&mut claimant, 4, after), Some(Heard::Committed(number)));
     }
 
     #[test]
@@ -175,10 +252,10 @@ mod tests {
         assert_eq!(said, [commits(1).remove(0), beside]);
     }
 
-    /// Some claimants, and records of theirs that land in any order, some twice, some never: compacted at any time, too.
+    /// Some claimants, whose records land in any order, some twice, some never, in a log that is compacted at any time.
     #[derive(Debug, Clone)]
     enum Step {
-        /// This claimant appends its claim.
+        /// This claimant appends its claim, perhaps not for the first time.
         Claim(usize),
         /// It commits; the record lands now, or only when something is let go.
         Commit(usize, bool),
@@ -186,7 +263,7 @@ mod tests {
         LetGo(usize),
         /// It reads so many records.
         Read(usize, usize),
-        /// Of each key the last record is kept.
+        /// Of each key the last record is kept, and no tombstone.
         Compact,
     }
 
@@ -196,86 +273,98 @@ mod tests {
             2 => who.clone().prop_map(Step::Claim),
             6 => (who.clone(), any::<bool>()).prop_map(|(who, now)| Step::Commit(who, now)),
             2 => (0usize..8).prop_map(Step::LetGo),
-            8 => (who, 1usize..6).prop_map(|(who, n)| Step::Read(who, n)),
+            8 => (who, 1usize..8).prop_map(|(who, n)| Step::Read(who, n)),
             1 => Just(Step::Compact),
         ]
     }
 
+    type Written = (Bytes, Option<FrontierEntry>);
+
+    #[derive(Default)]
+    struct Scene {
+        /// `None`: compacted.
+        log: Vec<Option<Written>>,
+        /// The same without compaction.
+        all: Vec<Written>,
+        held_up: Vec<Written>,
+    }
+
+    impl Scene {
+        fn append(&mut self, written: Written) {
+            self.log.push(Some(written.clone()));
+            self.all.push(written);
+        }
+
+        /// Whether another than the one with this epoch claimed between it and there.
+        fn superseded(&self, epoch: usize, at: usize) -> bool {
+            let claim = &self.all[epoch].1;
+            self.all[epoch + 1..at].iter().any(|(_, entry)| matches!(entry, Some(FrontierEntry::Claim(_))) && entry != claim)
+        }
+
+        fn compact(&mut self) {
+            for at in 0..self.log.len() {
+                let Some((key, entry)) = &self.log[at] else { continue };
+                if entry.is_none() || self.log[at + 1..].iter().flatten().any(|(other, _)| other == key) {
+                    self.log[at] = None;
+                }
+            }
+        }
+    }
+
     proptest! {
-        /// In whatever order things happen: when a commit is made, nobody has claimed the partition before it and after its owner; and whoever claims it afterwards knows of it.
+        /// In whatever order things happen: when a commit is made, nobody has claimed the partition between its owner and it; and whoever claims it afterwards inherits it, or
+        /// a later one.
         #[test]
-        fn no_two_own_it_and_no_commit_that_was_made_is_forgotten(steps in prop::collection::vec(step(), 1..120)) {
-            let mut log: Vec<Option<FrontierEntry>> = Vec::new();
-            // The truth: what compaction removes is not forgotten here.
-            let mut all: Vec<FrontierEntry> = Vec::new();
-            let mut claimants: Vec<_> = (0..4u8).map(|n| (Claimant::new(instance(n)), 0usize, false)).collect();
-            let mut held_up: Vec<FrontierEntry> = Vec::new();
-            let mut last = 0;
-            for step in steps {
-                let append = |log: &mut Vec<Option<FrontierEntry>>, all: &mut Vec<FrontierEntry>, entry: FrontierEntry| {
-                    log.push(Some(entry.clone()));
-                    all.push(entry);
-                };
+        fn no_two_own_it_and_no_commit_that_was_made_is_forgotten(steps in prop::collection::vec(step(), 1..150)) {
+            let mut scene = Scene::default();
+            let mut claimants: Vec<_> = (0..4u8).map(|n| (Claimant::new(instance(n)), 0usize)).collect();
+            let mut made: Vec<(usize, Offset, u64)> = Vec::new();
+            let mut inherited: Vec<(usize, Option<(Offset, u64)>)> = Vec::new();
+            for (number, step) in steps.into_iter().enumerate() {
                 match step {
                     Step::Claim(who) => {
                         let claim = claimants[who].0.claim();
-                        if !claimants[who].2 || claimants[who].0.epoch.is_none() {
-                            claimants[who].2 = true;
-                            append(&mut log, &mut all, claim);
-                        }
+                        scene.append((claim.key(), Some(claim)));
                     }
                     Step::Commit(who, now) => {
-                        last += 1;
-                        if let Some((_, entry)) = claimants[who].0.commit(commits(last)) {
-                            if now { append(&mut log, &mut all, entry) } else { held_up.push(entry) }
+                        if let Some((_, entry)) = claimants[who].0.commit(commits(number as u64)) {
+                            let written = (entry.key(), Some(entry));
+                            if now { scene.append(written) } else { scene.held_up.push(written) }
                         }
                     }
                     Step::LetGo(which) => {
-                        if which < held_up.len() {
-                            let entry = held_up.swap_remove(which);
-                            append(&mut log, &mut all, entry);
+                        if which < scene.held_up.len() {
+                            let written = scene.held_up.swap_remove(which);
+                            scene.append(written);
                         }
                     }
-                    Step::Compact => {
-                        let keys: Vec<_> = log.iter().map(|entry| entry.as_ref().map(|e| e.record().key)).collect();
-                        for (at, key) in keys.iter().enumerate() {
-                            if key.is_some() && keys[at + 1..].contains(key) {
-                                log[at] = None;
-                            }
-                        }
-                    }
+                    Step::Compact => scene.compact(),
                     Step::Read(who, n) => {
                         for _ in 0..n {
-                            let (claimant, next, _) = &mut claimants[who];
-                            let Some(entry) = log.get(*next) else { break };
+                            let (claimant, next) = &mut claimants[who];
+                            let Some(written) = scene.log.get(*next).cloned() else { break };
                             let at = *next;
                             *next += 1;
-                            let Some(entry) = entry.clone() else { continue };
-                            let heard = claimant.read(Offset::new(at as u64), entry);
-                            let epoch = claimant.epoch.map(|e| usize::try_from(e.get()).unwrap());
-                            match heard {
-                                Some(Heard::Committed(_)) => {
-                                    let newer = all[epoch.unwrap() + 1..at].iter().position(|e| matches!(e, FrontierEntry::Claim(by) if *by != instance(who as u8)));
-                                    prop_assert!(newer.is_none(), "{who} has a commit at {at}, though a newer claim lies before it");
+                            let Some((key, entry)) = written else { continue };
+                            match claimant.read(Offset::new(at as u64), &key, entry) {
+                                Some(Heard::Committed(sequence)) => {
+                                    let epoch = claimant.epoch.unwrap();
+                                    prop_assert!(!scene.superseded(usize::try_from(epoch.get()).unwrap(), at), "{who} has a commit at {at}, behind a newer claim");
+                                    made.push((at, epoch, sequence));
+                                    for key in claimant.needless(sequence) {
+                                        if sequence % 2 == 0 { scene.append((key, None)) } else { scene.held_up.push((key, None)) }
+                                    }
                                 }
-                                Some(Heard::Claimed) => {
-                                    // Every commit that its owner can take for made lies before the claim, and is of this or a lower number.
-                                    let made = all[..at].iter().enumerate().filter_map(|(o, e)| match e {
-                                        FrontierEntry::Commit { epoch, sequence, .. } => {
-                                            let own = usize::try_from(epoch.get()).unwrap();
-                                            let newer = all[own + 1..o].iter().any(|e| matches!((e, &all[own]), (FrontierEntry::Claim(by), FrontierEntry::Claim(of)) if by != of));
-                                            (!newer).then_some((*epoch, *sequence))
-                                        }
-                                        FrontierEntry::Claim(_) => None,
-                                    }).max();
-                                    // After a compaction an older commit of the same owner can have taken the place of a newer one, never of another owner.
-                                    prop_assert!(made.map(|(epoch, _)| epoch) <= claimant.best.map(|(epoch, _)| epoch), "{made:?} was made, {:?} is inherited", claimant.best);
-                                }
+                                Some(Heard::Claimed) => inherited.push((at, claimant.best)),
                                 _ => {}
                             }
                         }
                     }
                 }
+            }
+            for (at, best) in inherited {
+                let last = made.iter().filter(|(o, ..)| *o < at).map(|(_, epoch, sequence)| (*epoch, *sequence)).max();
+                prop_assert!(last <= best, "{last:?} was made before the claim at {at}, and {best:?} is inherited");
             }
         }
     }

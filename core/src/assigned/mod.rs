@@ -4,8 +4,7 @@
 //! on what every log promises: that all readers see the same records in the same order.
 //!
 //! 1. A claimant appends a *claim* to its frontier partition. The claim's offset is the *epoch*.
-//! 2. It reads the partition up to its claim. The last commit of the highest epoch that has one is where it goes on: whatever a former owner may append later, it can have
-//!    begun nothing more for which a claim before it would not have told it off (3).
+//! 2. It reads the partition up to its claim. The last commit of the highest epoch that has one is where it goes on. What a former owner may append later is never made (3).
 //! 3. It commits by appending a record with its epoch, and takes the commit for made when it has *read it back with no newer claim before it*. The claims and commits of a
 //!    partition have one order, so of two owners the older one has no commit made after the newer one's claim.
 //! 4. Whoever reads a newer claim than its own has lost the partition, for good.
@@ -13,8 +12,9 @@
 //! The newest claim wins, however it comes to be there: an old process that goes on, and a new one with the same ordinal, never both have a lease after the newer claim. Two that
 //! are started again and again take the partition from each other in turn; that is a mistake in how they are started.
 //!
-//! The topic is compacted: all claims have one key, so the newest stays, and the commits of each epoch have one. An owner removes those of former epochs when it has a
-//! commit of its own.
+//! The topic is compacted, but nothing in it gives way by itself: each record has a key of its own. When a commit of its own is made, an owner removes (by tombstones) its
+//! earlier ones and all that former owners left. With one key for all commits of an epoch, the late one of a former owner, which was never made, could take the place of its
+//! last that was. Who reads so late that records are missing can't know whether a claim was among them, and has no proof for what it has sent (see [`Claimant::read`](claimant::Claimant::read)).
 //!
 //! - [`claimant`]: what a claimant makes of the records that it reads. Pure.
 //! - `ownership`: the task that claims, commits and hears of newer claims.

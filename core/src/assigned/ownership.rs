@@ -58,7 +58,6 @@ impl Ownership {
             log,
             frontier,
             claimant,
-            next: Offset::default(),
             open: BTreeMap::new(),
             appends: JoinSet::new(),
             claiming: JoinSet::new(),
@@ -206,8 +205,6 @@ struct Keeper {
     log: Arc<dyn Log>,
     frontier: TopicPartition,
     claimant: Claimant,
-    /// The next record to be read.
-    next: Offset,
     open: BTreeMap<u64, Open>,
     appends: JoinSet<(u64, Result<Appended, AppendError>)>,
     claiming: JoinSet<()>,
@@ -216,7 +213,7 @@ struct Keeper {
 impl Keeper {
     /// Until the partition is given up or lost.
     async fn keep(mut self, mut asked: mpsc::UnboundedReceiver<Ask>) {
-        let mut reader = self.read_on().await;
+        let mut reader = self.read_all().await;
         self.claiming.spawn(append_claim(Arc::clone(&self.log), self.frontier.clone(), self.claimant.claim().record()));
         loop {
             tokio::select! {
@@ -244,14 +241,12 @@ impl Keeper {
         }
     }
 
-    async fn read_on(&mut self) -> Reader {
+    /// A reader from the start on.
+    async fn read_all(&self) -> Reader {
         let mut said = None;
         loop {
             match self.log.bounds(&self.frontier).await {
-                Ok(bounds) => {
-                    self.next = bounds.start;
-                    return self.log.read(&self.frontier, bounds.start);
-                }
+                Ok(bounds) => return self.log.read(&self.frontier, bounds.start),
                 Err(LogError::Unavailable(_)) => {}
                 Err(error) => {
                     if said.as_ref() != Some(&error) {
@@ -268,22 +263,19 @@ impl Keeper {
     fn takes(&mut self, read: Read) -> bool {
         let entries = match read {
             Read::Entries(entries) => entries,
-            Read::Truncated { start, .. } => {
-                self.next = self.next.max(start);
-                return true;
-            }
+            // The next record tells.
+            Read::Truncated { .. } => return true,
         };
         for Entry { offset, record, .. } in entries {
-            self.next = offset.next();
-            let Some(value) = record.value else { continue };
-            let entry = match FrontierEntry::decode(value) {
-                Ok(entry) => entry,
-                Err(error) => {
+            let entry = match record.value.clone().map(FrontierEntry::decode) {
+                None => None,
+                Some(Ok(entry)) => Some(entry),
+                Some(Err(error)) => {
                     tracing::error!(partition = %self.frontier, %offset, %error, "a record of the frontier could not be read; it was skipped");
-                    continue;
+                    None
                 }
             };
-            match self.claimant.read(offset, entry) {
+            match self.claimant.read(offset, &record.key, entry) {
                 None => {}
                 Some(Heard::Claimed) => {
                     self.claiming.abort_all();
@@ -305,9 +297,9 @@ impl Keeper {
         if let Some(open) = self.open.remove(&sequence) {
             drop(open.answer.send(Ok(open.sent)));
         }
-        for former in self.claimant.needless() {
+        for key in self.claimant.needless(sequence) {
             // One that gets lost is removed by the next owner.
-            drop(self.log.append(&self.frontier, Record { key: FrontierEntry::commit_key(former), value: None }));
+            drop(self.log.append(&self.frontier, Record { key, value: None }));
         }
     }
 
@@ -337,10 +329,12 @@ impl Keeper {
         }
     }
 
-    /// A commit that was stored and passed without having been read has given way to a later one.
+    /// A commit that was stored and passed, and has not been heard of, has no proof.
     fn answer_what_was_passed(&mut self) {
-        for (_, open) in self.open.extract_if(.., |_, open| open.at.is_some_and(|at| at < self.next)) {
-            drop(open.answer.send(Err(LogError::Unavailable("the commit was not there when it was to be read back".to_owned()))));
+        let next = self.claimant.next();
+        for (_, open) in self.open.extract_if(.., |_, open| open.at.is_some_and(|at| at < next)) {
+            let why = "the commit was read back too late to prove anything: the log has been compacted meanwhile";
+            drop(open.answer.send(Err(LogError::Unavailable(why.to_owned()))));
         }
     }
 }

@@ -129,15 +129,12 @@ pub struct RecordedEntry {
     pub offset: Offset,
 }
 
-/// The key of [`FrontierEntry::Claim`] records: the last one is the newest, and is kept.
-pub const CLAIM_KEY: &[u8] = b"claim";
-
-/// An entry of a stateful component's `frontier` topic.
+/// An entry of a stateful component's `frontier` topic. Each has a key of its own, so that compaction removes none that was not removed on purpose.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FrontierEntry {
-    /// The partition is this claimant's from here on: its offset is the epoch. Under [`CLAIM_KEY`].
+    /// The partition is this claimant's from here on: its offset is the epoch.
     Claim(InstanceId),
-    /// What an owner commits. Under [`FrontierEntry::commit_key`] of its epoch.
+    /// What an owner commits.
     Commit {
         /// The offset of the owner's claim.
         epoch: Offset,
@@ -149,18 +146,22 @@ pub enum FrontierEntry {
 }
 
 impl FrontierEntry {
-    /// The key of the commits of an epoch: of each epoch the last one is kept.
-    pub fn commit_key(epoch: Offset) -> Bytes {
-        Bytes::copy_from_slice(&epoch.get().to_be_bytes())
+    /// The key of its record: the same for a claim that is appended twice, because it was not known whether it was.
+    pub fn key(&self) -> Bytes {
+        match self {
+            Self::Claim(by) => [b"claim ", &by.as_bytes()[..]].concat().into(),
+            Self::Commit { epoch, sequence, .. } => Self::commit_key(*epoch, *sequence),
+        }
+    }
+
+    /// The key of a commit.
+    pub fn commit_key(epoch: Offset, sequence: u64) -> Bytes {
+        [&epoch.get().to_be_bytes()[..], &sequence.to_be_bytes()].concat().into()
     }
 
     /// Its record.
     pub fn record(&self) -> Record {
-        let key = match self {
-            Self::Claim(_) => Bytes::from_static(CLAIM_KEY),
-            Self::Commit { epoch, .. } => Self::commit_key(*epoch),
-        };
-        Record::keyed(key, self.encode())
+        Record::keyed(self.key(), self.encode())
     }
 }
 
