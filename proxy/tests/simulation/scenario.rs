@@ -40,6 +40,8 @@ pub(crate) struct Scenario {
     pub kind: Kind,
     /// Commits are refused to those who are no members, not to those who don't own the partition; nobody is known to be gone.
     pub kafka: bool,
+    /// Boxes are ordinals of a stateful component: there is no group.
+    pub assigned: bool,
     pub partitions: u32,
     pub boxes: usize,
     pub calls: u64,
@@ -86,6 +88,7 @@ impl Scenario {
         let scenario = Self {
             kind,
             kafka: upto(1) == 0,
+            assigned: false,
             partitions: 1 + upto(2) as u32,
             boxes: 1 + upto(3) as usize,
             calls: 10 + upto(60),
