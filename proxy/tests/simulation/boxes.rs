@@ -757,6 +757,7 @@ impl World {
     pub(crate) fn fence_is_there(&mut self, index: usize, number: u32, at: (Offset, Timestamp), acts: &mut Vec<Act>) {
         if let Some(tenure) = self.boxes[index].tenures.get_mut(&number) {
             tenure.newest = tenure.newest.max(at.1);
+            self.witness.fenced(tenure.id);
         }
         self.tell_partition(index, number, acts, |p, effects| p.fenced(at.0, effects));
         self.begin(index, number, false, Work::LoadIndex);

@@ -19,6 +19,14 @@ impl Scenario {
         let twice = if self.kind == Kind::Chaos { self.boxes / 2 } else { 0 };
         self.assigned = true;
         self.boxes = self.partitions as usize + twice;
+        if self.kind == Kind::Chaos && self.calls.is_multiple_of(2) {
+            // Every ordinal is taken over again and again from a box that lives, has much to do, and may be slow to hear of it.
+            self.boxes = 2 * self.partitions as usize;
+            (self.calls, self.heal_at) = (3 * self.calls, 20 * SECOND);
+            self.in_a_rush = true;
+            self.concurrency = 1 + self.concurrency % 3;
+            self.cuts += 8;
+        }
     }
 }
 
@@ -177,6 +185,7 @@ impl World {
     }
 
     pub(crate) fn restart_after(&mut self) -> Time {
-        self.random.between(100 * MS, 8 * SECOND)
+        let most = if self.scenario.assigned && self.scenario.in_a_rush { 2 } else { 8 };
+        self.random.between(100 * MS, most * SECOND)
     }
 }

@@ -45,6 +45,8 @@ pub(crate) struct Scenario {
     pub partitions: u32,
     pub boxes: usize,
     pub calls: u64,
+    /// All calls come in the first seconds.
+    pub in_a_rush: bool,
     pub replies: u32,
     /// When the faults end.
     pub heal_at: Time,
@@ -92,6 +94,7 @@ impl Scenario {
             partitions: 1 + upto(2) as u32,
             boxes: 1 + upto(3) as usize,
             calls: 10 + upto(60),
+            in_a_rush: kind == Kind::Flood,
             replies: 1 + upto(2) as u32,
             heal_at: (20 + upto(60)) * SECOND,
             max_attempts: 3 + upto(7) as u32,

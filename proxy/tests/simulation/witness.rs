@@ -71,7 +71,11 @@ struct Tenure {
     /// Whose: which box, and which process of it.
     life: Life,
     /// When its fence came to lie in the log, and where. The last one, if there are several.
+    index: usize,
+    /// When its fence came to lie in the log, and where. If there are several, the last one before the owner knew of it: that one is its epoch.
     fence: Option<(Time, Offset)>,
+    /// Its owner knows its epoch.
+    serves: bool,
     released: bool,
     /// The newest attempt of each call.
     attempts: BTreeMap<Offset, u32>,
@@ -206,6 +210,15 @@ impl Witness {
 
     pub(crate) fn assigned(&mut self, tenure: u64, number: u32, life: Life) {
         self.tenures.insert(tenure, Tenure { number, life, fence: None, released: false, attempts: BTreeMap::new() });
+    pub(crate) fn assigned(&mut self, tenure: u64, number: u32, index: usize) {
+        self.tenures.insert(tenure, Tenure { number, index, fence: None, serves: false, released: false, attempts: BTreeMap::new() });
+    }
+
+    /// Its owner knows that its fence is there.
+    pub(crate) fn fenced(&mut self, tenure: u64) {
+        if let Some(tenure) = self.tenures.get_mut(&tenure) {
+            tenure.serves = true;
+        }
     }
 
     pub(crate) fn released(&mut self, tenure: u64) {
@@ -241,7 +254,7 @@ impl Witness {
     pub(crate) fn landed(&mut self, now: Time, tenure: u64, to: Place, offset: Offset, value: &Value, ends: Option<(u32, Offset)>) {
         match (to, value) {
             (Place::Calls(_), Value::Fence(_)) => {
-                if let Some(tenure) = self.tenures.get_mut(&tenure) {
+                if let Some(tenure) = self.tenures.get_mut(&tenure).filter(|tenure| !tenure.serves) {
                     tenure.fence = Some((now, offset));
                 }
             }

@@ -171,7 +171,7 @@ impl World {
         let scenario = self.scenario.clone();
         let heal = scenario.heal_at;
         for plan in Plan::all(&mut self.random, &scenario) {
-            let until = if scenario.kind == Kind::Flood { 3 * SECOND } else { heal };
+            let until = if scenario.in_a_rush { 3 * SECOND } else { heal };
             let at = self.random.between(0, until);
             self.at(at, Event::CallAppears(plan));
         }
