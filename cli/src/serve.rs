@@ -90,7 +90,9 @@ pub(crate) fn parse(text: &str) -> Result<Served, String> {
     }
     let stateful = component.class == Class::Stateful;
     if stateful && partitions.is_none() {
-        return Err(format!("component {name}: a stateful component needs `partitions=N`: how many ordinals it can ever have, fixed when it is first registered"));
+        return Err(format!(
+            "component {name}: a stateful component needs `partitions=N`: how many ordinals it can ever have, fixed when it is first registered"
+        ));
     }
     component.partitions = partitions.unwrap_or(component.partitions);
     match ordinal {

@@ -205,7 +205,12 @@ mod tests {
 
     #[test]
     fn a_host_names_an_ordinal_as_a_stateful_set_does() {
-        for (host, is) in [("app-0.app", Some(("app", 0))), ("app-12.app", Some(("app", 12))), ("a-1-2.a-1", Some(("a-1", 2))), ("app-99999999999.app", Some(("app", u32::MAX)))] {
+        for (host, is) in [
+            ("app-0.app", Some(("app", 0))),
+            ("app-12.app", Some(("app", 12))),
+            ("a-1-2.a-1", Some(("a-1", 2))),
+            ("app-99999999999.app", Some(("app", u32::MAX))),
+        ] {
             assert_eq!(ordinal_of(host), is, "{host}");
         }
         for host in ["app", "app-2", "app-.app", "app-02.app", "app-+2.app", "app-2.web", "app2.app", "app-2.app.svc", "-2.", "bluebox-2.bluebox", ""] {

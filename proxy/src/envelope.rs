@@ -97,7 +97,21 @@ impl Draft {
         let ttl = if nobody_asks_later { wait } else { limits.ttl };
 
         fields::strip_request(&mut headers);
-        Ok(Self { id, preferences, hold, keyed, digest, says_length, method, ordinal: destination.ordinal, caller: caller.name.clone(), destination, ordering_key, ttl, headers })
+        Ok(Self {
+            id,
+            preferences,
+            hold,
+            keyed,
+            digest,
+            says_length,
+            method,
+            ordinal: destination.ordinal,
+            caller: caller.name.clone(),
+            destination,
+            ordering_key,
+            ttl,
+            headers,
+        })
     }
 
     /// The call, with its body, which is durable or in memory. Also gives back the share of memory that the body has.
@@ -181,7 +195,8 @@ mod tests {
         for (name, value) in fields {
             request = request.header(*name, *value);
         }
-        let destination = Destination { callee: ComponentName::try_new("cart").unwrap(), ordinal: None, authority: "cart".to_owned(), target: "/items".to_owned() };
+        let destination =
+            Destination { callee: ComponentName::try_new("cart").unwrap(), ordinal: None, authority: "cart".to_owned(), target: "/items".to_owned() };
         let name = ComponentName::try_new("web").unwrap();
         Draft::new(request.body(()).unwrap().into_parts().0, destination, Caller { name: &name, shared_by_callers: shared }, &Outbound::default())
     }

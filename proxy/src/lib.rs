@@ -244,7 +244,11 @@ impl Proxy {
 }
 
 /// Runs something when the registry has this box's components, and so their topics are there.
-async fn once_registered(mut directory: watch::Receiver<Directory>, stop: CancellationToken, then: impl Future<Output = Result<(), Superseded>>) -> Result<(), Superseded> {
+async fn once_registered(
+    mut directory: watch::Receiver<Directory>,
+    stop: CancellationToken,
+    then: impl Future<Output = Result<(), Superseded>>,
+) -> Result<(), Superseded> {
     let registered = tokio::select! {
         () = stop.cancelled() => return Ok(()),
         found = directory.wait_for(|directory| directory.registered) => found.is_ok(),

@@ -128,11 +128,15 @@ fn can_be_served(served: &Served) -> Result<(), String> {
     let partitions = served.component.partitions;
     match (served.component.class, served.ordinal) {
         (Class::Service, None) => Ok(()),
-        (Class::Service, Some(ordinal)) => Err(format!("ordinal {ordinal}: only a stateful component has ordinals; say `class=stateful`, or leave the ordinal out")),
+        (Class::Service, Some(ordinal)) => {
+            Err(format!("ordinal {ordinal}: only a stateful component has ordinals; say `class=stateful`, or leave the ordinal out"))
+        }
         (Class::Stateful, Some(ordinal)) if ordinal < partitions => Ok(()),
         (Class::Stateful, Some(ordinal)) => {
             let last = partitions.saturating_sub(1);
-            Err(format!("ordinal {ordinal}: with {partitions} partitions the ordinals are 0 to {last}; partitions are fixed when the component is first registered"))
+            Err(format!(
+                "ordinal {ordinal}: with {partitions} partitions the ordinals are 0 to {last}; partitions are fixed when the component is first registered"
+            ))
         }
         (Class::Stateful, None) => Err("a box of a stateful component must be told which ordinal it is, such as `ordinal=0`".to_owned()),
         (Class::Actor, _) => Err("class `actor` can't be served yet; `service` and `stateful` can".to_owned()),

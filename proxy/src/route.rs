@@ -82,7 +82,8 @@ pub fn decide(head: &request::Parts, directory: &Directory) -> Result<Route, Pro
     };
     if let Some(ordinal) = ordinal.filter(|ordinal| *ordinal >= component.partitions) {
         let last = component.partitions.saturating_sub(1);
-        let detail = format!("{host}: component {name} has the ordinals 0 to {last}, not {ordinal}; how many it can have was fixed when it was first registered");
+        let detail =
+            format!("{host}: component {name} has the ordinals 0 to {last}, not {ordinal}; how many it can have was fixed when it was first registered");
         return Err(Problem::new(Kind::NoSuchOrdinal, detail));
     }
     if let Some(what) = cannot_be_durable(head) {

@@ -24,9 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::watch;
 
-use crate::log::{
-    Append, Bounds, Committed, GroupSpec, Health, Log, LogError, Membership, Offset, Pending, Reader, Record, Topic, TopicPartition, TopicSpec,
-};
+use crate::log::{Append, Bounds, Committed, GroupSpec, Health, Log, LogError, Membership, Offset, Pending, Reader, Record, Topic, TopicPartition, TopicSpec};
 
 pub mod claimant;
 mod feed;

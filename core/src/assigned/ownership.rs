@@ -53,15 +53,8 @@ impl Ownership {
         let state = State { events: Some(events.clone()), asks: Some(asks), commits: None, feed: None, last_run: 0 };
         let ownership = Arc::new(Self { log: Arc::clone(&log), of, state: Mutex::new(state) });
         let claimant = Claimant::new(InstanceId::random());
-        let keeper = Keeper {
-            ownership: Arc::clone(&ownership),
-            log,
-            frontier,
-            claimant,
-            open: BTreeMap::new(),
-            appends: JoinSet::new(),
-            claiming: JoinSet::new(),
-        };
+        let keeper =
+            Keeper { ownership: Arc::clone(&ownership), log, frontier, claimant, open: BTreeMap::new(), appends: JoinSet::new(), claiming: JoinSet::new() };
         tokio::spawn(async move {
             let keep = keeper.keep(asked);
             tokio::select! {

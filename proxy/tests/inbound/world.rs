@@ -259,7 +259,7 @@ pub(crate) struct Replica {
     pub(crate) client: Arc<Client>,
     pub(crate) stop: CancellationToken,
     pub(crate) metrics: prometheus::Registry,
-    task: tokio::task::JoinHandle<()>,
+    task: tokio::task::JoinHandle<Result<(), bluebox_proxy::inbound::Superseded>>,
 }
 
 pub(crate) fn limits() -> Inbound {
@@ -289,7 +289,7 @@ impl Replica {
 
     pub(crate) async fn stopped(self) {
         self.stop.cancel();
-        tokio::time::timeout(SOON, self.task).await.expect("it stops").unwrap();
+        tokio::time::timeout(SOON, self.task).await.expect("it stops").unwrap().unwrap();
     }
 
     pub(crate) fn metric(&self, wanted: &str) -> f64 {

@@ -13,8 +13,8 @@ use bluebox_proxy::inbound::partition::{Arrival, Cancel, DeliveryEnd, Effect, Pa
 use bluebox_proxy::inbound::recorded::Recorded;
 
 use crate::jobs::{Input, Work};
-use crate::ordinals::Claim;
 use crate::log::{Place, Value, calls_topic, parked_topic, timestamp};
+use crate::ordinals::Claim;
 use crate::scenario::{MS, SECOND, Scenario, Time};
 use crate::world::{Event, Life, Notice, Request, World, duration, moment, note};
 

@@ -22,11 +22,24 @@ use crate::world::{Event, World, moment, note};
 pub(crate) enum Work {
     Commits(Assignment),
     Fence(InstanceId),
-    Load { from: Offset, end: Option<Offset>, now: Timestamp, control_from: Offset },
+    Load {
+        from: Offset,
+        end: Option<Offset>,
+        now: Timestamp,
+        control_from: Offset,
+    },
     LoadIndex,
-    Search { suspects: Vec<Suspect>, todo: Vec<u32>, findings: Findings },
+    Search {
+        suspects: Vec<Suspect>,
+        todo: Vec<u32>,
+        findings: Findings,
+    },
     Deliver(u64, Delivery, Moment),
-    Record { ending: Box<Ending>, epoch: Offset, step: Step },
+    Record {
+        ending: Box<Ending>,
+        epoch: Offset,
+        step: Step,
+    },
     Park(Parking, Offset),
     /// Of an ordinal: a claim, or a commit (its claim and its number).
     Claim(u64),
