@@ -66,7 +66,7 @@ pub enum Kind {
 }
 
 /// Every kind, for the reference in the docs and for tests.
-pub const KINDS: [Kind; 28] = [
+pub const KINDS: [Kind; 29] = [
     Kind::BadRequest,
     Kind::UnknownCoding,
     Kind::HeadTooLarge,
