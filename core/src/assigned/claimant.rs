@@ -8,9 +8,6 @@ use crate::log::{Committed, Offset, TopicPartition};
 use crate::wire::FrontierEntry;
 use crate::{InstanceId, planted};
 
-/// Commits of its own that are remembered while none is made; what is forgotten is removed by the next owner.
-const MAX_OWN: usize = 1_024;
-
 /// What a record means to the claimant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Heard {
@@ -23,9 +20,10 @@ pub enum Heard {
 }
 
 /// A claim on a partition, as far as the frontier partition has been read.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Claimant {
-    me: InstanceId,
+    /// All that its claims were signed with.
+    mine: BTreeSet<InstanceId>,
     /// The offset of the claim, once it has been read.
     epoch: Option<Offset>,
     superseded: bool,
@@ -38,32 +36,23 @@ pub struct Claimant {
     /// What that says; with what was committed since.
     commits: BTreeMap<TopicPartition, Committed>,
     sequence: u64,
-    /// Keys of records that a later commit of its own makes needless: of former owners …
+    /// Keys of what former owners left, which a commit of its own makes needless.
     former: BTreeSet<Bytes>,
-    /// … and its own commits, by number.
-    own: BTreeSet<u64>,
+    /// Slots that can be used again: what was last appended under them has been read, so nothing comes late, and it is not the last commit that was made.
+    free: BTreeSet<u32>,
+    /// Slots that were ever used.
+    slots: u32,
+    /// The slot of the last commit that was made.
+    made: Option<u32>,
 }
 
 impl Claimant {
-    /// One that has read nothing. `me` is in its claim, and in no other claimant's.
-    pub fn new(me: InstanceId) -> Self {
-        Self {
-            me,
-            epoch: None,
-            superseded: false,
-            next: Offset::default(),
-            unproven: 0,
-            best: None,
-            commits: BTreeMap::new(),
-            sequence: 0,
-            former: BTreeSet::new(),
-            own: BTreeSet::new(),
-        }
-    }
-
-    /// The claim, to be appended; again, where it is not known whether it was.
-    pub fn claim(&self) -> FrontierEntry {
-        FrontierEntry::Claim(self.me)
+    /// A claim, to be appended: signed with this, which nobody has used before. Where it is not known whether it was appended, another one is.
+    ///
+    /// One that was appended twice could be removed (as the claim of a former owner) by a successor, though its second record lies behind that one's claim.
+    pub fn claim(&mut self, by: InstanceId) -> FrontierEntry {
+        self.mine.insert(by);
+        FrontierEntry::Claim(by)
     }
 
     /// Whether it owns the partition, as far as it has read.
@@ -85,13 +74,13 @@ impl Claimant {
     pub fn commit(&mut self, commits: impl IntoIterator<Item = (TopicPartition, Committed)>) -> Option<(u64, FrontierEntry)> {
         let epoch = self.epoch.filter(|_| !self.superseded)?;
         self.sequence += 1;
-        self.own.insert(self.sequence);
-        if self.own.len() > MAX_OWN {
-            self.own.pop_first();
-        }
+        let slot = self.free.pop_first().unwrap_or_else(|| {
+            self.slots += 1;
+            self.slots
+        });
         self.commits.extend(commits);
         let commits = self.commits.iter().map(|(of, committed)| (of.clone(), committed.clone())).collect();
-        Some((self.sequence, FrontierEntry::Commit { epoch, sequence: self.sequence, commits }))
+        Some((self.sequence, FrontierEntry::Commit { epoch, sequence: self.sequence, slot, commits }))
     }
 
     /// A record was read: its key, and what it says; `None` for one that was removed (a tombstone), or can't be read.
@@ -111,23 +100,28 @@ impl Claimant {
             return None;
         };
         match (entry, self.epoch) {
-            (FrontierEntry::Claim(by), None) if by == self.me => {
+            (FrontierEntry::Claim(by), None) if self.mine.contains(&by) => {
                 self.epoch = Some(at);
                 Some(Heard::Claimed)
             }
-            // Appended twice, because it was not known whether the first was: the first that was read counts.
-            (FrontierEntry::Claim(by), Some(_)) if by == self.me => None,
+            // Of several claims of its own the first that was read counts.
+            (FrontierEntry::Claim(by), Some(_)) if self.mine.contains(&by) => None,
             (FrontierEntry::Claim(_), None) => {
                 self.former.insert(key.clone());
                 None
             }
             (FrontierEntry::Claim(_), Some(_)) if planted!(ClaimOverlooked) => None,
             (FrontierEntry::Claim(_), Some(_)) => self.loses(),
-            (FrontierEntry::Commit { epoch, sequence, .. }, Some(mine)) if epoch == mine => (sequence > self.unproven).then_some(Heard::Committed(sequence)),
+            (FrontierEntry::Commit { epoch, sequence, slot, .. }, Some(mine)) if epoch == mine => {
+                let made = sequence > self.unproven;
+                // One that was not made, or the one that was made before.
+                self.free.extend(if made { self.made.replace(slot) } else { Some(slot) });
+                made.then_some(Heard::Committed(sequence))
+            }
             (FrontierEntry::Commit { epoch, .. }, Some(mine)) if epoch > mine && planted!(ClaimOverlooked) => None,
             // Its claim may have been removed, because there is a newer one.
             (FrontierEntry::Commit { epoch, .. }, Some(mine)) if epoch > mine => self.loses(),
-            (FrontierEntry::Commit { epoch, sequence, commits }, mine) => {
+            (FrontierEntry::Commit { epoch, sequence, commits, .. }, mine) => {
                 self.former.insert(key.clone());
                 // Late commits of former owners change nothing any more: none of them was made.
                 if mine.is_none() && self.best.is_none_or(|best| best < (epoch, sequence)) {
@@ -144,12 +138,9 @@ impl Claimant {
         Some(Heard::Superseded)
     }
 
-    /// Keys of records that nobody needs any more, to be removed: to be asked when a commit of this number is made. Each is said once.
-    pub fn needless(&mut self, made: u64) -> Vec<Bytes> {
-        let Some(epoch) = self.epoch else { return Vec::new() };
-        let later = self.own.split_off(&made);
-        let own = std::mem::replace(&mut self.own, later).into_iter().map(|sequence| FrontierEntry::commit_key(epoch, sequence));
-        std::mem::take(&mut self.former).into_iter().chain(own).collect()
+    /// Keys of records of former owners, to be removed: to be asked when a commit is made. Each is said once.
+    pub fn needless(&mut self) -> BTreeSet<Bytes> {
+        std::mem::take(&mut self.former)
     }
 }
 
@@ -164,12 +155,19 @@ mod tests {
         InstanceId::from_bytes([n; 16])
     }
 
+    /// One that has made a claim.
+    fn one_with(n: u8) -> Claimant {
+        let mut claimant = Claimant::default();
+        claimant.claim(instance(n));
+        claimant
+    }
+
     fn commits(offset: u64) -> Vec<(TopicPartition, Committed)> {
         vec![(Topic::new("calls").partition(3), Committed { offset: Offset::new(offset), metadata: format!("at {offset}") })]
     }
 
     fn commit(epoch: u64, sequence: u64, offset: u64) -> FrontierEntry {
-        FrontierEntry::Commit { epoch: Offset::new(epoch), sequence, commits: commits(offset) }
+        FrontierEntry::Commit { epoch: Offset::new(epoch), sequence, slot: u32::try_from(sequence).unwrap(), commits: commits(offset) }
     }
 
     fn hear(claimant: &mut Claimant, at: u64, entry: FrontierEntry) -> Option<Heard> {
@@ -184,7 +182,7 @@ mod tests {
     #[test]
     fn the_last_commit_of_the_highest_epoch_is_inherited() {
         let claim = |n| FrontierEntry::Claim(instance(n));
-        let mut claimant = Claimant::new(instance(9));
+        let mut claimant = one_with(9);
         // Of owner 2, the commits come in the wrong order; one of owner 1 comes after its claim.
         let heard = hears(&mut claimant, [claim(1), commit(0, 1, 5), claim(2), commit(2, 2, 8), commit(2, 1, 7), commit(0, 2, 6), claim(9), commit(0, 3, 100)]);
         assert_eq!(heard[6], Some(Heard::Claimed));
@@ -193,23 +191,34 @@ mod tests {
     }
 
     #[test]
-    fn what_is_needless_is_said_once_and_never_the_last_that_was_made() {
-        let mut claimant = Claimant::new(instance(9));
+    fn what_former_owners_left_is_needless_once() {
+        let mut claimant = one_with(9);
         hears(&mut claimant, [FrontierEntry::Claim(instance(1)), commit(0, 1, 5), commit(0, 2, 6), FrontierEntry::Claim(instance(9))]);
-        claimant.read(Offset::new(4), &FrontierEntry::commit_key(Offset::new(0), 1), None);
-        for n in 0..3 {
-            claimant.commit(commits(n)).unwrap();
-        }
-        let key = FrontierEntry::commit_key;
-        let needless: BTreeSet<_> = claimant.needless(2).into_iter().collect();
-        assert_eq!(needless, [FrontierEntry::Claim(instance(1)).key(), key(Offset::new(0), 2), key(Offset::new(3), 1)].into());
-        assert_eq!(claimant.needless(3), [key(Offset::new(3), 2)]);
-        assert!(claimant.needless(3).is_empty());
+        claimant.read(Offset::new(4), &commit(0, 1, 5).key(), None);
+        assert_eq!(claimant.needless(), [FrontierEntry::Claim(instance(1)).key(), commit(0, 2, 6).key()].into());
+        assert!(claimant.needless().is_empty());
+    }
+
+    #[test]
+    fn a_key_is_used_again_when_nothing_can_come_late_and_a_later_commit_is_made() {
+        let mut claimant = one_with(9);
+        hears(&mut claimant, [FrontierEntry::Claim(instance(9))]);
+        let (one, two) = (claimant_commit(&mut claimant, 1), claimant_commit(&mut claimant, 2));
+        assert_ne!(one.key(), two.key(), "neither is made");
+        assert!(hear(&mut claimant, 1, two.clone()).is_some());
+        let three = claimant_commit(&mut claimant, 3);
+        assert!(![one.key(), two.key()].contains(&three.key()), "the first may come late, the second is the last that was made");
+        assert!(hear(&mut claimant, 2, three.clone()).is_some());
+        assert_eq!(claimant_commit(&mut claimant, 4).key(), two.key());
+    }
+
+    fn claimant_commit(claimant: &mut Claimant, n: u64) -> FrontierEntry {
+        claimant.commit(commits(n)).unwrap().1
     }
 
     #[test]
     fn a_commit_is_made_when_it_is_read_back_with_no_newer_claim_before_it() {
-        let mut claimant = Claimant::new(instance(9));
+        let mut claimant = one_with(9);
         assert_eq!(claimant.commit(commits(1)), None, "before it owns anything");
         hears(&mut claimant, [FrontierEntry::Claim(instance(9))]);
         let (first, one) = claimant.commit(commits(1)).unwrap();
@@ -224,14 +233,14 @@ mod tests {
 
     #[test]
     fn a_newer_owner_is_known_by_its_commits_too() {
-        let mut claimant = Claimant::new(instance(9));
+        let mut claimant = one_with(9);
         hears(&mut claimant, [FrontierEntry::Claim(instance(9))]);
         assert_eq!(hear(&mut claimant, 8, commit(5, 1, 1)), Some(Heard::Superseded));
     }
 
     #[test]
     fn a_commit_behind_a_hole_has_no_proof_and_the_next_has() {
-        let mut claimant = Claimant::new(instance(9));
+        let mut claimant = one_with(9);
         hears(&mut claimant, [FrontierEntry::Claim(instance(9))]);
         let (_, before) = claimant.commit(commits(1)).unwrap();
         assert_eq!(claimant.read(Offset::new(1), &Bytes::new(), None), None, "nothing is no hole");
@@ -243,8 +252,8 @@ mod tests {
     #[test]
     fn a_commit_says_what_was_committed_before_too() {
         let beside = (Topic::new("parked").partition(3), Committed { offset: Offset::new(4), metadata: String::new() });
-        let mut claimant = Claimant::new(instance(9));
-        let former = FrontierEntry::Commit { epoch: Offset::new(0), sequence: 1, commits: vec![beside.clone()] };
+        let mut claimant = one_with(9);
+        let former = FrontierEntry::Commit { epoch: Offset::new(0), sequence: 1, slot: 1, commits: vec![beside.clone()] };
         hears(&mut claimant, [FrontierEntry::Claim(instance(1)), former, FrontierEntry::Claim(instance(9))]);
         let (_, entry) = claimant.commit(commits(1)).unwrap();
         let FrontierEntry::Commit { commits: said, epoch, .. } = entry else { panic!("{entry:?}") };
@@ -297,8 +306,11 @@ mod tests {
 
         /// Whether another than the one with this epoch claimed between it and there.
         fn superseded(&self, epoch: usize, at: usize) -> bool {
-            let claim = &self.all[epoch].1;
-            self.all[epoch + 1..at].iter().any(|(_, entry)| matches!(entry, Some(FrontierEntry::Claim(_))) && entry != claim)
+            let by = |(_, entry): &Written| match entry {
+                Some(FrontierEntry::Claim(by)) => Some(by.as_bytes()[7]),
+                _ => None,
+            };
+            self.all[epoch + 1..at].iter().any(|written| by(written).is_some_and(|other| Some(other) != by(&self.all[epoch])))
         }
 
         fn compact(&mut self) {
@@ -317,13 +329,14 @@ mod tests {
         #[test]
         fn no_two_own_it_and_no_commit_that_was_made_is_forgotten(steps in prop::collection::vec(step(), 1..150)) {
             let mut scene = Scene::default();
-            let mut claimants: Vec<_> = (0..4u8).map(|n| (Claimant::new(instance(n)), 0usize)).collect();
+            let mut claimants: Vec<_> = (0..4).map(|_| (Claimant::default(), 0usize)).collect();
             let mut made: Vec<(usize, Offset, u64)> = Vec::new();
             let mut inherited: Vec<(usize, Option<(Offset, u64)>)> = Vec::new();
             for (number, step) in steps.into_iter().enumerate() {
                 match step {
                     Step::Claim(who) => {
-                        let claim = claimants[who].0.claim();
+                        // Its number, and one that no claim had before.
+                        let claim = claimants[who].0.claim(InstanceId::from_bytes(((who as u128) << 64 | number as u128).to_be_bytes()));
                         scene.append((claim.key(), Some(claim)));
                     }
                     Step::Commit(who, now) => {
@@ -351,7 +364,7 @@ mod tests {
                                     let epoch = claimant.epoch.unwrap();
                                     prop_assert!(!scene.superseded(usize::try_from(epoch.get()).unwrap(), at), "{who} has a commit at {at}, behind a newer claim");
                                     made.push((at, epoch, sequence));
-                                    for key in claimant.needless(sequence) {
+                                    for key in claimant.needless() {
                                         if sequence % 2 == 0 { scene.append((key, None)) } else { scene.held_up.push((key, None)) }
                                     }
                                 }

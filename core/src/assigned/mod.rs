@@ -12,9 +12,9 @@
 //! The newest claim wins, however it comes to be there: an old process that goes on, and a new one with the same ordinal, never both have a lease after the newer claim. Two that
 //! are started again and again take the partition from each other in turn; that is a mistake in how they are started.
 //!
-//! The topic is compacted, but nothing in it gives way by itself: each record has a key of its own. When a commit of its own is made, an owner removes (by tombstones) its
-//! earlier ones and all that former owners left. With one key for all commits of an epoch, the late one of a former owner, which was never made, could take the place of its
-//! last that was. Who reads so late that records are missing can't know whether a claim was among them, and has no proof for what it has sent (see [`Claimant::read`](claimant::Claimant::read)).
+//! The topic is compacted, and a commit must not give way to one that is never made. So each claim has a key of its own, and an owner's commits have a few keys in turn: one is used
+//! again only when what was last appended under it has been read (nothing can come late), and when a later commit is made. (With one key for all of them, a late commit of
+//! an owner that has lost the partition would take the place of its last one that was made.) What former owners left is removed by tombstones when a commit is made. Who reads so late that records are missing can't know whether a claim was among them, and has no proof for what it has sent (see [`Claimant::read`](claimant::Claimant::read)).
 //!
 //! - [`claimant`]: what a claimant makes of the records that it reads. Pure.
 //! - `ownership`: the task that claims, commits and hears of newer claims.

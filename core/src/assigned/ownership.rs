@@ -52,9 +52,8 @@ impl Ownership {
         let (asks, asked) = mpsc::unbounded_channel();
         let state = State { events: Some(events.clone()), asks: Some(asks), commits: None, feed: None, last_run: 0 };
         let ownership = Arc::new(Self { log: Arc::clone(&log), of, state: Mutex::new(state) });
-        let claimant = Claimant::new(InstanceId::random());
         let keeper =
-            Keeper { ownership: Arc::clone(&ownership), log, frontier, claimant, open: BTreeMap::new(), appends: JoinSet::new(), claiming: JoinSet::new() };
+            Keeper { ownership: Arc::clone(&ownership), log, frontier, claimant: Claimant::default(), open: BTreeMap::new(), appends: JoinSet::new(), claiming: JoinSet::new() };
         tokio::spawn(async move {
             let keep = keeper.keep(asked);
             tokio::select! {
@@ -200,14 +199,15 @@ struct Keeper {
     claimant: Claimant,
     open: BTreeMap<u64, Open>,
     appends: JoinSet<(u64, Result<Appended, AppendError>)>,
-    claiming: JoinSet<()>,
+    claiming: JoinSet<(FrontierEntry, Result<Appended, AppendError>)>,
 }
 
 impl Keeper {
     /// Until the partition is given up or lost.
     async fn keep(mut self, mut asked: mpsc::UnboundedReceiver<Ask>) {
         let mut reader = self.read_all().await;
-        self.claiming.spawn(append_claim(Arc::clone(&self.log), self.frontier.clone(), self.claimant.claim().record()));
+        let claim = self.claimant.claim(InstanceId::random());
+        self.append_claim(claim, Duration::ZERO);
         loop {
             tokio::select! {
                 biased;
@@ -216,6 +216,7 @@ impl Keeper {
                     // The log's client was closed.
                     None => break,
                 },
+                Some(Ok((claim, appended))) = self.claiming.join_next() => self.claim_appended(claim, appended),
                 Some(Ok((sequence, appended))) = self.appends.join_next() => self.appended(sequence, appended),
                 ask = asked.recv() => match ask {
                     Some(ask) => self.commit(ask),
@@ -252,6 +253,26 @@ impl Keeper {
         }
     }
 
+    fn append_claim(&mut self, claim: FrontierEntry, pause: Duration) {
+        let (log, to) = (Arc::clone(&self.log), self.frontier.clone());
+        self.claiming.spawn(async move {
+            tokio::time::sleep(pause).await;
+            let appended = log.append(&to, claim.record()).await;
+            (claim, appended)
+        });
+    }
+
+    /// A claim was appended, or another try is needed.
+    fn claim_appended(&mut self, claim: FrontierEntry, appended: Result<Appended, AppendError>) {
+        let Err(error) = appended else { return };
+        if self.claimant.owns() {
+            return;
+        }
+        tracing::debug!(partition = %self.frontier, %error, "a claim was not appended and is tried again");
+        let again = if matches!(error, AppendError::NotPersisted(_)) { claim } else { self.claimant.claim(InstanceId::random()) };
+        self.append_claim(again, AGAIN);
+    }
+
     /// False: the partition is lost.
     fn takes(&mut self, read: Read) -> bool {
         let entries = match read {
@@ -271,7 +292,6 @@ impl Keeper {
             match self.claimant.read(offset, &record.key, entry) {
                 None => {}
                 Some(Heard::Claimed) => {
-                    self.claiming.abort_all();
                     tracing::info!(partition = %self.ownership.of, epoch = %offset, "claimed a partition");
                     self.ownership.claimed(self.claimant.commits().clone());
                 }
@@ -290,7 +310,7 @@ impl Keeper {
         if let Some(open) = self.open.remove(&sequence) {
             drop(open.answer.send(Ok(open.sent)));
         }
-        for key in self.claimant.needless(sequence) {
+        for key in self.claimant.needless() {
             // One that gets lost is removed by the next owner.
             drop(self.log.append(&self.frontier, Record { key, value: None }));
         }
@@ -329,13 +349,5 @@ impl Keeper {
             let why = "the commit was read back too late to prove anything: the log has been compacted meanwhile";
             drop(open.answer.send(Err(LogError::Unavailable(why.to_owned()))));
         }
-    }
-}
-
-/// Appends a claim until the log has it. Where an acknowledgement was lost, it may have it twice; the first counts.
-async fn append_claim(log: Arc<dyn Log>, to: TopicPartition, claim: Record) {
-    while let Err(error) = log.append(&to, claim.clone()).await {
-        tracing::debug!(partition = %to, %error, "a claim was not appended and is tried again");
-        tokio::time::sleep(AGAIN).await;
     }
 }

@@ -344,8 +344,9 @@ impl From<&FrontierEntry> for proto::FrontierEntry {
         let commit = |(of, committed): &(TopicPartition, Committed)| proto::Commit { place: place(of, committed.offset), metadata: committed.metadata.clone() };
         let kind = match entry {
             FrontierEntry::Claim(by) => proto::FrontierKind::Claim(proto::Fence { instance: Bytes::copy_from_slice(by.as_bytes()) }),
-            FrontierEntry::Commit { epoch, sequence, commits } => {
-                proto::FrontierKind::Commits(proto::Commits { epoch: epoch.get(), sequence: *sequence, commits: commits.iter().map(commit).collect() })
+            FrontierEntry::Commit { epoch, sequence, slot, commits } => {
+                let commits = commits.iter().map(commit).collect();
+                proto::FrontierKind::Commits(proto::Commits { epoch: epoch.get(), sequence: *sequence, slot: *slot, commits })
             }
         };
         Self { kind: Some(kind) }
@@ -367,7 +368,7 @@ impl TryFrom<proto::FrontierEntry> for FrontierEntry {
             }
             Some(proto::FrontierKind::Commits(said)) => {
                 let commits = said.commits.into_iter().map(commit).collect();
-                Ok(Self::Commit { epoch: Offset::new(said.epoch), sequence: said.sequence, commits })
+                Ok(Self::Commit { epoch: Offset::new(said.epoch), sequence: said.sequence, slot: said.slot, commits })
             }
             None => Err(Unreadable("neither a claim nor a commit")),
         }

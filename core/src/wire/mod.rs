@@ -129,7 +129,7 @@ pub struct RecordedEntry {
     pub offset: Offset,
 }
 
-/// An entry of a stateful component's `frontier` topic. Each has a key of its own, so that compaction removes none that was not removed on purpose.
+/// An entry of a stateful component's `frontier` topic. Compaction goes by their keys; which may be used again, and when, is in [`crate::assigned`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FrontierEntry {
     /// The partition is this claimant's from here on: its offset is the epoch.
@@ -140,23 +140,20 @@ pub enum FrontierEntry {
         epoch: Offset,
         /// Counts the commits of the epoch, from 1: a later one may be stored before an earlier one.
         sequence: u64,
+        /// What tells the keys of an epoch's commits apart: one of a few numbers.
+        slot: u32,
         /// All that it has committed, not only what is new.
         commits: Vec<(TopicPartition, Committed)>,
     },
 }
 
 impl FrontierEntry {
-    /// The key of its record: the same for a claim that is appended twice, because it was not known whether it was.
+    /// The key of its record.
     pub fn key(&self) -> Bytes {
         match self {
             Self::Claim(by) => [b"claim ", &by.as_bytes()[..]].concat().into(),
-            Self::Commit { epoch, sequence, .. } => Self::commit_key(*epoch, *sequence),
+            Self::Commit { epoch, slot, .. } => [&epoch.get().to_be_bytes()[..], &slot.to_be_bytes()].concat().into(),
         }
-    }
-
-    /// The key of a commit.
-    pub fn commit_key(epoch: Offset, sequence: u64) -> Bytes {
-        [&epoch.get().to_be_bytes()[..], &sequence.to_be_bytes()].concat().into()
     }
 
     /// Its record.
@@ -320,7 +317,7 @@ mod tests {
         let entry = RecordedEntry { id, epoch: offset, digest: [1; 32], partition: at, offset };
         assert_eq!(RecordedEntry::decode(entry.encode()), Ok(entry));
         let commits = vec![(Topic::new("c").partition(2), Committed { offset, metadata: "a note".to_owned() })];
-        for entry in [FrontierEntry::Claim(InstanceId::random()), FrontierEntry::Commit { epoch: offset, sequence: 7, commits }] {
+        for entry in [FrontierEntry::Claim(InstanceId::random()), FrontierEntry::Commit { epoch: offset, sequence: 7, slot: 2, commits }] {
             assert_eq!(FrontierEntry::decode(entry.encode()), Ok(entry));
         }
         let parked = ParkedCall {

@@ -236,6 +236,8 @@ pub(super) struct Commits {
     pub sequence: u64,
     #[prost(message, repeated, tag = "3")]
     pub commits: Vec<Commit>,
+    #[prost(uint32, tag = "4")]
+    pub slot: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -55,12 +55,10 @@ impl World {
     }
 
     pub(crate) fn claim(&mut self, index: usize) {
-        let mut me = [0; 16];
-        me[..8].copy_from_slice(&self.random.next().to_be_bytes());
         let claim = &mut self.boxes[index].claim;
         claim.which += 1;
         claim.open.clear();
-        claim.claimant = Some(Claimant::new(InstanceId::from_bytes(me)));
+        claim.claimant = Some(Claimant::default());
         let (which, number, life) = (claim.which, self.ordinal_of(index), self.boxes[index].life());
         let job = Job { number, tenure: 0, outlives: true, work: Work::Claim(which), pause: 20 * MS };
         self.after(0, Event::ToBox(life, Inbox::Go(job)));
@@ -68,9 +66,12 @@ impl World {
 
     /// The claim is appended, until it has been read.
     pub(crate) fn append_claim(&mut self, index: usize, job: Job, which: u64) {
-        let claim = &self.boxes[index].claim;
-        let Some(claimant) = claim.claimant.as_ref().filter(|claimant| claim.which == which && !claimant.owns()) else { return };
-        let (entry, life, number) = (claimant.claim(), self.boxes[index].life(), job.number);
+        let mut by = [0; 16];
+        by[..8].copy_from_slice(&self.random.next().to_be_bytes());
+        let claim = &mut self.boxes[index].claim;
+        let Some(claimant) = claim.claimant.as_mut().filter(|claimant| claim.which == which && !claimant.owns()) else { return };
+        let entry = claimant.claim(InstanceId::from_bytes(by));
+        let (life, number) = (self.boxes[index].life(), job.number);
         self.append(life, Place::Frontier(number), Value::Frontier(entry), job, None);
     }
 
@@ -124,7 +125,7 @@ impl World {
                     return false;
                 }
                 Some(Heard::Committed(sequence)) => {
-                    claimant.needless(sequence);
+                    claimant.needless();
                     if let Some(sent) = claim.open.remove(&sequence) {
                         self.at(self.now, Event::ToBox(life, Inbox::Committed(Ok(moment(sent)))));
                         self.frontier_grows(number);
@@ -153,7 +154,7 @@ impl World {
     /// What the next claimant would find.
     pub(crate) fn committed_by_ordinal(&self, number: u32) -> (Option<Committed>, Option<Committed>) {
         let place = Place::Frontier(number);
-        let mut claimant = Claimant::new(InstanceId::from_bytes([0; 16]));
+        let mut claimant = Claimant::default();
         for (at, _, value) in self.log.range(place, Offset::default(), self.log.end(place)) {
             if let Value::Frontier(entry) = value {
                 claimant.read(at, &entry.key(), Some(entry));
