@@ -42,8 +42,8 @@ pub struct Claimant {
     free: BTreeSet<u32>,
     /// Slots that were ever used.
     slots: u32,
-    /// The slot of the last commit that was made.
-    made: Option<u32>,
+    /// The highest number of those of its commits that were made, and its slot.
+    made: Option<(u64, u32)>,
 }
 
 impl Claimant {
@@ -114,8 +114,12 @@ impl Claimant {
             (FrontierEntry::Claim(_), Some(_)) => self.loses(),
             (FrontierEntry::Commit { epoch, sequence, slot, .. }, Some(mine)) if epoch == mine => {
                 let made = sequence > self.unproven;
-                // One that was not made, or the one that was made before.
-                self.free.extend(if made { self.made.replace(slot) } else { Some(slot) });
+                if made && self.made.is_none_or(|(last, _)| last < sequence) {
+                    self.free.extend(self.made.replace((sequence, slot)).map(|(_, before)| before));
+                } else {
+                    // It was not made, or comes behind a later one.
+                    self.free.insert(slot);
+                }
                 made.then_some(Heard::Committed(sequence))
             }
             (FrontierEntry::Commit { epoch, .. }, Some(mine)) if epoch > mine && planted!(ClaimOverlooked) => None,
@@ -210,6 +214,10 @@ mod tests {
         assert!(![one.key(), two.key()].contains(&three.key()), "the first may come late, the second is the last that was made");
         assert!(hear(&mut claimant, 2, three.clone()).is_some());
         assert_eq!(claimant_commit(&mut claimant, 4).key(), two.key());
+        // The first comes late: its key is free, and the last that was made is still not.
+        assert!(hear(&mut claimant, 3, one.clone()).is_some());
+        assert_eq!(claimant_commit(&mut claimant, 5).key(), one.key());
+        assert!(![one.key(), two.key(), three.key()].contains(&claimant_commit(&mut claimant, 6).key()));
     }
 
     fn claimant_commit(claimant: &mut Claimant, n: u64) -> FrontierEntry {

@@ -4,7 +4,8 @@
 //! on what every log promises: that all readers see the same records in the same order.
 //!
 //! 1. A claimant appends a *claim* to its frontier partition. The claim's offset is the *epoch*.
-//! 2. It reads the partition up to its claim. The last commit of the highest epoch that has one is where it goes on. What a former owner may append later is never made (3).
+//! 2. It reads the partition up to its claim. The last commit of the highest epoch that has one is where it goes on. One that was
+//!    appended too late to be made may be among them, where nobody newer has one: then nobody newer has begun anything, and it says what is true of who was last to do so.
 //! 3. It commits by appending a record with its epoch, and takes the commit for made when it has *read it back with no newer claim before it*. The claims and commits of a
 //!    partition have one order, so of two owners the older one has no commit made after the newer one's claim.
 //! 4. Whoever reads a newer claim than its own has lost the partition, for good.

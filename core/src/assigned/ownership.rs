@@ -52,8 +52,15 @@ impl Ownership {
         let (asks, asked) = mpsc::unbounded_channel();
         let state = State { events: Some(events.clone()), asks: Some(asks), commits: None, feed: None, last_run: 0 };
         let ownership = Arc::new(Self { log: Arc::clone(&log), of, state: Mutex::new(state) });
-        let keeper =
-            Keeper { ownership: Arc::clone(&ownership), log, frontier, claimant: Claimant::default(), open: BTreeMap::new(), appends: JoinSet::new(), claiming: JoinSet::new() };
+        let keeper = Keeper {
+            ownership: Arc::clone(&ownership),
+            log,
+            frontier,
+            claimant: Claimant::default(),
+            open: BTreeMap::new(),
+            appends: JoinSet::new(),
+            claiming: JoinSet::new(),
+        };
         tokio::spawn(async move {
             let keep = keeper.keep(asked);
             tokio::select! {

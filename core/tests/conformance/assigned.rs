@@ -108,10 +108,15 @@ pub async fn the_newest_claim_wins_and_the_older_owner_is_told(fixture: impl Fix
     assert!(matches!(fenced, Err(LogError::Fenced(_))), "{fenced:?}");
     old.until(|m| m.lost.contains(&of)).await;
     assert_eq!(old.membership.next().await, None, "and that is all");
-    // The next claimant goes on from the new owner's, and from the old one's where that has none: what came too late counts for nothing.
+    // Before the new owner has committed anything, nothing but what the old one knew can be said; what that appended too late is as good as what it committed.
     drop(new);
     let (_third, third) = claimed.claim(1).await;
-    assert_eq!(third.owned[&of].committed, Some(commit(1, "old")));
+    let inherited = third.owned[&of].committed.clone();
+    assert!([Some(commit(1, "old")), Some(commit(2, "too late"))].contains(&inherited), "{inherited:?}");
+    third.membership.control().commit(vec![(of.clone(), commit(1, "new"))]).await.unwrap();
+    drop(third);
+    let (_fourth, fourth) = claimed.claim(1).await;
+    assert_eq!(fourth.owned[&of].committed, Some(commit(1, "new")), "of the highest epoch, whatever offsets are said");
 }
 
 pub async fn many_claimants_at_once_leave_one_owner(fixture: impl Fixture) {
