@@ -10,6 +10,9 @@
 //!    partition have one order, so of two owners the older one has no commit made after the newer one's claim.
 //! 4. Whoever reads a newer claim than its own has lost the partition, for good.
 //!
+//! A claimant that reads its claim when a newer one is there already may find that what it would inherit has been removed for the newer one's sake. It hears of that one before it
+//! could commit anything, and begins nothing.
+//!
 //! The newest claim wins, however it comes to be there: an old process that goes on, and a new one with the same ordinal, never both have a lease after the newer claim. Two that
 //! are started again and again take the partition from each other in turn; that is a mistake in how they are started.
 //!

@@ -96,6 +96,15 @@ impl Ownership {
         state.send(GroupEvent::Assigned(vec![Assignment { partition: self.of.clone(), committed, former_is_gone: false }]));
     }
 
+    /// It was lost before its user could be told that it had it. Both are said, and nothing of what was committed.
+    fn never_owned(&self) {
+        let assignment = Assignment { partition: self.of.clone(), committed: None, former_is_gone: false };
+        let mut state = self.state();
+        state.send(GroupEvent::Assigned(vec![assignment]));
+        drop(state);
+        self.lost();
+    }
+
     fn lost(&self) {
         let mut state = self.state();
         state.send(GroupEvent::Lost(vec![self.of.clone()]));
@@ -287,6 +296,7 @@ impl Keeper {
             // The next record tells.
             Read::Truncated { .. } => return true,
         };
+        let mut claimed = false;
         for Entry { offset, record, .. } in entries {
             let entry = match record.value.clone().map(FrontierEntry::decode) {
                 None => None,
@@ -300,15 +310,23 @@ impl Keeper {
                 None => {}
                 Some(Heard::Claimed) => {
                     tracing::info!(partition = %self.ownership.of, epoch = %offset, "claimed a partition");
-                    self.ownership.claimed(self.claimant.commits().clone());
+                    claimed = true;
                 }
                 Some(Heard::Committed(sequence)) => self.committed(sequence),
                 Some(Heard::Superseded) => {
                     tracing::warn!(partition = %self.ownership.of, %offset, "another process has claimed a partition that this one had");
-                    self.ownership.lost();
+                    if !claimed {
+                        self.ownership.lost();
+                    } else {
+                        self.ownership.never_owned();
+                    }
                     return false;
                 }
             }
+        }
+        // Not before all that came with it is read: a newer claim may be there already, and what lay before ours may have been removed for that one's sake.
+        if claimed {
+            self.ownership.claimed(self.claimant.commits().clone());
         }
         true
     }
