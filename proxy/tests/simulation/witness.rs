@@ -70,8 +70,6 @@ struct Tenure {
     number: u32,
     /// Whose: which box, and which process of it.
     life: Life,
-    /// When its fence came to lie in the log, and where. The last one, if there are several.
-    index: usize,
     /// When its fence came to lie in the log, and where. If there are several, the last one before the owner knew of it: that one is its epoch.
     fence: Option<(Time, Offset)>,
     /// Its owner knows its epoch.
@@ -209,9 +207,7 @@ impl Witness {
     // Tenures.
 
     pub(crate) fn assigned(&mut self, tenure: u64, number: u32, life: Life) {
-        self.tenures.insert(tenure, Tenure { number, life, fence: None, released: false, attempts: BTreeMap::new() });
-    pub(crate) fn assigned(&mut self, tenure: u64, number: u32, index: usize) {
-        self.tenures.insert(tenure, Tenure { number, index, fence: None, serves: false, released: false, attempts: BTreeMap::new() });
+        self.tenures.insert(tenure, Tenure { number, life, fence: None, serves: false, released: false, attempts: BTreeMap::new() });
     }
 
     /// Its owner knows that its fence is there.

@@ -84,26 +84,6 @@ pub async fn serve(service: Service, stop: CancellationToken) -> Result<(), Supe
     let mut consumer = Consumer::new(&service, membership);
     loop {
         match consumer.run(&stop).await {
-        let there = wait_for(&service.app);
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            () = there => {}
-        }
-        let name = service.topics.calls.as_str().to_owned();
-        match service.served.ordinal {
-            Some(ordinal) => {
-                tracing::info!(component = %service.served.name, ordinal, app = %service.served.app, "the app accepts connections; claims its ordinal")
-            }
-            None => tracing::info!(component = %service.served.name, app = %service.served.app, "the app accepts connections; joined the group"),
-        }
-        let membership = service.log.join(GroupSpec {
-            name,
-            topics: vec![service.topics.calls.clone()],
-            session_timeout: service.limits.session_timeout,
-            release_timeout: service.limits.drain + Duration::from_secs(15),
-            lease: service.limits.lease,
-        });
-        match Consumer::new(&service, membership).run(&stop).await {
             Left::Stopped => return Ok(()),
             Left::Superseded => return Err(Superseded { name: service.served.name.clone(), ordinal: service.served.ordinal.unwrap_or_default() }),
             Left::AppAway => {}
@@ -122,7 +102,9 @@ async fn join(service: &Service, stop: &CancellationToken) -> Option<Membership>
         () = there => {}
     }
     match service.served.ordinal {
-        Some(ordinal) => tracing::info!(component = %service.served.name, ordinal, app = %service.served.app, "the app accepts connections; claims its ordinal"),
+        Some(ordinal) => {
+            tracing::info!(component = %service.served.name, ordinal, app = %service.served.app, "the app accepts connections; claims its ordinal")
+        }
         None => tracing::info!(component = %service.served.name, app = %service.served.app, "the app accepts connections; joined the group"),
     }
     Some(service.log.join(GroupSpec {
