@@ -65,6 +65,28 @@ fn an_app_gets_what_it_needs_to_find_its_proxy() {
 }
 
 #[test]
+fn replicas_of_a_stateful_component_are_ordinals() {
+    let script = "BLUEBOX_BOX=app-$BLUEBOX_ORDINAL exec python3 app.py";
+    let mut up = Place::with(&format!("boxes:\n  app: {{command: [sh, -c, '{script}'], class: stateful, replicas: 2}}\n")).up();
+    up.wait_until_up();
+    for ordinal in [1, 0, 1] {
+        assert_eq!(up.get(&format!("http://app-{ordinal}.app/x")), (200, format!("app-{ordinal} /x")));
+    }
+    assert_eq!(up.get("http://app-2.app/x").0, 400, "there can be as many as there are replicas");
+    let before = up.unit("app-1").unwrap();
+    send(before.proxy, Signal::SIGKILL);
+    up.wait_for_restart("app-1", 1);
+    assert_eq!(up.get("http://app-1.app/y"), (200, "app-1 /y".to_owned()));
+    // In order, too: what is there afterwards is the same ordinal's.
+    up.signal(Signal::SIGINT);
+    let mut up = up.ended_in_place().up();
+    up.wait_until_up();
+    assert_eq!(up.get("http://app-1.app/z"), (200, "app-1 /z".to_owned()));
+    let asked: Vec<_> = up.ledger().iter().map(|line| line.split(' ').take(2).collect::<Vec<_>>().join(" ")).collect();
+    assert_eq!(asked, ["app-1 /x", "app-0 /x", "app-1 /x", "app-1 /y", "app-1 /z"]);
+}
+
+#[test]
 fn a_killed_app_takes_its_proxy_with_it_and_both_start_again() {
     let mut up = Place::with(ONE_BOX).up();
     up.wait_until_up();

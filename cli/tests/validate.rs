@@ -33,6 +33,18 @@ bluebox.yaml:4:11: boxes.cart.port: `99999`: a port is a number from 1 to 65535
 }
 
 #[test]
+fn ordinals_that_can_never_be() {
+    let (code, said) = validate("boxes:\n  app: {command: [python3, app.py], class: stateful, replicas: 3, partitions: 2}\n");
+    assert_eq!(code, Some(1));
+    assert!(
+        said.contains("2:3: boxes.app: `app` is stateful: with 2 partitions it can have 2 ordinals, and there are 3 replicas; say `partitions: 3` or more"),
+        "{said}"
+    );
+    let (code, said) = validate("boxes:\n  app: {command: [python3, app.py], class: stateful, replicas: 3, partitions: 4}\n");
+    assert_eq!(code, Some(0), "{said}");
+}
+
+#[test]
 fn limits_that_contradict_each_other() {
     let (code, said) = validate("boxes:\n  cart: {command: [python3, app.py], ttl: 100h}\n");
     assert_eq!(code, Some(1));

@@ -36,14 +36,21 @@ impl CallId {
 
     /// The id of a call that its caller named with an `Idempotency-Key`: the same for every retry of it, from any replica.
     ///
-    /// Two callers, two callees or two ordering keys never share one.
-    pub fn keyed(caller: &ComponentName, callee: &ComponentName, ordering_key: Option<&[u8]>, key: &[u8]) -> Self {
+    /// Two callers, two callees, two ordinals of one callee or two ordering keys never share one.
+    pub fn keyed(caller: &ComponentName, callee: &ComponentName, ordinal: Option<u32>, ordering_key: Option<&[u8]>, key: &[u8]) -> Self {
         let mut hash = Sha256::new();
-        let none = ordering_key.is_none();
-        for part in [caller.as_str().as_bytes(), callee.as_str().as_bytes(), &[u8::from(none)], ordering_key.unwrap_or_default(), key] {
-            // Lengths first: ("ab", "c") and ("a", "bc") are different calls.
+        // Lengths first: ("ab", "c") and ("a", "bc") are different calls.
+        let mut part = |part: &[u8]| {
             hash.update((part.len() as u64).to_be_bytes());
             hash.update(part);
+        };
+        part(caller.as_str().as_bytes());
+        part(callee.as_str().as_bytes());
+        part(&[u8::from(ordering_key.is_none())]);
+        part(ordering_key.unwrap_or_default());
+        part(key);
+        if let Some(ordinal) = ordinal {
+            part(&ordinal.to_be_bytes());
         }
         let mut id = [0; 16];
         id.copy_from_slice(&hash.finalize()[..16]);
@@ -158,17 +165,19 @@ mod tests {
         let name = |n| ComponentName::try_new(n).unwrap();
         let (a, b) = (name("a"), name("b"));
         let ids = [
-            CallId::keyed(&a, &b, None, b"k"),
-            CallId::keyed(&b, &a, None, b"k"),
-            CallId::keyed(&a, &b, Some(b""), b"k"),
-            CallId::keyed(&a, &b, Some(b"k"), b""),
-            CallId::keyed(&a, &b, None, b"l"),
+            CallId::keyed(&a, &b, None, None, b"k"),
+            CallId::keyed(&b, &a, None, None, b"k"),
+            CallId::keyed(&a, &b, None, Some(b""), b"k"),
+            CallId::keyed(&a, &b, None, Some(b"k"), b""),
+            CallId::keyed(&a, &b, None, None, b"l"),
+            CallId::keyed(&a, &b, Some(0), None, b"k"),
+            CallId::keyed(&a, &b, Some(1), None, b"k"),
         ];
         for (i, x) in ids.iter().enumerate() {
             for y in &ids[i + 1..] {
                 assert_ne!(x, y);
             }
         }
-        assert_eq!(ids[0], CallId::keyed(&a, &b, None, b"k"));
+        assert_eq!(ids[0], CallId::keyed(&a, &b, None, None, b"k"));
     }
 }

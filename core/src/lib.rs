@@ -10,9 +10,11 @@
 //! - [`call`]: the call and its outcome as values.
 //! - [`wire`]: how both are written into records.
 //! - [`log`]: the pub/sub substrate: topics of partitions of ordered records, groups, commits.
+//! - [`assigned`]: an owner for a partition that no group shares out.
 //! - [`clock`]: the clocks that the promises are kept by.
 //! - [`faults`]: faults on purpose, for tests only.
 
+pub mod assigned;
 pub mod call;
 pub mod clock;
 pub mod faults;

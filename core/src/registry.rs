@@ -16,7 +16,7 @@ use crate::ComponentName;
 pub enum Class {
     /// Stateless: any replica takes any call.
     Service,
-    /// A call goes to the replica of its partition.
+    /// A call goes to one ordinal: partition *i* is ordinal *i*'s.
     Stateful,
     /// A call goes to the owner of its actor's bucket.
     Actor,
@@ -39,7 +39,7 @@ pub enum Streams {
 pub struct Component {
     /// Its class; fixed.
     pub class: Class,
-    /// Partitions of its topics; fixed.
+    /// Partitions of its topics; fixed. Of a stateful component: how many ordinals it can ever have.
     pub partitions: u32,
     /// The ports at which it can be called; a call to another port of the same name is passed through.
     #[serde(default = "default_ports")]
@@ -50,7 +50,7 @@ pub struct Component {
     /// What becomes of exchanges that can't be durable.
     #[serde(default)]
     pub streams: Streams,
-    /// Where a box of it can be reached without the log: `host:port`. Only for `streams: pass`.
+    /// Where a box of it can be reached without the log: `host:port`. Only for `streams: pass`. Of a stateful component, in the order of its ordinals.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub direct: Vec<String>,
 }
@@ -148,10 +148,33 @@ impl Registry {
         self.components.get_key_value(name)
     }
 
+    /// The component that a host names, in lower case: by its name or, for a stateful one, as `NAME-2.NAME`, which is one ordinal of it. Whether it can have that
+    /// ordinal is for the caller to see.
+    pub fn find(&self, host: &str) -> Option<(&ComponentName, &Component, Option<u32>)> {
+        if let Some((name, component)) = self.get(host) {
+            return Some((name, component, None));
+        }
+        let (name, ordinal) = ordinal_of(host)?;
+        self.get(name).filter(|(_, component)| component.class == Class::Stateful).map(|(name, component)| (name, component, Some(ordinal)))
+    }
+
     /// All components, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&ComponentName, &Component)> {
         self.components.iter()
     }
+}
+
+/// Name and ordinal of a host `NAME-2.NAME`, as the pods of a StatefulSet are called behind their Service; `None` for any other.
+pub fn ordinal_of(host: &str) -> Option<(&str, u32)> {
+    let (pod, name) = host.split_once('.')?;
+    let digits = pod.strip_prefix(name)?.strip_prefix('-')?;
+    // As a StatefulSet writes it: `02` is no ordinal's.
+    let canonical = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) && (digits == "0" || !digits.starts_with('0'));
+    if !canonical || ComponentName::try_new(name).is_err() {
+        return None;
+    }
+    // One that is too large for a number is larger than every ordinal.
+    Some((name, digits.parse().unwrap_or(u32::MAX)))
 }
 
 /// A record of the registry that makes no sense.
@@ -175,3 +198,37 @@ pub const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
 
 /// How long a caller's connection is held if nothing else is said: 5 min.
 pub const DEFAULT_WAIT: Duration = Duration::from_secs(300);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_names_an_ordinal_as_a_stateful_set_does() {
+        for (host, is) in [
+            ("app-0.app", Some(("app", 0))),
+            ("app-12.app", Some(("app", 12))),
+            ("a-1-2.a-1", Some(("a-1", 2))),
+            ("app-99999999999.app", Some(("app", u32::MAX))),
+        ] {
+            assert_eq!(ordinal_of(host), is, "{host}");
+        }
+        for host in ["app", "app-2", "app-.app", "app-02.app", "app-+2.app", "app-2.web", "app2.app", "app-2.app.svc", "-2.", "bluebox-2.bluebox", ""] {
+            assert_eq!(ordinal_of(host), None, "{host}");
+        }
+    }
+
+    #[test]
+    fn only_a_stateful_component_has_ordinals() {
+        let mut registry = Registry::default();
+        for (name, class) in [("app", Class::Stateful), ("web", Class::Service)] {
+            let component = Component { class, ..Component::default() };
+            registry.apply(name.as_bytes(), Some(&serde_json::to_vec(&component).unwrap())).unwrap();
+        }
+        let find = |host| registry.find(host).map(|(name, _, ordinal)| (name.as_str(), ordinal));
+        assert_eq!(find("app"), Some(("app", None)));
+        assert_eq!(find("app-3.app"), Some(("app", Some(3))));
+        assert_eq!(find("web"), Some(("web", None)));
+        assert_eq!((find("web-3.web"), find("x-1.x")), (None, None));
+    }
+}

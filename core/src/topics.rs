@@ -5,6 +5,7 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha256};
 
 use crate::log::{Topic, TopicSpec};
+use crate::registry::Class;
 use crate::{CallId, ComponentName, planted};
 
 /// The registry's topic, and the start of the name of every other one. Several installations on one Kafka have a prefix each.
@@ -54,13 +55,14 @@ impl Prefix {
             control: topic("control"),
             recorded: topic("recorded"),
             dead_letters: topic("dead-letters"),
+            frontier: topic("frontier"),
             bulk: topic("bulk"),
             replies: topic("replies"),
         }
     }
 }
 
-/// The topics of one component. The first five have its number of partitions, and partition *i* of each belongs to the owner of partition *i* of `calls`.
+/// The topics of one component. The first six have its number of partitions, and partition *i* of each belongs to the owner of partition *i* of `calls`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topics {
     /// The calls to it; its group has the same name.
@@ -73,6 +75,8 @@ pub struct Topics {
     pub recorded: Topic,
     /// Calls that were given up, with their bodies.
     pub dead_letters: Topic,
+    /// Of a stateful component: who owns an ordinal, and what it has committed; compacted. Other classes have groups for that.
+    pub frontier: Topic,
     /// Large bodies of the calls that this component *makes* and of the outcomes that it gives.
     pub bulk: Topic,
     /// Outcomes of the calls that this component *makes*.
@@ -104,15 +108,19 @@ pub const REPLY_PARTITIONS: u32 = 8;
 
 impl Topics {
     /// What must be made before the component can be *called*.
-    pub fn callee_specs(&self, partitions: u32, keep: &Retention) -> Vec<TopicSpec> {
+    pub fn callee_specs(&self, class: Class, partitions: u32, keep: &Retention) -> Vec<TopicSpec> {
         let spec = |topic: &Topic, retention, compacted| TopicSpec { topic: topic.clone(), partitions, retention: Some(retention), compacted };
-        vec![
+        let mut specs = vec![
             spec(&self.calls, keep.calls, false),
             spec(&self.parked, keep.calls, false),
             spec(&self.control, Duration::from_secs(3600), false),
             spec(&self.recorded, keep.recorded, true),
             spec(&self.dead_letters, keep.dead_letters, false),
-        ]
+        ];
+        if class == Class::Stateful {
+            specs.push(TopicSpec { topic: self.frontier.clone(), partitions, retention: None, compacted: true });
+        }
+        specs
     }
 
     /// What must be made before the component can *call*, or answer at length.
@@ -122,7 +130,7 @@ impl Topics {
     }
 }
 
-/// The partition of a call: by its ordering key if it has one, else by its id.
+/// The partition of a call to no ordinal: by its ordering key if it has one, else by its id.
 ///
 /// The number of partitions of a topic never changes, because this maps by it.
 pub fn partition_of(id: &CallId, ordering_key: Option<&[u8]>, partitions: u32) -> u32 {

@@ -62,6 +62,13 @@ impl ProxySpec {
         supervised
     }
 
+    /// Starts it, and waits until it ends by itself: how, and what it said.
+    pub async fn ends(self) -> (ExitStatus, String) {
+        let mut process = Process::start(&self.label, self.command(), &self.directory);
+        let status = eventually("a proxy ends by itself", || std::future::ready(process.ended())).await;
+        (status, process.said())
+    }
+
     /// Where it will take calls.
     pub fn address(&self) -> SocketAddr {
         self.listen
@@ -156,6 +163,11 @@ impl Proxy {
     /// SIGTERM, and how it ends.
     pub async fn terminate(&mut self) -> ExitStatus {
         self.process.take().unwrap().terminate().await
+    }
+
+    /// Waits until it has ended by itself, and says how.
+    pub async fn ended(&mut self) -> ExitStatus {
+        self.process.take().unwrap().exit().await
     }
 
     /// Sends it a signal.

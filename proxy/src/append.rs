@@ -42,9 +42,11 @@ pub fn check_health(log: &dyn Log) -> Result<(), Problem> {
     }
 }
 
-/// Appends a call to the partition that its ordering key or its id gives. The append is under way when this returns.
-pub fn append(log: &dyn Log, topics: &Topics, partitions: u32, call: Call) -> Accepting {
-    let partition = topics.calls.partition(partition_of(&call.id, call.ordering_key.as_deref(), partitions));
+/// Appends a call to the partition of the ordinal that its caller named, else to that which its ordering key or its id gives. The append is under way when this
+/// returns.
+pub fn append(log: &dyn Log, topics: &Topics, partitions: u32, ordinal: Option<u32>, call: Call) -> Accepting {
+    let number = ordinal.unwrap_or_else(|| partition_of(&call.id, call.ordering_key.as_deref(), partitions));
+    let partition = topics.calls.partition(number);
     let id = call.id;
     let append = Some(log.append(&partition, Record::new(CallsEntry::Call(Box::new(call)).encode())));
     Accepting { id, partition, append, accepted: None, cancel: None }

@@ -48,6 +48,8 @@ pub struct Served {
     pub name: ComponentName,
     /// What the registry is to say of it.
     pub component: Component,
+    /// Which ordinal of a stateful component this box is, from 0; `None` for other classes.
+    pub ordinal: Option<u32>,
     /// Where the app listens; loopback.
     pub app: SocketAddr,
     /// What the app speaks.

@@ -26,6 +26,8 @@ const LONGEST_KEY_BYTES: usize = 255;
 pub struct Destination {
     /// Who is called.
     pub callee: ComponentName,
+    /// Which ordinal of a stateful component, if the host names one.
+    pub ordinal: Option<u32>,
     /// The authority that the caller named.
     pub authority: String,
     /// The request target in origin form, or `*`.
@@ -56,6 +58,8 @@ pub struct Draft {
     pub digest: Option<Sha256>,
     /// The method.
     pub method: Method,
+    /// Which ordinal it goes to, if the caller named one.
+    pub ordinal: Option<u32>,
     says_length: bool,
     caller: ComponentName,
     destination: Destination,
@@ -79,7 +83,7 @@ impl Draft {
         let ordering_key = single(&headers, &fields::ORDERING_KEY, |_| true)?;
 
         let id = match &key {
-            Some(key) => CallId::keyed(caller.name, &destination.callee, ordering_key.as_deref(), key),
+            Some(key) => CallId::keyed(caller.name, &destination.callee, destination.ordinal, ordering_key.as_deref(), key),
             None => CallId::random(),
         };
         let keyed = key.is_some();
@@ -93,7 +97,21 @@ impl Draft {
         let ttl = if nobody_asks_later { wait } else { limits.ttl };
 
         fields::strip_request(&mut headers);
-        Ok(Self { id, preferences, hold, keyed, digest, says_length, method, caller: caller.name.clone(), destination, ordering_key, ttl, headers })
+        Ok(Self {
+            id,
+            preferences,
+            hold,
+            keyed,
+            digest,
+            says_length,
+            method,
+            ordinal: destination.ordinal,
+            caller: caller.name.clone(),
+            destination,
+            ordering_key,
+            ttl,
+            headers,
+        })
     }
 
     /// The call, with its body, which is durable or in memory. Also gives back the share of memory that the body has.
@@ -177,7 +195,8 @@ mod tests {
         for (name, value) in fields {
             request = request.header(*name, *value);
         }
-        let destination = Destination { callee: ComponentName::try_new("cart").unwrap(), authority: "cart".to_owned(), target: "/items".to_owned() };
+        let destination =
+            Destination { callee: ComponentName::try_new("cart").unwrap(), ordinal: None, authority: "cart".to_owned(), target: "/items".to_owned() };
         let name = ComponentName::try_new("web").unwrap();
         Draft::new(request.body(()).unwrap().into_parts().0, destination, Caller { name: &name, shared_by_callers: shared }, &Outbound::default())
     }

@@ -67,6 +67,7 @@ use crate::config::ProxyConfig;
 use crate::dns::addresses::Addresses;
 use crate::dns::resolve::Resolver;
 use crate::drain::Drain;
+use crate::inbound::Superseded;
 use crate::metrics::Metrics;
 use crate::names::Names;
 use crate::outbound::OutboundSide;
@@ -90,6 +91,9 @@ pub enum RunError {
     /// What is there contradicts what this box is told to be.
     #[error(transparent)]
     Register(#[from] RegisterError),
+    /// It is an ordinal no more.
+    #[error(transparent)]
+    Superseded(#[from] Superseded),
     /// A part of it has ended that never ends by itself: a mistake in this program.
     #[error("{what} ended by itself ({how}); this is a mistake in Bluebox: the proxy ends, to be started afresh")]
     Ended {
@@ -270,6 +274,10 @@ impl Proxy {
                 // None of these ends before it is told to. A proxy without one of them must not live on.
                 Some(ended) = beside.join_next() => break Err(ended_by_itself("what reads replies", ended)),
                 Some(ended) = calls_in.join_next() => {
+                    let ended = match ended {
+                        Ok(Err(superseded)) => break Err(superseded.into()),
+                        ended => ended.map(drop),
+                    };
                     if !draining || ended.is_err() {
                         break Err(ended_by_itself("what delivers calls", ended));
                     }
@@ -299,14 +307,16 @@ impl Proxy {
 }
 
 /// Runs something when the registry has this box's components, and so their topics are there.
-async fn once_registered(mut directory: watch::Receiver<Directory>, stop: CancellationToken, then: impl Future<Output = ()>) {
+async fn once_registered(
+    mut directory: watch::Receiver<Directory>,
+    stop: CancellationToken,
+    then: impl Future<Output = Result<(), Superseded>>,
+) -> Result<(), Superseded> {
     let registered = tokio::select! {
-        () = stop.cancelled() => return,
+        () = stop.cancelled() => return Ok(()),
         found = directory.wait_for(|directory| directory.registered) => found.is_ok(),
     };
-    if registered {
-        then.await;
-    }
+    if registered { then.await } else { Ok(()) }
 }
 
 fn ended_by_itself(what: &'static str, ended: Result<(), tokio::task::JoinError>) -> RunError {

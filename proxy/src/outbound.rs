@@ -221,7 +221,7 @@ impl OutboundSide {
         let caller = Caller { name: &self.config.name, shared_by_callers: self.config.shared_by_callers };
         let expects = head.headers.contains_key(header::EXPECT);
         let mut draft = Draft::new(head, destination, caller, limits)?;
-        let (id, keyed, hold, preferences) = (draft.id, draft.keyed, draft.hold, draft.preferences);
+        let (id, keyed, hold, preferences, ordinal) = (draft.id, draft.keyed, draft.hold, draft.preferences, draft.ordinal);
         let repeatable = can_be_repeated(&draft.method, keyed);
         fail_point_async!(OutEnveloped, return Err(Problem::new(Kind::Internal, "a fail point")));
         // Before anything of the body is asked for: with the log away the answer is 503 at once.
@@ -252,7 +252,7 @@ impl OutboundSide {
         ticket.only(recorded);
 
         fail_point_async!(OutAppend, return Err(Problem::new(Kind::NotAccepted, "a fail point")));
-        let mut accepting = append::append(&*self.log, topics, component.partitions, call);
+        let mut accepting = append::append(&*self.log, topics, component.partitions, ordinal, call);
         if limits.cancel_on_disconnect && recorded.is_none() {
             accepting.cancel_on_drop(self.log.clone(), topics);
         }

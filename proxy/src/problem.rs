@@ -33,6 +33,8 @@ pub enum Kind {
     Loop,
     /// An exchange that can't be durable (upgrade, CONNECT, gRPC) to a component that doesn't take such.
     StreamRefused,
+    /// The host names an ordinal that a stateful component can't have.
+    NoSuchOrdinal,
     /// The proxy hasn't read the registry to its end yet, so it doesn't know what is a component.
     NotReady,
     /// The call is provably not in the log.
@@ -64,7 +66,7 @@ pub enum Kind {
 }
 
 /// Every kind, for the reference in the docs and for tests.
-pub const KINDS: [Kind; 28] = [
+pub const KINDS: [Kind; 29] = [
     Kind::BadRequest,
     Kind::UnknownCoding,
     Kind::HeadTooLarge,
@@ -73,6 +75,7 @@ pub const KINDS: [Kind; 28] = [
     Kind::SlowBody,
     Kind::Loop,
     Kind::StreamRefused,
+    Kind::NoSuchOrdinal,
     Kind::NotReady,
     Kind::NotAccepted,
     Kind::TooManyWaiting,
@@ -136,6 +139,8 @@ impl Kind {
             Self::SlowBody => ("slow-body", StatusCode::REQUEST_TIMEOUT, "The request body did not arrive in time"),
             Self::Loop => ("loop", StatusCode::LOOP_DETECTED, "The request would come back to this proxy"),
             Self::StreamRefused => ("stream-refused", StatusCode::NOT_IMPLEMENTED, "This exchange can't be durable"),
+            // Neither 404, which is an app's, nor 503: there is no use in trying again.
+            Self::NoSuchOrdinal => ("no-such-ordinal", StatusCode::BAD_REQUEST, "The component has no such ordinal"),
             Self::NotReady => ("not-ready", StatusCode::SERVICE_UNAVAILABLE, "The proxy does not know the components yet"),
             Self::NotAccepted => ("not-accepted", StatusCode::SERVICE_UNAVAILABLE, "The call was not accepted"),
             Self::TooManyWaiting => ("too-many-waiting", StatusCode::SERVICE_UNAVAILABLE, "Too many calls are waiting"),

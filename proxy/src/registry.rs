@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bluebox_core::ComponentName;
 use bluebox_core::log::{AppendError, Log, LogError, Offset, Read, Reader, Record, Topic, TopicSpec};
-use bluebox_core::registry::{ApplyError, Component, Conflict, Registry};
+use bluebox_core::registry::{ApplyError, Class, Component, Conflict, Registry};
 use bluebox_core::topics::{Prefix, Retention};
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -30,9 +30,10 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// The component that the host of a request names; the host is in lower case.
-    pub fn component(&self, host: &str) -> Option<(&ComponentName, &Component)> {
-        self.registry.get(self.names.hosted(host)?)
+    /// The component that the host of a request names, and which ordinal of it, if it names one; the host is in lower case.
+    pub fn component(&self, host: &str) -> Option<(&ComponentName, &Component, Option<u32>)> {
+        let longer = || self.registry.get(self.names.hosted(host)?).map(|(name, component)| (name, component, None));
+        self.registry.find(host).or_else(longer)
     }
 }
 
@@ -54,7 +55,7 @@ pub enum RegisterError {
         /// The partitions that the component was to have.
         wanted: u32,
     },
-    /// The component can't be written down.
+    /// The component can't be served as it is said, or can't be written down.
     #[error("component {name}: {problem}")]
     Invalid {
         /// Which component.
@@ -87,6 +88,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// # Errors
 /// When what is there contradicts what this box is told to be; see [`RegisterError`].
 pub async fn follow(log: Arc<dyn Log>, mine: Registration, directory: watch::Sender<Directory>) -> Result<(), RegisterError> {
+    for served in &mine.serves {
+        can_be_served(served).map_err(|problem| RegisterError::Invalid { name: served.name.clone(), problem })?;
+    }
     let topic = mine.prefix.registry();
     let partition = topic.partition(0);
     make_topics(&*log, &mine, &topic).await;
@@ -130,12 +134,32 @@ pub async fn follow(log: Arc<dyn Log>, mine: Registration, directory: watch::Sen
     Ok(())
 }
 
+/// Whether class, partitions and ordinal go together.
+fn can_be_served(served: &Served) -> Result<(), String> {
+    let partitions = served.component.partitions;
+    match (served.component.class, served.ordinal) {
+        (Class::Service, None) => Ok(()),
+        (Class::Service, Some(ordinal)) => {
+            Err(format!("ordinal {ordinal}: only a stateful component has ordinals; say `class=stateful`, or leave the ordinal out"))
+        }
+        (Class::Stateful, Some(ordinal)) if ordinal < partitions => Ok(()),
+        (Class::Stateful, Some(ordinal)) => {
+            let last = partitions.saturating_sub(1);
+            Err(format!(
+                "ordinal {ordinal}: with {partitions} partitions the ordinals are 0 to {last}; partitions are fixed when the component is first registered"
+            ))
+        }
+        (Class::Stateful, None) => Err("a box of a stateful component must be told which ordinal it is, such as `ordinal=0`".to_owned()),
+        (Class::Actor, _) => Err("class `actor` can't be served yet; `service` and `stateful` can".to_owned()),
+    }
+}
+
 async fn make_topics(log: &dyn Log, mine: &Registration, registry: &Topic) {
     let mut specs = vec![TopicSpec { topic: registry.clone(), partitions: 1, retention: None, compacted: true }];
     specs.extend(mine.prefix.topics(&mine.caller).caller_specs(&mine.retention));
     for served in &mine.serves {
         let topics = mine.prefix.topics(&served.name);
-        specs.extend(topics.callee_specs(served.component.partitions, &mine.retention));
+        specs.extend(topics.callee_specs(served.component.class, served.component.partitions, &mine.retention));
         if served.name != mine.caller {
             specs.extend(topics.caller_specs(&mine.retention));
         }
@@ -146,7 +170,7 @@ async fn make_topics(log: &dyn Log, mine: &Registration, registry: &Topic) {
 async fn check_partitions(log: &dyn Log, mine: &Registration) -> Result<(), RegisterError> {
     for served in &mine.serves {
         let wanted = served.component.partitions;
-        for spec in mine.prefix.topics(&served.name).callee_specs(wanted, &mine.retention) {
+        for spec in mine.prefix.topics(&served.name).callee_specs(served.component.class, wanted, &mine.retention) {
             let there = persist("the partitions of a topic can't be counted", || log.partitions(&spec.topic)).await.unwrap_or(wanted);
             if there != wanted {
                 return Err(RegisterError::Partitions { topic: spec.topic, there, wanted });

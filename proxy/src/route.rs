@@ -2,7 +2,7 @@
 
 use bluebox_core::ComponentName;
 use bluebox_core::name::RESERVED;
-use bluebox_core::registry::{Component, Streams};
+use bluebox_core::registry::{Component, Streams, ordinal_of};
 use http::uri::Authority;
 use http::{Method, Version, header, request};
 
@@ -48,10 +48,9 @@ pub struct Target {
 }
 
 impl Target {
-    /// The component that it could be, if its name could be one's: what is in no registry yet may be soon.
+    /// The component that it could be, or of which it could be an ordinal: what is in no registry yet may be soon.
     pub fn may_be_a_component(&self, names: &Names) -> Option<String> {
-        let host = host_of(&self.authority).to_ascii_lowercase();
-        names.hosted(&host).filter(|label| may_be_a_component(label)).map(str::to_owned)
+        may_be_a_component(&host_of(&self.authority).to_ascii_lowercase(), names).map(str::to_owned)
     }
 
     /// Host and port to connect to; port 80 where none is named.
@@ -86,26 +85,38 @@ pub fn decide_at(head: &request::Parts, directory: &Directory, at: Option<u16>) 
     if label == Some(RESERVED) && port == 80 && at == 80 && !tunnel {
         return Ok(Route::Own(target.target));
     }
-    let Some((name, component)) = directory.component(&host).filter(|(_, c)| c.ports.contains(&port) && c.ports.contains(&at)) else {
-        if !directory.complete && label.is_some_and(may_be_a_component) {
+    let called = directory.component(&host).filter(|(_, c, _)| c.ports.contains(&port) && c.ports.contains(&at));
+    let Some((name, component, ordinal)) = called else {
+        if !directory.complete && may_be_a_component(&host, &directory.names).is_some() {
             let detail = format!("{host:?} may be a component, but the registry has not been read yet; try again");
             return Err(Problem::new(Kind::NotReady, detail));
         }
         return Ok(Route::PassThrough(target));
     };
+    if let Some(ordinal) = ordinal.filter(|ordinal| *ordinal >= component.partitions) {
+        let last = component.partitions.saturating_sub(1);
+        let detail =
+            format!("{host}: component {name} has the ordinals 0 to {last}, not {ordinal}; how many it can have was fixed when it was first registered");
+        return Err(Problem::new(Kind::NoSuchOrdinal, detail));
+    }
     if let Some(what) = cannot_be_durable(head) {
+        let direct = match ordinal.and_then(|ordinal| usize::try_from(ordinal).ok()) {
+            Some(ordinal) => component.direct.get(ordinal).map(std::slice::from_ref).unwrap_or_default(),
+            None => &component.direct,
+        };
         return match component.streams {
-            Streams::Pass if !component.direct.is_empty() => Ok(Route::Stream { target, direct: component.direct.clone() }),
+            Streams::Pass if !direct.is_empty() => Ok(Route::Stream { target, direct: direct.to_vec() }),
             Streams::Pass => Err(refused(name, what, "its registration names no address to reach it at directly (`direct`)")),
             Streams::Refuse => Err(refused(name, what, "register the component with `streams: pass` to let such through without the log")),
         };
     }
-    let destination = Destination { callee: name.clone(), authority: target.authority.to_string(), target: target.target };
+    let destination = Destination { callee: name.clone(), ordinal, authority: target.authority.to_string(), target: target.target };
     Ok(Route::Call { destination, component: component.clone() })
 }
 
-fn may_be_a_component(host: &str) -> bool {
-    ComponentName::try_new(host).is_ok() && host != "localhost" && !host.bytes().all(|b| b.is_ascii_digit())
+fn may_be_a_component<'h>(host: &'h str, names: &Names) -> Option<&'h str> {
+    let name = ordinal_of(host).map(|(name, _)| name).or_else(|| names.hosted(host))?;
+    (ComponentName::try_new(name).is_ok() && name != "localhost" && !name.bytes().all(|b| b.is_ascii_digit())).then_some(name)
 }
 
 fn refused(name: &ComponentName, what: &str, remedy: &str) -> Problem {
@@ -207,7 +218,7 @@ pub fn wants_upgrade(head: &request::Parts) -> bool {
 mod tests {
     use std::sync::Arc;
 
-    use bluebox_core::registry::Registry;
+    use bluebox_core::registry::{Class, Registry};
 
     use super::*;
 
@@ -216,6 +227,8 @@ mod tests {
         let mut put = |name: &str, component: &Component| registry.apply(name.as_bytes(), Some(&serde_json::to_vec(component).unwrap())).unwrap();
         put("cart", &Component { ports: vec![80, 8080], ..Component::default() });
         put("chat", &Component { streams: Streams::Pass, direct: vec!["127.0.0.1:9".to_owned()], ..Component::default() });
+        let direct = vec!["127.0.0.1:90".to_owned(), "127.0.0.1:91".to_owned()];
+        put("app", &Component { class: Class::Stateful, partitions: 3, streams: Streams::Pass, direct, ..Component::default() });
         Directory { registry: Arc::new(registry), complete: true, registered: true, ..Directory::default() }
     }
 
@@ -248,6 +261,26 @@ mod tests {
         assert_eq!(callee(&get("http://cart/", &[("host", "example.org")])), Some(("cart", "cart", "/")));
         assert_eq!(callee(&decide(&head("OPTIONS", "*", Version::HTTP_11, &[("host", "cart")]), &directory())), Some(("cart", "cart", "*")));
         assert_eq!(callee(&decide(&head("GET", "http://cart/", Version::HTTP_2, &[]), &directory())), Some(("cart", "cart", "/")));
+    }
+
+    #[test]
+    fn an_ordinal_is_called_by_its_host() {
+        let to = |host| match get("/x", &[("host", host)]) {
+            Ok(Route::Call { destination: d, .. }) => Some((d.callee.as_str().to_owned(), d.ordinal, d.authority)),
+            _ => None,
+        };
+        assert_eq!(to("app-2.app"), Some(("app".to_owned(), Some(2), "app-2.app".to_owned())));
+        assert_eq!(to("APP-0.app:80"), Some(("app".to_owned(), Some(0), "APP-0.app:80".to_owned())));
+        assert_eq!(to("app"), Some(("app".to_owned(), None, "app".to_owned())));
+        let beyond = get("/x", &[("host", "app-3.app")]).unwrap_err();
+        assert_eq!((beyond.kind(), beyond.kind().status().as_u16()), (Kind::NoSuchOrdinal, 400));
+        for host in ["cart-0.cart", "app-2.app:81", "app-02.app", "app-2.app.svc"] {
+            assert!(matches!(get("/", &[("host", host)]), Ok(Route::PassThrough(_))), "{host}");
+        }
+        // What goes without the log goes to the same ordinal.
+        let stream = |host| get("/", &[("host", host), ("accept", "text/event-stream")]);
+        assert!(matches!(stream("app-1.app"), Ok(Route::Stream { direct, .. }) if direct == ["127.0.0.1:91"]));
+        assert_eq!(stream("app-2.app").unwrap_err().kind(), Kind::StreamRefused);
     }
 
     #[test]
@@ -341,7 +374,9 @@ mod tests {
     fn before_the_registry_is_read_a_bare_name_may_be_a_component() {
         let unread = Directory::default();
         let decide = |host| decide(&head("GET", "/", Version::HTTP_11, &[("host", host)]), &unread);
-        assert_eq!(decide("cart").unwrap_err().kind(), Kind::NotReady);
+        for host in ["cart", "app-2.app"] {
+            assert_eq!(decide(host).unwrap_err().kind(), Kind::NotReady, "{host}");
+        }
         for host in ["example.org", "127.0.0.1", "localhost"] {
             assert!(decide(host).is_ok(), "{host}");
         }

@@ -26,8 +26,13 @@ struct Running {
 }
 
 async fn run(log: &Arc<Embedded>, app: Option<SocketAddr>) -> Running {
-    let serves =
-        app.map(|app| Served { name: name("cart"), component: Component { partitions: 1, ..Component::default() }, app, protocol: AppProtocol::Http1 });
+    let serves = app.map(|app| Served {
+        name: name("cart"),
+        component: Component { partitions: 1, ..Component::default() },
+        ordinal: None,
+        app,
+        protocol: AppProtocol::Http1,
+    });
     let any = "127.0.0.1:0".parse().unwrap();
     let who = name(if app.is_some() { "cart" } else { "gateway" });
     let proxy = Proxy::bind(ProxyConfig { name: who, serves: serves.into_iter().collect(), control: Some(any), ..common::config() }).await.unwrap();

@@ -21,6 +21,7 @@ fn registration(caller: &str, serves: &[(&str, Component)]) -> Registration {
     let serve = |(n, component): &(&str, Component)| Served {
         name: name(n),
         component: component.clone(),
+        ordinal: (component.class == Class::Stateful).then_some(0),
         app: "127.0.0.1:1".parse().unwrap(),
         protocol: AppProtocol::Http1,
     };
@@ -126,4 +127,33 @@ async fn with_the_log_away_it_goes_on_trying() {
     client.reconnect();
     let (mut directory, _task) = start(log.clone(), registration("gateway", &[]));
     until(&mut directory, |d| d.registry.get("cart").is_some()).await;
+}
+
+#[tokio::test]
+async fn what_class_partitions_and_ordinal_say_must_go_together() {
+    let log: Arc<dyn Log> = Embedded::in_memory().client();
+    for (class, ordinal, says) in [
+        (Class::Actor, None, "`actor` can't be served yet"),
+        (Class::Service, Some(1), "only a stateful component has ordinals"),
+        (Class::Stateful, None, "must be told which ordinal it is"),
+        (Class::Stateful, Some(4), "ordinals are 0 to 3"),
+    ] {
+        let mut registration = registration("app", &[("app", Component { class, ..of(4) })]);
+        registration.serves[0].ordinal = ordinal;
+        let (_directory, task) = start(log.clone(), registration);
+        let error = tokio::time::timeout(PATIENCE, task).await.expect("it ends").unwrap().unwrap_err().to_string();
+        assert!(error.starts_with("component app: ") && error.contains(says), "{error}");
+    }
+    // Nothing was made or written down for any of them.
+    assert_eq!(log.partitions(&Prefix::default().registry()).await, Ok(None));
+}
+
+#[tokio::test]
+async fn only_a_stateful_component_has_a_frontier() {
+    let log: Arc<dyn Log> = Embedded::in_memory().client();
+    for (name, class, there) in [("app", Class::Stateful, Some(4)), ("web", Class::Service, None)] {
+        let (mut directory, _task) = start(log.clone(), registration(name, &[(name, Component { class, ..of(4) })]));
+        until(&mut directory, |d| d.registered).await;
+        assert_eq!(log.partitions(&Prefix::default().topics(&common::name(name)).frontier).await, Ok(there), "{name}");
+    }
 }

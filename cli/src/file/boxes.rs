@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bluebox_core::ComponentName;
+use bluebox_core::registry::Class;
 use bluebox_core::topics::Prefix;
 
 use super::problem::Place;
@@ -94,8 +95,8 @@ impl Reader {
     }
 
     fn one_box(&mut self, key: &Key, node: &Node, directory: &Path) -> Option<BoxSpec> {
-        const KEYS: [&str; 13] =
-            ["command", "port", "replicas", "env", "cwd", "components", "grace", "routes", "protocol", "partitions", "ports", "body-limit", "streams"];
+        const KEYS: [&str; 14] =
+            ["command", "port", "replicas", "env", "cwd", "components", "grace", "routes", "class", "protocol", "partitions", "ports", "body-limit", "streams"];
         let path = format!("boxes.{}", tree::shorten(&key.text));
         let before = self.problems.len();
         let name = self.name(key.at, &key.text);
@@ -153,6 +154,18 @@ impl Reader {
                 format!("{path}.components.{}.port: a port of its own can't be shared by {replicas} replicas on one machine; {hint}", component.name),
             );
         }
+        for component in components.iter().filter(|component| component.settings.class == Some(Class::Stateful)) {
+            if let Some(partitions) = component.settings.partitions.filter(|partitions| *partitions < replicas) {
+                self.wrong(
+                    key.at,
+                    format!(
+                        "{path}: `{}` is stateful: with {partitions} partitions it can have {partitions} ordinals, and there are {replicas} replicas; \
+                         say `partitions: {replicas}` or more, or leave it out",
+                        component.name
+                    ),
+                );
+            }
+        }
         let (command, command_at) = command?;
         Some(BoxSpec { name: name?, command: command?, command_at, port, replicas, env, cwd, components, limits, grace })
     }
@@ -187,7 +200,7 @@ impl Reader {
                 match key.text.as_str() {
                     "port" => port = self.parsed(&format!("{at}.port"), value, "a port", read::port),
                     _ if self.setting(&at, key, value, &mut settings) => {}
-                    _ => self.unknown(&at, key, ["port", "protocol", "partitions", "ports", "body-limit", "streams"].into_iter()),
+                    _ => self.unknown(&at, key, ["port", "class", "protocol", "partitions", "ports", "body-limit", "streams"].into_iter()),
                 }
             }
             components.extend(name.map(|name| ComponentSpec { name, port, settings }));
@@ -199,6 +212,7 @@ impl Reader {
     fn setting(&mut self, path: &str, key: &Key, value: &Node, settings: &mut Settings) -> bool {
         let at = format!("{path}.{}", tree::shorten(&key.text));
         match key.text.as_str() {
+            "class" => settings.class = self.parsed(&at, value, "`service` or `stateful`", serve::parse_class),
             "protocol" => settings.protocol = self.parsed(&at, value, "`http1` or `h2c`", serve::parse_protocol),
             "partitions" => settings.partitions = self.parsed(&at, value, "a number", serve::parse_partitions),
             "ports" => {
@@ -318,6 +332,7 @@ impl Settings {
     /// These, and where they say nothing, those of the box.
     fn or(self, of_box: &Self) -> Self {
         Self {
+            class: self.class.or(of_box.class),
             protocol: self.protocol.or(of_box.protocol),
             partitions: self.partitions.or(of_box.partitions),
             ports: self.ports.or_else(|| of_box.ports.clone()),

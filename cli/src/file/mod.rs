@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bluebox_core::ComponentName;
-use bluebox_core::registry::Streams;
+use bluebox_core::registry::{Class, Streams};
 use bluebox_core::topics::Prefix;
 use bluebox_proxy::config::AppProtocol;
 
@@ -75,6 +75,8 @@ pub(crate) struct ComponentSpec {
 /// What can be said of a component, or of a box for all its components.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Settings {
+    /// What kind of component it is.
+    pub(crate) class: Option<Class>,
     /// What the app speaks.
     pub(crate) protocol: Option<AppProtocol>,
     /// Partitions of its topics.

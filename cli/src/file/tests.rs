@@ -59,6 +59,13 @@ boxes:
     assert!(right("gateway: false\nboxes: {a: {command: [a]}}").gateway.is_none());
 }
 
+#[test]
+fn a_component_has_its_class_or_that_of_its_box() {
+    let system = right("boxes:\n  app: {command: [a], replicas: 2, class: stateful, components: {app: {partitions: 4}, web: {class: service}}}\n");
+    let classes: Vec<_> = system.boxes[0].components.iter().map(|c| (c.name.as_str(), c.settings.class, c.settings.partitions)).collect();
+    assert_eq!(classes, [("app", Some(Class::Stateful), Some(4)), ("web", Some(Class::Service), None)]);
+}
+
 /// What is wrong, where (line:column), and words that must be in the message.
 #[test]
 fn what_is_wrong_and_what_would_be_right() {
@@ -111,6 +118,10 @@ fn what_is_wrong_and_what_would_be_right() {
         (cart("    protocol: http3\n"), 4, 15, "`http1` or `h2c`"),
         (cart("    streams: maybe\n"), 4, 14, "`refuse`"),
         (cart("    partitions: 5000\n"), 4, 17, "at most 1024"),
+        (cart("    class: statefull\n"), 4, 12, "`stateful`"),
+        (cart("    class: actor\n"), 4, 12, "can't be served yet"),
+        (cart("    replicas: 3\n    class: stateful\n    partitions: 2\n"), 2, 3, "say `partitions: 3` or more"),
+        (cart("    components: {cart: {ordinal: 1}}\n"), 4, 25, "known here: port, class"),
         (cart("    cancel-on-disconnect: maybe\n"), 4, 27, "cancel-on-disconnect"),
         (cart("log: {fsync: sometimes}\n"), 4, 14, "`always`, `never`"),
         (cart("log: {brokers: localhost}\n"), 4, 16, "HOST:PORT"),

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bluebox_core::registry::{Component, Streams};
+use bluebox_core::registry::{Class, Component, Streams};
 use bluebox_proxy::config::Served;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 
@@ -49,6 +49,8 @@ pub(crate) struct AppPlan {
     pub(crate) port: u16,
     /// Whether it serves anything: if not, no port is awaited.
     pub(crate) serves: bool,
+    /// Which ordinal its stateful components have; `None` where it has none.
+    pub(crate) ordinal: Option<u32>,
     /// Whether another replica has the port that the file says.
     pub(crate) port_is_anothers: Option<u16>,
     /// How long it may take to end.
@@ -62,7 +64,7 @@ pub(crate) fn components(system: &System, units: &[Unit]) -> Vec<Served> {
         let of_box = units.iter().filter(|unit| unit.app.is_some() && unit.box_name == spec.name.as_str());
         let apps: Vec<SocketAddr> = of_box.filter_map(|unit| Some(SocketAddr::from((Ipv4Addr::LOCALHOST, unit.app.as_ref()?.port)))).collect();
         if let Some(first) = apps.first() {
-            all.extend(spec.components.iter().map(|component| served(component, *first, &apps)));
+            all.extend(spec.components.iter().map(|component| served(component, *first, 0, &apps)));
         }
     }
     all
@@ -82,7 +84,7 @@ pub(crate) fn units(system: &System, log: &[String]) -> anyhow::Result<Vec<Unit>
             })
             .collect::<Result<_, _>>()?;
         for (replica, app) in (0..).zip(&apps) {
-            let proxy = proxy_arguments(spec, *app, &apps, log);
+            let proxy = proxy_arguments(spec, *app, replica, &apps, log);
             units.push(Unit {
                 name: format!("{}-{replica}", spec.name),
                 box_name: spec.name.to_string(),
@@ -93,6 +95,7 @@ pub(crate) fn units(system: &System, log: &[String]) -> anyhow::Result<Vec<Unit>
                     env: spec.env.clone(),
                     port: app.port(),
                     serves: !spec.components.is_empty(),
+                    ordinal: spec.components.iter().any(|component| component.settings.class == Some(Class::Stateful)).then_some(replica),
                     port_is_anothers: spec.port.filter(|_| replica > 0),
                     grace: spec.grace,
                 }),
@@ -113,30 +116,35 @@ fn gateway_unit(gateway: &Gateway, log: &[String]) -> anyhow::Result<Unit> {
     Ok(Unit { name: gateway.name.to_string(), box_name: gateway.name.to_string(), replica: 0, app: None, listen: Some(listen), proxy, drain: GATEWAY_DRAIN })
 }
 
-fn proxy_arguments(spec: &BoxSpec, app: SocketAddr, replicas: &[SocketAddr], log: &[String]) -> Vec<String> {
+fn proxy_arguments(spec: &BoxSpec, app: SocketAddr, replica: u32, replicas: &[SocketAddr], log: &[String]) -> Vec<String> {
     let mut arguments = vec!["--name".to_owned(), spec.name.to_string()];
     for component in &spec.components {
-        arguments.extend(["--serve".to_owned(), serve::spell(&served(component, app, replicas))]);
+        arguments.extend(["--serve".to_owned(), serve::spell(&served(component, app, replica, replicas))]);
     }
     arguments.extend(spec.limits.iter().chain(log).cloned());
     arguments
 }
 
-fn served(spec: &ComponentSpec, app: SocketAddr, replicas: &[SocketAddr]) -> Served {
+/// A component as a replica serves it. Of a stateful one, replica *i* is ordinal *i*, and there can be as many as there are, if the file does not say how many.
+fn served(spec: &ComponentSpec, app: SocketAddr, replica: u32, replicas: &[SocketAddr]) -> Served {
     let own = |of_box: &SocketAddr| SocketAddr::new(of_box.ip(), spec.port.unwrap_or(of_box.port()));
     let settings = &spec.settings;
     let default = Component::default();
     let streams = settings.streams.unwrap_or_default();
     let direct = if streams == Streams::Pass { replicas.iter().map(|replica| own(replica).to_string()).collect() } else { Vec::new() };
+    let class = settings.class.unwrap_or(Class::Service);
+    let stateful = class == Class::Stateful;
+    let partitions = if stateful { u32::try_from(replicas.len()).unwrap_or(u32::MAX) } else { default.partitions };
     Served {
         name: spec.name.clone(),
+        ordinal: stateful.then_some(replica),
         component: Component {
-            partitions: settings.partitions.unwrap_or(default.partitions),
+            class,
+            partitions: settings.partitions.unwrap_or(partitions),
             ports: settings.ports.clone().unwrap_or_else(|| default.ports.clone()),
             body_limit_bytes: settings.body_limit.unwrap_or(default.body_limit_bytes),
             streams,
             direct,
-            ..default
         },
         app: own(&app),
         protocol: settings.protocol.unwrap_or_default(),
@@ -159,7 +167,7 @@ fn options(arguments: &[String]) -> anyhow::Result<ProxyOptions> {
 /// Whether the limits of each box go together.
 pub(crate) fn check_limits(system: &System) -> anyhow::Result<()> {
     let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
-    let boxes = system.boxes.iter().map(|spec| (spec.name.to_string(), proxy_arguments(spec, nowhere, &[nowhere], &[])));
+    let boxes = system.boxes.iter().map(|spec| (spec.name.to_string(), proxy_arguments(spec, nowhere, 0, &[nowhere], &[])));
     let gateway = system.gateway.iter().map(|gateway| ("gateway".to_owned(), gateway.limits.clone()));
     for (name, arguments) in boxes.chain(gateway) {
         options(&arguments)?.config().map_err(|why| anyhow::anyhow!("{name}: {why}"))?;

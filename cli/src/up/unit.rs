@@ -240,6 +240,9 @@ impl Supervisor {
             .map(|(name, value)| (name.to_owned(), value)),
         );
         env.extend(app.env.clone());
+        if let Some(ordinal) = app.ordinal {
+            env.insert("BLUEBOX_ORDINAL".to_owned(), ordinal.to_string());
+        }
         env.insert("JAVA_TOOL_OPTIONS".to_owned(), java);
         env
     }

@@ -185,6 +185,8 @@ named! {
         LeaseIgnored = "lease-ignored",
         /// An owner serves without a fence
         NoFence = "no-fence",
+        /// The owner of an ordinal overlooks newer claims on it
+        ClaimOverlooked = "claim-overlooked",
         /// Suspects are delivered without having been looked for
         NoSearch = "no-search",
         /// An owner forgets the ends that its box is still recording for a former tenure

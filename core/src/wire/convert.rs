@@ -339,6 +339,42 @@ impl TryFrom<proto::RecordedEntry> for RecordedEntry {
     }
 }
 
+impl From<&FrontierEntry> for proto::FrontierEntry {
+    fn from(entry: &FrontierEntry) -> Self {
+        let commit = |(of, committed): &(TopicPartition, Committed)| proto::Commit { place: place(of, committed.offset), metadata: committed.metadata.clone() };
+        let kind = match entry {
+            FrontierEntry::Claim(by) => proto::FrontierKind::Claim(proto::Fence { instance: Bytes::copy_from_slice(by.as_bytes()) }),
+            FrontierEntry::Commit { epoch, sequence, slot, commits } => {
+                let commits = commits.iter().map(commit).collect();
+                proto::FrontierKind::Commits(proto::Commits { epoch: epoch.get(), sequence: *sequence, slot: *slot, commits })
+            }
+        };
+        Self { kind: Some(kind) }
+    }
+}
+
+impl TryFrom<proto::FrontierEntry> for FrontierEntry {
+    type Error = Unreadable;
+
+    fn try_from(entry: proto::FrontierEntry) -> Result<Self, Unreadable> {
+        let commit = |commit: proto::Commit| {
+            let (of, offset) = place_from(&commit.place);
+            (of, Committed { offset, metadata: commit.metadata })
+        };
+        match entry.kind {
+            Some(proto::FrontierKind::Claim(claim)) => {
+                let by = <[u8; 16]>::try_from(&claim.instance[..]).map_err(|_| Unreadable("an id has 16 bytes"))?;
+                Ok(Self::Claim(InstanceId::from_bytes(by)))
+            }
+            Some(proto::FrontierKind::Commits(said)) => {
+                let commits = said.commits.into_iter().map(commit).collect();
+                Ok(Self::Commit { epoch: Offset::new(said.epoch), sequence: said.sequence, slot: said.slot, commits })
+            }
+            None => Err(Unreadable("neither a claim nor a commit")),
+        }
+    }
+}
+
 impl From<&DeadLetter> for proto::DeadLetter {
     fn from(letter: &DeadLetter) -> Self {
         Self {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use crate::call::{Call, Digest, Outcome, Reason};
-use crate::log::{Offset, Timestamp, TopicPartition};
+use crate::log::{Committed, Offset, Record, Timestamp, TopicPartition};
 use crate::{CallId, InstanceId};
 
 mod convert;
@@ -129,6 +129,39 @@ pub struct RecordedEntry {
     pub offset: Offset,
 }
 
+/// An entry of a stateful component's `frontier` topic. Compaction goes by their keys; which may be used again, and when, is in [`crate::assigned`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FrontierEntry {
+    /// The partition is this claimant's from here on: its offset is the epoch.
+    Claim(InstanceId),
+    /// What an owner commits.
+    Commit {
+        /// The offset of the owner's claim.
+        epoch: Offset,
+        /// Counts the commits of the epoch, from 1: a later one may be stored before an earlier one.
+        sequence: u64,
+        /// What tells the keys of an epoch's commits apart: one of a few numbers.
+        slot: u32,
+        /// All that it has committed, not only what is new.
+        commits: Vec<(TopicPartition, Committed)>,
+    },
+}
+
+impl FrontierEntry {
+    /// The key of its record.
+    pub fn key(&self) -> Bytes {
+        match self {
+            Self::Claim(by) => [b"claim ", &by.as_bytes()[..]].concat().into(),
+            Self::Commit { epoch, slot, .. } => [&epoch.get().to_be_bytes()[..], &slot.to_be_bytes()].concat().into(),
+        }
+    }
+
+    /// Its record.
+    pub fn record(&self) -> Record {
+        Record::keyed(self.key(), self.encode())
+    }
+}
+
 /// An entry of a component's `dead-letters` topic.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DeadLetter {
@@ -194,6 +227,7 @@ entry!(ParkedCall, proto::ParkedCall);
 entry!(Reply, proto::Reply);
 entry!(ControlEntry, proto::ControlEntry);
 entry!(RecordedEntry, proto::RecordedEntry);
+entry!(FrontierEntry, proto::FrontierEntry);
 entry!(DeadLetter, proto::DeadLetter);
 entry!(Settled, proto::Settled);
 
@@ -282,6 +316,10 @@ mod tests {
         assert_eq!(ControlEntry::decode(cancel.encode()), Ok(cancel));
         let entry = RecordedEntry { id, epoch: offset, digest: [1; 32], partition: at, offset };
         assert_eq!(RecordedEntry::decode(entry.encode()), Ok(entry));
+        let commits = vec![(Topic::new("c").partition(2), Committed { offset, metadata: "a note".to_owned() })];
+        for entry in [FrontierEntry::Claim(InstanceId::random()), FrontierEntry::Commit { epoch: offset, sequence: 7, slot: 2, commits }] {
+            assert_eq!(FrontierEntry::decode(entry.encode()), Ok(entry));
+        }
         let parked = ParkedCall {
             epoch: offset,
             origin: offset,

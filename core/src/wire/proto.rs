@@ -221,6 +221,40 @@ pub(super) struct RecordedEntry {
 }
 
 #[derive(Clone, PartialEq, Message)]
+pub(super) struct Commit {
+    #[prost(message, required, tag = "1")]
+    pub place: Place,
+    #[prost(string, tag = "2")]
+    pub metadata: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Commits {
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    #[prost(uint64, tag = "2")]
+    pub sequence: u64,
+    #[prost(message, repeated, tag = "3")]
+    pub commits: Vec<Commit>,
+    #[prost(uint32, tag = "4")]
+    pub slot: u32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct FrontierEntry {
+    #[prost(oneof = "FrontierKind", tags = "1, 2")]
+    pub kind: Option<FrontierKind>,
+}
+
+#[derive(Clone, PartialEq, Oneof)]
+pub(super) enum FrontierKind {
+    #[prost(message, tag = "1")]
+    Claim(Fence),
+    #[prost(message, tag = "2")]
+    Commits(Commits),
+}
+
+#[derive(Clone, PartialEq, Message)]
 pub(super) struct DeadLetter {
     #[prost(uint32, tag = "1")]
     pub reason: u32,

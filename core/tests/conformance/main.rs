@@ -6,6 +6,7 @@
 #![allow(unreachable_pub, reason = "the modules of a test share everything")]
 
 mod appends;
+mod assigned;
 mod fixture;
 mod groups;
 mod kafka;
@@ -67,6 +68,15 @@ macro_rules! conformance {
                 a_member_waits_for_a_topic_that_is_made_later,
                 groups_do_not_share,
                 topics_of_a_group_are_shared_evenly,
+            ]);
+            conformance!(@tests $fixture, assigned: [
+                a_claimant_gets_its_partition_and_no_other,
+                it_is_read_from_where_its_owner_wants_and_no_further,
+                what_its_owner_committed_is_what_the_next_claimant_gets,
+                the_newest_claim_wins_and_the_older_owner_is_told,
+                many_claimants_at_once_leave_one_owner,
+                a_claim_waits_for_its_topic,
+                compaction_takes_what_is_needless_and_nothing_else,
             ]);
         }
     };

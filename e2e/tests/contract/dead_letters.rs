@@ -5,7 +5,7 @@ use bluebox_e2e::{Call, World, eventually};
 use crate::common::{later_calls_go_through, shop, was_delivered};
 
 /// Runs `bluebox dlq` on this world's log, and gives what it says.
-async fn dlq(world: &World, arguments: &[&str]) -> String {
+pub async fn dlq(world: &World, arguments: &[&str]) -> String {
     let mut command = bluebox_e2e::process::bluebox();
     command.arg("dlq").args(arguments).args(world.log_flags());
     let output = tokio::process::Command::from(command).kill_on_drop(true).output();

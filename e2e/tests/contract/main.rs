@@ -14,6 +14,7 @@ mod duplicates;
 mod order;
 mod recorded;
 mod refused;
+mod stateful;
 mod waits;
 
 /// Runs every test on every log.
@@ -115,6 +116,22 @@ contract! {
         they_can_be_listed_and_replayed,
         who_asks_later_gets_the_outcome_of_the_last_life,
         they_can_be_dropped,
+    ];
+    stateful: [
+        a_call_reaches_exactly_the_ordinal_that_it_names,
+        a_key_names_an_ordinal_and_without_one_it_is_any,
+        an_ordinal_that_can_never_be_is_400,
+        a_call_to_an_ordinal_without_a_box_waits_for_it,
+        the_box_of_an_ordinal_dies_while_delivering,
+        what_an_ordinal_has_answered_it_is_not_asked_again,
+        of_two_processes_with_one_ordinal_the_newer_one_serves_and_the_older_one_ends,
+        an_ordinal_that_was_suspended_begins_nothing_after_another_has_taken_over,
+        a_rolling_restart_of_ordinals_duplicates_nothing,
+        order_within_an_ordinal_survives_its_death,
+        a_key_belongs_to_the_ordinal_and_survives_its_death,
+        a_call_of_an_ordinal_becomes_a_dead_letter_and_is_replayed_to_it,
+        a_caller_that_hangs_up_can_cancel_a_call_to_an_ordinal,
+        what_does_not_go_together_ends_with_a_clear_error,
     ];
     clients: [
         curl,

@@ -12,8 +12,9 @@
 
 use std::sync::Arc;
 
+use bluebox_core::assigned::Assigned;
 use bluebox_core::topics::{Prefix, Retention};
-use bluebox_core::{InstanceId, Log};
+use bluebox_core::{ComponentName, InstanceId, Log};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -50,17 +51,37 @@ pub struct Start {
     pub observe: observe::Observe,
 }
 
+/// Another process has claimed the same ordinal of a stateful component, and so this one has lost it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "component {name}: another process has claimed ordinal {ordinal} after this one, which has lost it; each ordinal belongs to one process: end one of the two, or give it another ordinal"
+)]
+pub struct Superseded {
+    /// The component.
+    pub name: ComponentName,
+    /// The ordinal.
+    pub ordinal: u32,
+}
+
 /// Serves one component until `stop`; then hands its partitions over, within the drain, and leaves.
 ///
 /// Dropping the future is a crash: what is under way is delivered again by the next owner.
-pub async fn run(start: Start, stop: CancellationToken) {
+///
+/// # Errors
+/// [`Superseded`], when this process is an ordinal no more. It delivers nothing from then on.
+pub async fn run(start: Start, stop: CancellationToken) -> Result<(), Superseded> {
     let Start { log, instance, served, prefix, retention, limits, bulk, observe } = start;
     let bulk = bulk.trying_again();
+    let topics = prefix.topics(&served.name);
+    let log = match served.ordinal {
+        Some(ordinal) => Arc::new(Assigned::new(log, topics.frontier.clone(), ordinal)),
+        None => log,
+    };
     let service = consume::Service {
         app: deliver::App::new(&served, &limits, bulk.clone()),
         endings: ending::Endings::new(Arc::clone(&log), bulk),
         searches: Arc::new(Semaphore::new(search::READ_AT_ONCE)),
-        topics: prefix.topics(&served.name),
+        topics,
         keep_recorded: retention.recorded,
         log,
         instance,
@@ -68,5 +89,5 @@ pub async fn run(start: Start, stop: CancellationToken) {
         limits,
         observe,
     };
-    consume::serve(service, stop).await;
+    consume::serve(service, stop).await
 }

@@ -152,7 +152,7 @@ impl System {
 pub async fn register(log: &dyn Log, prefix: &Prefix, component: &str, with: &Component) {
     let topics = prefix.topics(&name(component));
     let mut specs = vec![TopicSpec { topic: prefix.registry(), partitions: 1, retention: None, compacted: true }];
-    specs.extend(topics.callee_specs(with.partitions, &Retention::default()));
+    specs.extend(topics.callee_specs(with.class, with.partitions, &Retention::default()));
     specs.extend(topics.caller_specs(&Retention::default()));
     log.create_topics(specs).await.unwrap();
     let record = Record::keyed(Bytes::copy_from_slice(component.as_bytes()), serde_json::to_vec(with).unwrap().into());

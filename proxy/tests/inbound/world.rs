@@ -8,7 +8,7 @@ use std::time::Duration;
 use bluebox_core::call::{Body, Call, Outcome, ReplyAddress, Request};
 use bluebox_core::log::embedded::{Client, Embedded};
 use bluebox_core::log::{Log, Offset, Read, Record, TopicPartition};
-use bluebox_core::registry::Component;
+use bluebox_core::registry::{Class, Component};
 use bluebox_core::topics::{Prefix, Retention, Topics, partition_of};
 use bluebox_core::wire::{CallsEntry, Reply};
 use bluebox_core::{CallId, ComponentName, InstanceId};
@@ -45,7 +45,7 @@ impl World {
         let keep = Retention::default();
         let topics = Prefix::default().topics(&name("cart"));
         let callers = Prefix::default().topics(&name("web"));
-        let mut specs = topics.callee_specs(PARTITIONS, &keep);
+        let mut specs = topics.callee_specs(Class::Service, PARTITIONS, &keep);
         specs.extend(topics.caller_specs(&keep));
         specs.extend(callers.caller_specs(&keep));
         log.create_topics(specs).await.unwrap();
@@ -259,7 +259,7 @@ pub(crate) struct Replica {
     pub(crate) client: Arc<Client>,
     pub(crate) stop: CancellationToken,
     pub(crate) metrics: prometheus::Registry,
-    task: tokio::task::JoinHandle<()>,
+    task: tokio::task::JoinHandle<Result<(), bluebox_proxy::inbound::Superseded>>,
 }
 
 pub(crate) fn limits() -> Inbound {
@@ -270,7 +270,7 @@ impl Replica {
     pub(crate) fn start(world: &World, app: &App, limits: Inbound) -> Self {
         let client = world.log.client();
         let log: Arc<dyn Log> = Arc::clone(&client) as Arc<dyn Log>;
-        let served = Served { name: name("cart"), component: Component::default(), app: app.address, protocol: AppProtocol::Http1 };
+        let served = Served { name: name("cart"), component: Component::default(), ordinal: None, app: app.address, protocol: AppProtocol::Http1 };
         let metrics = prometheus::Registry::new();
         let bulk = Bulk::new(Arc::clone(&log), world.topics.bulk.partition(0), 64 << 20);
         let observe = Observe::new(&served.name, &metrics).unwrap();
@@ -289,7 +289,7 @@ impl Replica {
 
     pub(crate) async fn stopped(self) {
         self.stop.cancel();
-        tokio::time::timeout(SOON, self.task).await.expect("it stops").unwrap();
+        tokio::time::timeout(SOON, self.task).await.expect("it stops").unwrap().unwrap();
     }
 
     pub(crate) fn metric(&self, wanted: &str) -> f64 {

@@ -14,6 +14,7 @@ use bluebox_proxy::inbound::recorded::Recorded;
 
 use crate::jobs::{Input, Work};
 use crate::log::{Place, Value, calls_topic, parked_topic, timestamp};
+use crate::ordinals::Claim;
 use crate::scenario::{MS, SECOND, Scenario, Time};
 use crate::world::{Event, Life, Notice, Request, World, duration, moment, note};
 
@@ -31,6 +32,10 @@ pub(crate) enum Inbox {
     Revoking(Vec<u32>),
     Lost(MemberId, Vec<u32>),
     Records(u32, Vec<(Offset, Timestamp, Value)>),
+    /// Its claim has been read.
+    Claimed(u64, Assignment),
+    /// There is more in the frontier partition, for that claim.
+    Frontier(u64),
     /// There is more in the control partition of a tenure.
     Control(u32, u64),
     // Ends of what takes time.
@@ -75,6 +80,7 @@ pub(crate) struct Feed {
 enum Left {
     Stopped,
     AppAway,
+    Superseded,
 }
 
 pub(crate) struct Simulated {
@@ -83,6 +89,9 @@ pub(crate) struct Simulated {
     pub alive: bool,
     pub paused: bool,
     pub app_paused: bool,
+    /// It is not started again: another is its ordinal.
+    pub retired: bool,
+    pub claim: Claim,
     pub cut_until: Time,
     pub app_away_until: Time,
     pub inbox: VecDeque<Inbox>,
@@ -116,6 +125,8 @@ impl Simulated {
             alive: false,
             paused: false,
             app_paused: false,
+            retired: false,
+            claim: Claim::default(),
             cut_until: 0,
             app_away_until: 0,
             inbox: VecDeque::new(),
@@ -224,7 +235,7 @@ impl Simulated {
 impl World {
     pub(crate) fn start(&mut self, index: usize) {
         let at_box = &mut self.boxes[index];
-        if at_box.alive {
+        if at_box.alive || at_box.retired {
             return;
         }
         at_box.incarnation += 1;
@@ -256,7 +267,11 @@ impl World {
         (at_box.stopping, at_box.app_away_since, at_box.lease_from) = (None, None, None);
         at_box.membership += 1;
         let (life, membership) = (at_box.life(), at_box.membership);
-        self.request(life, Request::Join(membership));
+        if self.scenario.assigned {
+            self.claim(index);
+        } else {
+            self.request(life, Request::Join(membership));
+        }
     }
 
     pub(crate) fn box_is_told(&mut self, life: Life, what: Inbox) {
@@ -286,6 +301,18 @@ impl World {
                 if self.boxes[index].member == Some(member) {
                     self.boxes[index].feeds.extend(assignments.iter().map(|a| (a.partition.partition, None)));
                     self.assigned(index, assignments);
+                }
+            }
+            Inbox::Claimed(which, assignment) => {
+                let at_box = &mut self.boxes[index];
+                if at_box.claim.which == which && at_box.claim.claimant.is_some() {
+                    at_box.feeds.insert(assignment.partition.partition, None);
+                    self.assigned(index, vec![assignment]);
+                }
+            }
+            Inbox::Frontier(which) => {
+                if self.reads_frontier(index, which) {
+                    self.superseded(index, &mut acts);
                 }
             }
             Inbox::Revoking(numbers) => self.revoking(index, numbers, &mut acts),
@@ -344,6 +371,20 @@ impl World {
         self.run_consumer(index, acts);
     }
 
+    /// As `Consumer::happened` for what a claimant loses.
+    fn superseded(&mut self, index: usize, acts: &mut Vec<Act>) {
+        let number = self.ordinal_of(index);
+        self.witness.seen.lost += 1;
+        let at_box = &mut self.boxes[index];
+        at_box.feeds.clear();
+        if let Some(owner) = &mut at_box.owner {
+            owner.lost(number, acts);
+        }
+        self.perform(index, acts);
+        self.end_tenure(index, number);
+        self.boxes[index].stopping.get_or_insert(Left::Superseded);
+    }
+
     fn happens_now(&mut self, event: Event) {
         self.after(0, event);
     }
@@ -386,6 +427,12 @@ impl World {
         if let Some(member) = member {
             self.request(life, Request::Leave(member));
         }
+        self.boxes[index].claim.give_up();
+        if why == Left::Superseded {
+            // What was answered is still being recorded until the process ends.
+            let ends = self.random.between(0, 3 * SECOND);
+            self.after(ends, Event::Exits(life));
+        }
         if why == Left::AppAway {
             let there = self.boxes[index].app_away_until.max(self.now) + 100 * MS;
             self.at(there, Event::ToBox(life, Inbox::AppBack));
@@ -423,7 +470,7 @@ impl World {
             at_box.app_away_since = Some(now);
             probe = Some(at_box.app_away_until.max(now) + 100 * MS);
         }
-        if at_box.stopping.is_none() && at_box.app_away_since.is_some_and(|since| duration(now - since) >= APP_AWAY) {
+        if at_box.stopping.is_none() && !self.scenario.assigned && at_box.app_away_since.is_some_and(|since| duration(now - since) >= APP_AWAY) {
             at_box.stopping = Some(Left::AppAway);
             owner.revoke_all(moment(now), acts);
         }
@@ -616,6 +663,10 @@ impl World {
                     let commits =
                         marks.into_iter().flat_map(|(n, calls, parked)| [(calls_topic().partition(n), calls), (parked_topic().partition(n), parked)]).collect();
                     // A client commits nothing that is not its own in its present stay.
+                    if self.scenario.assigned {
+                        self.commit_as_ordinal(index, commits);
+                        continue;
+                    }
                     let at_box = &self.boxes[index];
                     let (life, member) = (at_box.life(), at_box.member);
                     if numbers.iter().all(|n| at_box.feeds.contains_key(n)) {
@@ -706,6 +757,7 @@ impl World {
     pub(crate) fn fence_is_there(&mut self, index: usize, number: u32, at: (Offset, Timestamp), acts: &mut Vec<Act>) {
         if let Some(tenure) = self.boxes[index].tenures.get_mut(&number) {
             tenure.newest = tenure.newest.max(at.1);
+            self.witness.fenced(tenure.id);
         }
         self.tell_partition(index, number, acts, |p, effects| p.fenced(at.0, effects));
         self.begin(index, number, false, Work::LoadIndex);

@@ -35,7 +35,7 @@ impl Plan {
         let name = |name| ComponentName::try_new(name).unwrap();
         let ordering_key = lane.map(|lane| Bytes::from(format!("lane-{lane}")));
         let id = if recorded {
-            CallId::keyed(&name("caller"), &name("app"), ordering_key.as_deref(), &key.to_be_bytes())
+            CallId::keyed(&name("caller"), &name("app"), None, ordering_key.as_deref(), &key.to_be_bytes())
         } else {
             let mut bytes = [0; 16];
             bytes[..8].copy_from_slice(&random.next().to_be_bytes());

@@ -22,12 +22,28 @@ use crate::world::{Event, World, moment, note};
 pub(crate) enum Work {
     Commits(Assignment),
     Fence(InstanceId),
-    Load { from: Offset, end: Option<Offset>, now: Timestamp, control_from: Offset },
+    Load {
+        from: Offset,
+        end: Option<Offset>,
+        now: Timestamp,
+        control_from: Offset,
+    },
     LoadIndex,
-    Search { suspects: Vec<Suspect>, todo: Vec<u32>, findings: Findings },
+    Search {
+        suspects: Vec<Suspect>,
+        todo: Vec<u32>,
+        findings: Findings,
+    },
     Deliver(u64, Delivery, Moment),
-    Record { ending: Box<Ending>, epoch: Offset, step: Step },
+    Record {
+        ending: Box<Ending>,
+        epoch: Offset,
+        step: Step,
+    },
     Park(Parking, Offset),
+    /// Of an ordinal: a claim, or a commit (its claim and its number).
+    Claim(u64),
+    Commit(u64, u64),
 }
 
 pub(crate) enum Step {
@@ -77,6 +93,12 @@ impl World {
             return;
         }
         let appended = match input {
+            Input::Appended(result) if matches!(job.work, Work::Commit(..)) => {
+                if let (Work::Commit(which, sequence), Err(_)) = (job.work, result) {
+                    self.commit_failed(index, which, sequence);
+                }
+                return;
+            }
             Input::Appended(Err(_)) => {
                 let pause = job.pause;
                 job.pause = (pause * 2).min(SECOND);
@@ -93,7 +115,7 @@ impl World {
         match &mut job.work {
             Work::Commits(assignment) => {
                 let assignment = assignment.clone();
-                let parked = self.committed(number).1;
+                let parked = if self.scenario.assigned { self.committed_of(index, number).1 } else { self.committed(number).1 };
                 self.read_commits(index, number, &assignment, parked.as_ref(), acts);
             }
             Work::Fence(instance) => match appended {
@@ -126,6 +148,13 @@ impl World {
                 self.deliver(index, number, job.tenure, delivery_number, delivery, until);
             }
             Work::Record { .. } => self.record(index, job, appended, current, acts),
+            Work::Claim(which) => {
+                let which = *which;
+                if appended.is_none() {
+                    self.append_claim(index, job, which);
+                }
+            }
+            Work::Commit(..) => {}
             Work::Park(parking, epoch) => match appended {
                 None => {
                     let Some(call) = self.load(number, &parking.call) else {
@@ -300,6 +329,9 @@ impl World {
             delivery.may_have_started,
             delivery.solo
         );
+        if self.too_late(index) {
+            self.witness.fail(format!("delivery {delivery_number} of {number}/{origin} by box {index} begins a lease after another has claimed its ordinal"));
+        }
         let manner = self.witness.begins(self.now, index, number, tenure, delivery_number, &delivery, lease);
         match manner {
             Manner::Answers(after) => self.after(after, Event::AppEnds(delivery_number)),

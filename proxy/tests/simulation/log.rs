@@ -7,7 +7,7 @@ use bluebox_core::InstanceId;
 use bluebox_core::call::Call;
 use bluebox_core::log::embedded::partition::{Found, Partition};
 use bluebox_core::log::{Entry, Offset, Record, Timestamp, Topic, TopicPartition};
-use bluebox_core::wire::{CallsEntry, ControlEntry, DeadLetter, ParkedCall, RecordedEntry, Reply};
+use bluebox_core::wire::{CallsEntry, ControlEntry, DeadLetter, FrontierEntry, ParkedCall, RecordedEntry, Reply};
 
 use crate::scenario::{MS, Time};
 
@@ -20,6 +20,7 @@ pub(crate) enum Place {
     Recorded(u32),
     Dead(u32),
     Replies(u32),
+    Frontier(u32),
 }
 
 /// What a record says.
@@ -34,6 +35,7 @@ pub(crate) enum Value {
     Recorded(RecordedEntry),
     Dead(Box<DeadLetter>),
     Reply(Reply),
+    Frontier(FrontierEntry),
 }
 
 impl Value {
@@ -47,6 +49,7 @@ impl Value {
             Self::Recorded(entry) => entry.encode(),
             Self::Dead(letter) => letter.encode(),
             Self::Reply(reply) => reply.encode(),
+            Self::Frontier(entry) => entry.encode(),
         })
     }
 
@@ -62,6 +65,7 @@ impl Value {
             Place::Recorded(_) => RecordedEntry::decode(value).map(Self::Recorded),
             Place::Dead(_) => DeadLetter::decode(value).map(|letter| Self::Dead(Box::new(letter))),
             Place::Replies(_) => Reply::decode(value).map(Self::Reply),
+            Place::Frontier(_) => FrontierEntry::decode(value).map(Self::Frontier),
         };
         read.unwrap_or(Self::Noise)
     }

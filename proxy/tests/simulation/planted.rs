@@ -4,6 +4,7 @@
 
 use bluebox_core::faults::{Bug, plant};
 
+use crate::scenario::Scenario;
 use crate::{number, run};
 
 /// Seeds that are tried until one finds it: as many as are run for every change.
@@ -14,8 +15,10 @@ const FOUND_ELSEWHERE: [Bug; 1] = [Bug::ReplyBeforeDurable];
 
 /// The first seed that breaks a promise, and how.
 fn found(bug: Bug, seeds: u64) -> Option<(u64, String)> {
+    // Only ordinals are claimed.
+    let change = if bug == Bug::ClaimOverlooked { Scenario::with_ordinals } else { |_: &mut Scenario| {} };
     plant(Some(bug));
-    let found = (0..seeds).find_map(|seed| Some((seed, run(seed, false, |_| {}).0.err()?)));
+    let found = (0..seeds).find_map(|seed| Some((seed, run(seed, false, change).0.err()?)));
     plant(None);
     found
 }

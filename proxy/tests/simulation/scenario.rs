@@ -40,9 +40,13 @@ pub(crate) struct Scenario {
     pub kind: Kind,
     /// Commits are refused to those who are no members, not to those who don't own the partition; nobody is known to be gone.
     pub kafka: bool,
+    /// Boxes are ordinals of a stateful component: there is no group.
+    pub assigned: bool,
     pub partitions: u32,
     pub boxes: usize,
     pub calls: u64,
+    /// All calls come in the first seconds.
+    pub in_a_rush: bool,
     pub replies: u32,
     /// When the faults end.
     pub heal_at: Time,
@@ -86,9 +90,11 @@ impl Scenario {
         let scenario = Self {
             kind,
             kafka: upto(1) == 0,
+            assigned: false,
             partitions: 1 + upto(2) as u32,
             boxes: 1 + upto(3) as usize,
             calls: 10 + upto(60),
+            in_a_rush: kind == Kind::Flood,
             replies: 1 + upto(2) as u32,
             heal_at: (20 + upto(60)) * SECOND,
             max_attempts: 3 + upto(7) as u32,

@@ -70,8 +70,10 @@ struct Tenure {
     number: u32,
     /// Whose: which box, and which process of it.
     life: Life,
-    /// When its fence came to lie in the log, and where. The last one, if there are several.
+    /// When its fence came to lie in the log, and where. If there are several, the last one before the owner knew of it: that one is its epoch.
     fence: Option<(Time, Offset)>,
+    /// Its owner knows its epoch.
+    serves: bool,
     released: bool,
     /// The newest attempt of each call.
     attempts: BTreeMap<Offset, u32>,
@@ -205,7 +207,14 @@ impl Witness {
     // Tenures.
 
     pub(crate) fn assigned(&mut self, tenure: u64, number: u32, life: Life) {
-        self.tenures.insert(tenure, Tenure { number, life, fence: None, released: false, attempts: BTreeMap::new() });
+        self.tenures.insert(tenure, Tenure { number, life, fence: None, serves: false, released: false, attempts: BTreeMap::new() });
+    }
+
+    /// Its owner knows that its fence is there.
+    pub(crate) fn fenced(&mut self, tenure: u64) {
+        if let Some(tenure) = self.tenures.get_mut(&tenure) {
+            tenure.serves = true;
+        }
     }
 
     pub(crate) fn released(&mut self, tenure: u64) {
@@ -241,7 +250,7 @@ impl Witness {
     pub(crate) fn landed(&mut self, now: Time, tenure: u64, to: Place, offset: Offset, value: &Value, ends: Option<(u32, Offset)>) {
         match (to, value) {
             (Place::Calls(_), Value::Fence(_)) => {
-                if let Some(tenure) = self.tenures.get_mut(&tenure) {
+                if let Some(tenure) = self.tenures.get_mut(&tenure).filter(|tenure| !tenure.serves) {
                     tenure.fence = Some((now, offset));
                 }
             }

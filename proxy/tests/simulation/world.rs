@@ -10,7 +10,7 @@ use bluebox_core::call::Digest;
 use bluebox_core::clock::Moment;
 use bluebox_core::log::embedded::group::{Effect, Groups, Holder, MemberId};
 use bluebox_core::log::{AppendError, Assignment, Committed, GroupSpec, LogError, Offset, Timestamp, TopicPartition};
-use bluebox_core::wire::ControlEntry;
+use bluebox_core::wire::{ControlEntry, FrontierEntry};
 
 use crate::boxes::{Inbox, Job, Simulated};
 use crate::callers::Plan;
@@ -46,6 +46,8 @@ pub(crate) enum Event {
     Resume(usize, u64),
     Cut(usize, Time),
     Stop(usize),
+    /// A process that was superseded ends.
+    Exits(Life),
     Start(usize),
     AppAway(usize, Time),
     GroupTick,
@@ -113,6 +115,8 @@ pub(crate) struct World {
     pub commits: BTreeMap<TopicPartition, Committed>,
     /// Who was last given each partition, and when.
     given: BTreeMap<TopicPartition, (MemberId, Time)>,
+    /// By ordinal: who claimed it, with which of its claims, and when, in the order of the log.
+    pub claims: BTreeMap<u32, Vec<(Life, u64, Time)>>,
     pub boxes: Vec<Simulated>,
     pub callers: BTreeMap<u32, Caller>,
     pub last_number: u64,
@@ -150,6 +154,7 @@ impl World {
             closed: BTreeSet::new(),
             commits: BTreeMap::new(),
             given: BTreeMap::new(),
+            claims: BTreeMap::new(),
             callers: BTreeMap::new(),
             last_number: 0,
             witness: Witness::new(&scenario),
@@ -166,7 +171,7 @@ impl World {
         let scenario = self.scenario.clone();
         let heal = scenario.heal_at;
         for plan in Plan::all(&mut self.random, &scenario) {
-            let until = if scenario.kind == Kind::Flood { 3 * SECOND } else { heal };
+            let until = if scenario.in_a_rush { 3 * SECOND } else { heal };
             let at = self.random.between(0, until);
             self.at(at, Event::CallAppears(plan));
         }
@@ -252,6 +257,11 @@ impl World {
                 }
             }
             Event::Stop(index) => self.stop(index),
+            Event::Exits(life) => {
+                if self.boxes[life.0].alive && self.boxes[life.0].life() == life {
+                    self.exits(life.0);
+                }
+            }
             Event::Start(index) => self.start(index),
             Event::AppAway(index, how_long) => {
                 if !self.healed {
@@ -357,7 +367,12 @@ impl World {
         let (offset, timestamp) = self.log.append(self.now, to, &value);
         note!(self, "box {}: appended to {to:?} at {offset}: {}", from.0, brief(&value));
         self.witness.landed(self.now, tenure, to, offset, &value, ends);
+        if let (Place::Frontier(number), Value::Frontier(FrontierEntry::Claim(_))) = (to, &value) {
+            let which = self.boxes[from.0].claim.which;
+            self.claims.entry(number).or_default().push((from, which, self.now));
+        }
         match to {
+            Place::Frontier(number) => self.frontier_grows(number),
             Place::Calls(number) => self.wake_readers(number),
             Place::Replies(number) => self.replied(number),
             _ => {}
@@ -528,6 +543,9 @@ impl World {
 
     /// What the group has committed for a partition and its parked one.
     pub(crate) fn committed(&self, number: u32) -> (Option<Committed>, Option<Committed>) {
+        if self.scenario.assigned {
+            return self.committed_by_ordinal(number);
+        }
         (self.commits.get(&calls_topic().partition(number)).cloned(), self.commits.get(&parked_topic().partition(number)).cloned())
     }
 
@@ -546,7 +564,7 @@ impl World {
             let noticed = self.random.between(0, 100 * MS);
             self.after(noticed, Event::Gone(life, holder));
         }
-        let back = self.random.between(100 * MS, 8 * SECOND);
+        let back = self.restart_after();
         self.after(back, Event::Start(index));
     }
 

@@ -23,7 +23,7 @@ use crate::inbound::ending::{Endings, Indexed, Places};
 use crate::inbound::owner::{Act, Owner, Shared};
 use crate::inbound::partition::{Arrival, Cancel, DeliveryEnd, Findings, Inheritance, Rules, Suspect};
 use crate::inbound::recorded::Recorded;
-use crate::inbound::search;
+use crate::inbound::{Superseded, search};
 
 mod perform;
 
@@ -68,16 +68,28 @@ pub struct Service {
 enum Left {
     Stopped,
     AppAway,
+    /// Another process is this ordinal now.
+    Superseded,
 }
 
 /// Serves a component until `stop`: joins its group when the app accepts connections, and leaves it when the app has been away for too long.
-pub async fn serve(service: Service, stop: CancellationToken) {
-    let Some(membership) = join(&service, &stop).await else { return };
+///
+/// For a stateful component it claims its ordinal instead, once. It keeps that when the app is away: nobody else could take its calls.
+///
+/// # Errors
+/// When another process has claimed the ordinal.
+pub async fn serve(service: Service, stop: CancellationToken) -> Result<(), Superseded> {
+    let Some(membership) = join(&service, &stop).await else { return Ok(()) };
     // One for all memberships: what an earlier one has begun to record, a later one must know of.
     let mut consumer = Consumer::new(&service, membership);
-    while let Left::AppAway = consumer.run(&stop).await {
+    loop {
+        match consumer.run(&stop).await {
+            Left::Stopped => return Ok(()),
+            Left::Superseded => return Err(Superseded { name: service.served.name.clone(), ordinal: service.served.ordinal.unwrap_or_default() }),
+            Left::AppAway => {}
+        }
         tracing::warn!(component = %service.served.name, app = %service.served.app, "the app does not accept connections; its calls go to other boxes until it does");
-        let Some(membership) = join(&service, &stop).await else { return };
+        let Some(membership) = join(&service, &stop).await else { return Ok(()) };
         consumer.begin_again(membership);
     }
 }
@@ -89,7 +101,12 @@ async fn join(service: &Service, stop: &CancellationToken) -> Option<Membership>
         () = stop.cancelled() => return None,
         () = there => {}
     }
-    tracing::info!(component = %service.served.name, app = %service.served.app, "the app accepts connections; joined the group");
+    match service.served.ordinal {
+        Some(ordinal) => {
+            tracing::info!(component = %service.served.name, ordinal, app = %service.served.app, "the app accepts connections; claims its ordinal")
+        }
+        None => tracing::info!(component = %service.served.name, app = %service.served.app, "the app accepts connections; joined the group"),
+    }
     Some(service.log.join(GroupSpec {
         name: service.topics.calls.as_str().to_owned(),
         topics: vec![service.topics.calls.clone()],
@@ -262,7 +279,8 @@ impl<'s> Consumer<'s> {
                 }
             });
         }
-        if self.stopping.is_none() && self.app_away_since.is_some_and(|since| now.since(since) >= APP_AWAY) {
+        let others_can = self.service.served.ordinal.is_none();
+        if self.stopping.is_none() && others_can && self.app_away_since.is_some_and(|since| now.since(since) >= APP_AWAY) {
             self.stop(Left::AppAway, acts);
         }
     }
@@ -301,6 +319,9 @@ impl<'s> Consumer<'s> {
                 for number in numbers {
                     self.lost(number, acts);
                     self.service.observe.lost();
+                }
+                if self.service.served.ordinal.is_some() && self.stopping.is_none() {
+                    self.stopping = Some(Left::Superseded);
                 }
             }
             GroupEvent::Trouble(what) => tracing::error!(component = %self.service.served.name, trouble = %what, "the group can't be joined; trying again"),
