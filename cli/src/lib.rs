@@ -4,9 +4,9 @@
 //! - [`file`](mod@file): the file that says which boxes there are; `bluebox validate FILE`.
 //! - [`family`]: processes that end together.
 //! - [`proxy`]: `bluebox proxy`: one proxy as a process; [`log_server`]: the embedded log as one.
-//! - [`kubernetes`]: `bluebox injector`, the admission webhook; `bluebox inject`, the same by hand.
+//! - [`kubernetes`]: `bluebox injector`, the admission webhook; `bluebox inject`, the same by hand; what runs in pods beside the proxy.
 //! - [`operate`]: looking into a running system: `bluebox ps`, `calls`, `drain`, `dlq`.
-//! - [`serve`], [`limits`], [`log`], [`logging`], [`units`]: what flags and the file have in common.
+//! - [`serve`], [`limits`], [`log`], [`logging`], [`tail`], [`units`]: what flags and the file have in common.
 
 mod family;
 mod file;
@@ -18,6 +18,7 @@ mod logging;
 mod operate;
 mod proxy;
 mod serve;
+mod tail;
 mod units;
 mod up;
 mod validate;
@@ -54,6 +55,9 @@ enum Command {
     Drain(operate::drain::DrainOptions),
     /// Look after dead letters: list, show, replay, drop
     Dlq(operate::dlq::DlqOptions),
+    /// What the init container of a box runs.
+    #[command(hide = true)]
+    Incarnate(kubernetes::incarnate::IncarnateOptions),
     /// The embedded log alone.
     #[command(hide = true)]
     Log(log_server::LogServerOptions),
@@ -77,6 +81,7 @@ pub fn main() -> ExitCode {
         }
         Command::Inject(options) => kubernetes::inject::run(&options),
         Command::Injector(options) => in_runtime(kubernetes::injector::run(options)),
+        Command::Incarnate(options) => kubernetes::incarnate::run(&options),
         Command::Ps(options) => operate::ps::run(&options),
         Command::Calls(options) => in_runtime(operate::calls::run(options)),
         Command::Drain(options) => in_runtime(operate::drain::run(options)),

@@ -1,20 +1,24 @@
 //! `bluebox proxy`: one proxy as a process.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::{Context as _, bail};
 use bluebox_core::ComponentName;
 use bluebox_core::topics::Retention;
 use bluebox_proxy::Proxy;
 use bluebox_proxy::config::{ProxyConfig, Served};
+use bluebox_proxy::incarnation::{Place, Taken};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::limits::{InboundLimits, OutboundLimits};
 use crate::log::{self, LogOptions};
 use crate::logging::LoggingOptions;
+use crate::tail::{self, Tail};
 use crate::units;
 
 /// What `bluebox proxy --help` ends with.
@@ -63,6 +67,9 @@ pub(crate) struct ProxyOptions {
     inbound: InboundLimits,
     #[command(flatten)]
     logging: LoggingOptions,
+    /// The directory in which `bluebox incarnate` puts a token each time that the box starts: app and proxy then live and die together. For pods.
+    #[arg(long, value_name = "DIRECTORY", hide = true)]
+    incarnation: Option<PathBuf>,
     /// Ends when its standard input does: for `bluebox up`.
     #[arg(long, hide = true)]
     with_parent: bool,
@@ -103,6 +110,7 @@ impl ProxyOptions {
             listen: self.listen,
             admin: self.admin,
             control: self.control,
+            together: self.incarnation.is_some(),
             shared_by_callers: self.shared_by_callers.unwrap_or(self.serve.is_empty()),
             prefix: self.log.kafka.topic_prefix.clone(),
             retention: Retention {
@@ -166,7 +174,11 @@ pub(crate) struct Listening {
 
 /// Runs the proxy until it is told to end.
 pub(crate) async fn run(options: ProxyOptions) -> anyhow::Result<()> {
-    options.logging.start()?;
+    let place = options.incarnation.as_ref().map(Place::new);
+    match &place {
+        Some(place) => begin(place, &options.logging)?,
+        None => options.logging.start()?,
+    }
     if options.with_parent {
         crate::family::end_with_parent()?;
     }
@@ -183,7 +195,37 @@ pub(crate) async fn run(options: ProxyOptions) -> anyhow::Result<()> {
     if options.with_parent {
         println!("{}", serde_json::to_string(&Listening { listen: proxy.listen(), admin: proxy.admin() })?);
     }
-    proxy.run(log, asked_to_end(terminate, interrupt)).await?;
+    let ended = proxy.run(log, asked_to_end(terminate, interrupt)).await;
+    if let (Some(place), Err(why)) = (&place, &ended) {
+        place.leave_word(&why.to_string())?;
+    }
+    Ok(ended?)
+}
+
+/// Starts as a half of a box, and tells why the box was started again: the logs of its former containers are gone.
+fn begin(place: &Place, logging: &LoggingOptions) -> anyhow::Result<()> {
+    const LAST_LINES: usize = 20;
+    let file = place.file("log");
+    let lines = tail::last_lines(&file, LAST_LINES);
+    logging.start_with(Some(Tail::begin(&file).with_context(|| format!("{}: can't be written", file.display()))?))?;
+    let said = |why: Option<String>| why.unwrap_or_else(|| "it died without a word: killed, or the app ended".to_owned());
+    let taken = place.take()?;
+    let restarted = !matches!(taken, Taken::WithTheBox { incarnation: 1, .. });
+    if restarted {
+        for line in &lines {
+            info!("the former proxy's last words: {line}");
+        }
+    }
+    match taken {
+        Taken::WithTheBox { incarnation: 1, .. } => {}
+        Taken::WithTheBox { incarnation, why } => warn!(incarnation, former_proxy = said(why), "this box was started again"),
+        Taken::Alone { why } => {
+            let why = format!("a proxy was started again alone, without its app; it ends, so that both are started afresh. The one before: {}", said(why));
+            error!("{why}");
+            place.leave_word(&why)?;
+            bail!("started again alone");
+        }
+    }
     Ok(())
 }
 

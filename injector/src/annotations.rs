@@ -65,6 +65,8 @@ pub struct Asked {
     pub app_containers: Vec<String>,
     /// Hosts that the app reaches without the proxy.
     pub excluded_hosts: Vec<String>,
+    /// Whether app and proxy are restarted each alone.
+    pub separate: bool,
     /// What the proxy logs.
     pub log_level: Option<String>,
     /// Whether it does so in JSON.
@@ -85,7 +87,7 @@ const COMPONENT: &str = "component";
 const COMPONENTS: &str = "components";
 const PORT: &str = "port";
 /// All annotations but the limits, which the proxy knows.
-const OWN: [&str; 18] = [
+const OWN: [&str; 19] = [
     COMPONENT,
     COMPONENTS,
     "class",
@@ -98,6 +100,7 @@ const OWN: [&str; 18] = [
     "app-containers",
     "excluded-hosts",
     "redirect",
+    "restart",
     "log-level",
     "log-format",
     "cpu-request",
@@ -167,6 +170,13 @@ fn one(name: &str, value: &str, asked: &mut Asked, limits: &[String]) -> Result<
         "excluded-hosts" => asked.excluded_hosts = list(value, host)?,
         "redirect" if value == "env" => {}
         "redirect" => return Err("this version redirects in one way: env (HTTP_PROXY in the app's environment)".to_owned()),
+        "restart" => {
+            asked.separate = match value {
+                "together" => false,
+                "separate" => true,
+                _ => return Err("app and proxy are restarted together or separate".to_owned()),
+            };
+        }
         "log-level" => asked.log_level = Some(level(value)?),
         "log-format" => {
             asked.log_json = match value {
@@ -297,6 +307,7 @@ pub(crate) mod tests {
             ("app-containers", "app,helper"),
             ("excluded-hosts", "db.example,.corp,10.0.0.0/8"),
             ("redirect", "env"),
+            ("restart", "separate"),
             ("log-level", "info,bluebox_proxy=debug"),
             ("log-format", "json"),
             ("cpu-request", "10m"),
@@ -334,6 +345,7 @@ pub(crate) mod tests {
             ("excluded-hosts", "a b", "names or addresses"),
             ("excluded-hosts", "$(SECRET)", "names or addresses"),
             ("redirect", "transparent", "env"),
+            ("restart", "never", "together or separate"),
             ("log-level", "loud", "debug"),
             ("log-format", "xml", "json"),
             ("cpu-request", "ten", "100m"),

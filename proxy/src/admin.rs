@@ -28,13 +28,16 @@ pub enum Rights {
 const MAX_CONNECTIONS: usize = 16;
 /// The longest that anyone waits here.
 const MAX_WITHIN: Duration = Duration::from_secs(3600);
+/// All hooks of a pod that ends run at once: the one that asks to drain comes within this after one that waits for it, or not at all.
+const ASKED_WITHIN: Duration = Duration::from_secs(5);
 /// And if nobody says how long.
 const WITHIN: Duration = Duration::from_secs(20);
 
 /// Answers until it is dropped:
 ///
 /// - `GET /metrics`, `GET /healthz` (this process answers: 200), `GET /readyz` (200, or 503 once it was asked to drain; does not depend on the log).
-/// - `GET /drained?within=SECONDS`: waits until no call is being delivered and none will be: 200; 504 if that takes longer.
+/// - `GET /drained?within=SECONDS`: waits until no call is being delivered and none will be: 200; 504 if that takes longer. If nobody asks it to drain meanwhile, it is
+///   an app that ends alone: it needn't wait.
 /// - `POST /drain?within=SECONDS`, with the right to: no more calls, and then as `/drained`.
 pub async fn serve(listener: TcpListener, metrics: Metrics, drain: Drain, rights: Rights) {
     let places = std::sync::Arc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
@@ -93,8 +96,17 @@ async fn answer(request: &Request<Incoming>, metrics: &Metrics, drain: &Drain, r
         "/healthz" => plain(StatusCode::OK, b"ok\n".to_vec()),
         "/readyz" if drain.is_asked() => plain(StatusCode::SERVICE_UNAVAILABLE, b"it was asked to drain: it takes no more calls\n".to_vec()),
         "/readyz" => plain(StatusCode::OK, b"ready\n".to_vec()),
-        "/drained" => plain_drained(drain, request, plain).await,
+        "/drained" => tokio::select! {
+            answer = plain_drained(drain, request, plain) => answer,
+            () = never_asked(drain) => plain(StatusCode::OK, b"nobody asked it to drain\n".to_vec()),
+        },
         _ => plain(StatusCode::NOT_FOUND, b"there are /metrics, /healthz, /readyz and /drained\n".to_vec()),
+    }
+}
+
+async fn never_asked(drain: &Drain) {
+    if tokio::time::timeout(ASKED_WITHIN, drain.asked()).await.is_ok() {
+        std::future::pending().await
     }
 }
 

@@ -21,6 +21,8 @@ pub struct ProxyConfig {
     pub admin: Option<SocketAddr>,
     /// Where the proxy can be told to take no more calls (`POST /drain`); loopback. `None`: nowhere.
     pub control: Option<SocketAddr>,
+    /// Whether app and proxy live and die together: the proxy ends when what it serves is gone. Only where somebody starts both afresh.
+    pub together: bool,
     /// Whether the callers are strangers to each other (a gateway): then Authorization and Cookie count when a keyed call comes again.
     pub shared_by_callers: bool,
     /// Names of topics begin with it.

@@ -16,6 +16,8 @@
 //!
 //! Used by both: [`config`], [`registry`] (which components there are), [`bulk`] (bodies, small and large), [`fields`] (which header fields
 //! travel), [`target`] (which targets do, though they are no URIs), [`problem`] (the proxy's own errors), [`calls`] (`http://bluebox/v1/calls/ID`), [`metrics`], [`admin`] and [`drain`].
+//!
+//! One failure domain: [`incarnation`] (a proxy that was started again alone), [`listening`] (an app that was).
 
 pub mod admin;
 pub mod append;
@@ -29,8 +31,10 @@ pub mod framing;
 pub mod guard;
 pub mod head;
 pub mod inbound;
+pub mod incarnation;
 pub mod intercept;
 pub mod interim;
+pub mod listening;
 pub mod metrics;
 pub mod outbound;
 pub mod passthrough;
@@ -45,6 +49,7 @@ pub mod target;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bluebox_core::InstanceId;
 use bluebox_core::log::Log;
@@ -78,6 +83,12 @@ pub enum RunError {
     /// What is there contradicts what this box is told to be.
     #[error(transparent)]
     Register(#[from] RegisterError),
+    /// The app of the box is gone, or is another one.
+    #[error("the app at {app} does not listen any more where it did: it ended or was started again alone; the proxy ends too, so that both are started afresh")]
+    AppGone {
+        /// Where it listened.
+        app: SocketAddr,
+    },
     /// A part of it has ended that never ends by itself: a mistake in this program.
     #[error("{what} ended by itself ({how}); this is a mistake in Bluebox: the proxy ends, to be started afresh")]
     Ended {
@@ -90,6 +101,11 @@ pub enum RunError {
     #[error("the metrics can't be set up: {0}")]
     Metrics(#[from] prometheus::Error),
 }
+
+/// A box that is restarted in place gets 2 s. Deliveries have this long to end, …
+const QUICK_DRAIN: Duration = Duration::from_millis(700);
+/// … and with it what ended is flushed and the group is left within this.
+const QUICK_END: Duration = Duration::from_millis(1500);
 
 /// A proxy whose listeners are open. Connections wait until it runs.
 #[derive(Debug)]
@@ -148,7 +164,7 @@ impl Proxy {
     /// Nothing waits for the log: with it away pass-through works, and calls get 503.
     ///
     /// # Errors
-    /// When this box can't be what it is told to be, or a part of it has ended by itself.
+    /// When this box can't be what it is told to be, a part of it has ended by itself, or its app is gone.
     pub async fn run(self, log: Arc<dyn Log>, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
         let Self { config, instance, listener, listen, admin, control } = self;
         let config = Arc::new(config);
@@ -175,6 +191,7 @@ impl Proxy {
             Registration { prefix: config.prefix.clone(), caller: config.name.clone(), serves: config.serves.clone(), retention: config.retention };
         let registered = registry::follow(log.clone(), registration, publish);
         let stop_deliveries = CancellationToken::new();
+        let cut_deliveries = CancellationToken::new();
         let mut calls_in = JoinSet::new();
         for served in &config.serves {
             let start = inbound::Start {
@@ -187,6 +204,7 @@ impl Proxy {
                 // Answers have a memory of their own: calls out that wait for theirs must not keep them from coming in.
                 bulk: Bulk::new(log.clone(), topics.bulk.partition(reply_partition(&instance)), config.inbound.body_memory_bytes),
                 observe: inbound::observe::Observe::new(&served.name, metrics.registry())?,
+                cut: cut_deliveries.clone(),
             };
             calls_in.spawn(once_registered(directory.clone(), stop_deliveries.clone(), inbound::run(start, stop_deliveries.clone())));
         }
@@ -197,6 +215,7 @@ impl Proxy {
         calls_out.spawn(intercept::serve(listener, Arc::new(side), stop.clone(), config.inbound.drain));
 
         let (mut registered, mut shutdown) = (std::pin::pin!(registered), std::pin::pin!(shutdown));
+        let mut lost = std::pin::pin!(app_is_gone(&config));
         let mut draining = false;
         let result = loop {
             tokio::select! {
@@ -217,6 +236,8 @@ impl Proxy {
                     draining = true;
                     stop_deliveries.cancel();
                 }
+                // An app that was told to end may close what it listens at, and go on calling.
+                app = lost.as_mut(), if !draining => break Err(RunError::AppGone { app }),
                 () = shutdown.as_mut() => break Ok(()),
             }
             if draining && calls_in.is_empty() {
@@ -224,14 +245,45 @@ impl Proxy {
             }
         };
 
+        // Without having been asked to drain before, a box is restarted in place, or its app is gone: there is little time, or nothing to wait for.
+        let quick = config.together && !draining;
         stop_deliveries.cancel();
-        while calls_in.join_next().await.is_some() {}
-        // Calls out go on until deliveries into the app have ended: the app may need them for its answers.
-        stop.cancel();
-        while calls_out.join_next().await.is_some() {}
-        pass.close().await;
+        let ended = async {
+            let drained = async { while calls_in.join_next().await.is_some() {} };
+            let mut drained = std::pin::pin!(drained);
+            if quick && tokio::time::timeout(QUICK_DRAIN, drained.as_mut()).await.is_err() {
+                cut_deliveries.cancel();
+            }
+            drained.await;
+            // Calls out go on until deliveries into the app have ended: the app may need them for its answers.
+            stop.cancel();
+            while calls_out.join_next().await.is_some() {}
+            pass.close().await;
+        };
+        if quick {
+            let _ = tokio::time::timeout(QUICK_END, ended).await;
+        } else {
+            ended.await;
+        }
         info!(name = %config.name, %instance, "a proxy ended");
         result
+    }
+}
+
+/// Done when an app that this box serves is gone, if the two are to live and die together.
+async fn app_is_gone(config: &ProxyConfig) -> SocketAddr {
+    let mut apps = JoinSet::new();
+    for served in config.serves.iter().filter(|_| config.together) {
+        let app = served.app;
+        apps.spawn(async move {
+            listening::gone(app.port()).await;
+            app
+        });
+    }
+    match apps.join_next().await {
+        Some(Ok(app)) => app,
+        // Nothing is watched.
+        _ => std::future::pending().await,
     }
 }
 

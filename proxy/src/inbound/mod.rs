@@ -48,13 +48,15 @@ pub struct Start {
     pub bulk: Bulk,
     /// What is told about it.
     pub observe: observe::Observe,
+    /// After `stop`: the drain is over at once.
+    pub cut: CancellationToken,
 }
 
 /// Serves one component until `stop`; then hands its partitions over, within the drain, and leaves.
 ///
 /// Dropping the future is a crash: what is under way is delivered again by the next owner.
 pub async fn run(start: Start, stop: CancellationToken) {
-    let Start { log, instance, served, prefix, retention, limits, bulk, observe } = start;
+    let Start { log, instance, served, prefix, retention, limits, bulk, observe, cut } = start;
     let service = consume::Service {
         app: deliver::App::new(&served, &limits, bulk.clone()),
         endings: ending::Endings::new(Arc::clone(&log), bulk),
@@ -66,6 +68,7 @@ pub async fn run(start: Start, stop: CancellationToken) {
         served,
         limits,
         observe,
+        cut,
     };
     consume::serve(service, stop).await;
 }

@@ -48,6 +48,7 @@ pub fn config() -> ProxyConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
         admin: Some("127.0.0.1:0".parse().unwrap()),
         control: Some("127.0.0.1:0".parse().unwrap()),
+        together: false,
         shared_by_callers: false,
         prefix: Prefix::default(),
         retention: Retention::default(),

@@ -62,6 +62,8 @@ pub struct Service {
     pub searches: Arc<Semaphore>,
     /// What is told about it all.
     pub observe: super::observe::Observe,
+    /// The drain is over at once.
+    pub cut: CancellationToken,
 }
 
 /// Why a membership ended.
@@ -152,6 +154,7 @@ struct Consumer<'s> {
     tell_app_back: mpsc::Sender<()>,
     app_away_since: Option<Moment>,
     stopping: Option<Left>,
+    cut: bool,
     next_look: Moment,
 }
 
@@ -186,6 +189,7 @@ impl<'s> Consumer<'s> {
             tell_app_back,
             app_away_since: None,
             stopping: None,
+            cut: false,
             next_look: now,
         }
     }
@@ -213,6 +217,10 @@ impl<'s> Consumer<'s> {
             tokio::select! {
                 biased;
                 () = stop.cancelled(), if self.stopping.is_none() => self.stop(Left::Stopped, &mut acts),
+                () = self.service.cut.cancelled(), if self.stopping.is_some() && !self.cut => {
+                    self.cut = true;
+                    self.owner.end_drains(Moment::now(), &mut acts);
+                }
                 event = self.membership.next() => match event {
                     Some(event) => self.happened(event, &mut acts),
                     // The log's client was closed. Nothing can be committed any more.
