@@ -46,3 +46,36 @@ fn a_guaranteed_pod() {
 fn a_job() {
     becomes("job");
 }
+
+/// Where the cluster has no restart rules, and where the pod doesn't want them.
+#[test]
+fn restarted_each_alone() {
+    let mut pod = serde_json::json!({"metadata": {"name": "cart"}, "spec": {"containers": [{"name": "app", "ports": [{"containerPort": 8080}]}]}});
+    let judge = |pod: &Value, rules: bool| {
+        let Decision::Injected(injected) = decide(pod, &labelled("shop"), &settings().with_restart_rules(rules), &FewLimits) else { panic!("it is not injected") };
+        let text = injected.pod.to_string();
+        (injected.report.restart, text.contains("restartPolicyRules"), text.contains("bluebox-incarnate"), text.contains("--incarnation"))
+    };
+    assert_eq!(judge(&pod, true), ("rules".to_owned(), true, true, true));
+    assert_eq!(judge(&pod, false), ("separate".to_owned(), false, false, false));
+    pod["metadata"]["annotations"] = serde_json::json!({"bluebox.dev/restart": "separate"});
+    assert_eq!(judge(&pod, true), ("separate".to_owned(), false, false, false));
+    pod["metadata"]["annotations"] = Value::Null;
+    pod["spec"]["restartPolicy"] = "OnFailure".into();
+    assert_eq!(judge(&pod, true), ("separate".to_owned(), false, false, false), "the pod of a Job");
+}
+
+/// Who says himself how a container is restarted is left so, and told.
+#[test]
+fn own_rules_stay() {
+    let own = serde_json::json!([{"action": "Restart", "exitCodes": {"operator": "In", "values": [42]}}]);
+    let pod = serde_json::json!({"metadata": {"name": "cart"}, "spec": {"containers": [
+        {"name": "app", "ports": [{"containerPort": 8080}], "restartPolicy": "Never", "restartPolicyRules": own},
+        {"name": "other"},
+    ]}});
+    let Decision::Injected(injected) = decide(&pod, &labelled("shop"), &settings(), &FewLimits) else { panic!("it is not injected") };
+    let containers = &injected.pod["spec"]["containers"];
+    assert_eq!((&containers[0]["restartPolicy"], &containers[0]["restartPolicyRules"]), (&"Never".into(), &own));
+    assert_eq!(containers[1]["restartPolicyRules"].as_array().map(Vec::len), Some(2));
+    assert!(injected.warnings.iter().any(|warning| warning.contains("container app") && warning.contains("bluebox.dev/restart")), "{:?}", injected.warnings);
+}

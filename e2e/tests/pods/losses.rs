@@ -1,0 +1,81 @@
+//! One failure domain: a box loses one of its halves in every way there is, and each time both are started afresh. All at once, in a pod each.
+
+use std::thread;
+use std::time::Instant;
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::cluster::{Cluster, name, status_of, wait};
+use crate::report::Report;
+use crate::{caller, told};
+
+/// How a half is lost.
+struct Loss {
+    name: &'static str,
+    /// Whether the app has a liveness probe.
+    probed: bool,
+    inflict: fn(&Cluster, &Value),
+    /// Whether it takes a signal from outside.
+    from_outside: bool,
+}
+
+const LOSSES: [Loss; 7] = [
+    Loss { name: "app-exits-0", probed: false, inflict: |cluster, pod| cluster.tell("losses", name(pod), "/exit?code=0"), from_outside: false },
+    Loss { name: "app-exits-1", probed: false, inflict: |cluster, pod| cluster.tell("losses", name(pod), "/exit?code=1"), from_outside: false },
+    Loss { name: "app-crashes", probed: false, inflict: |cluster, pod| cluster.signal(pod, "app", Signal::SIGKILL), from_outside: true },
+    // Its probe fails, and the kubelet kills it.
+    Loss { name: "app-hangs", probed: true, inflict: |cluster, pod| cluster.tell("losses", name(pod), "/hang"), from_outside: false },
+    Loss { name: "proxy-exits", probed: false, inflict: |cluster, pod| cluster.signal(pod, "proxy", Signal::SIGTERM), from_outside: true },
+    Loss { name: "proxy-crashes", probed: false, inflict: |cluster, pod| cluster.signal(pod, "proxy", Signal::SIGKILL), from_outside: true },
+    // Its probe fails, and the kubelet kills it.
+    Loss { name: "proxy-hangs", probed: false, inflict: |cluster, pod| cluster.signal(pod, "proxy", Signal::SIGSTOP), from_outside: true },
+];
+
+pub(crate) fn all(cluster: &Cluster, report: &Report) {
+    cluster.namespace("losses", &["bluebox.dev/injection=enabled"]);
+    let losses: Vec<_> = LOSSES.iter().filter(|loss| cluster.node.is_some() || !loss.from_outside).collect();
+    for loss in &losses {
+        cluster.deployment("losses", loss.name, 1, |pod| {
+            if loss.probed {
+                pod["spec"]["containers"][0]["livenessProbe"] =
+                    json!({"httpGet": {"path": "/healthz", "port": 8080}, "periodSeconds": 2, "failureThreshold": 2, "timeoutSeconds": 2});
+            }
+        });
+    }
+    let from = caller(cluster);
+    thread::scope(|scope| {
+        let cases: Vec<_> = losses.iter().map(|loss| (loss.name, scope.spawn(|| one(cluster, report, loss, &from)))).collect();
+        let failed: Vec<_> = cases
+            .into_iter()
+            .filter_map(|(name, case)| {
+                let panic = case.join().err()?;
+                Some(format!("{name}: {}", panic.downcast_ref::<String>().cloned().unwrap_or_else(|| "?".to_owned())))
+            })
+            .collect();
+        assert!(failed.is_empty(), "{}", failed.join("\n"));
+    });
+}
+
+fn one(cluster: &Cluster, report: &Report, loss: &Loss, from: &str) {
+    let case = loss.name;
+    let before = cluster.ready("losses", case, 1).remove(0);
+    let to = format!("http://{case}/work/{case}");
+    wait(&format!("{case} answers at first"), || (cluster.call("shop", from, &format!("{to}-first"))["status"] == 200).then_some(()));
+    (loss.inflict)(cluster, &before);
+    let lost = Instant::now();
+    let answer = cluster.call("shop", from, &format!("{to}-then"));
+    let took = lost.elapsed();
+    let after = wait(&format!("{case}: both halves were started again"), || {
+        let pod = cluster.pods("losses", case).into_iter().next()?;
+        let again = |container: &str| status_of(&pod, container)["containerID"] != status_of(&before, container)["containerID"];
+        let settled = crate::is_ready(&pod) && again("app") && again("proxy");
+        settled.then_some(pod)
+    });
+    assert_eq!(answer["status"], 200, "{case}: {answer}; {}", told(&after));
+    report.recovered(case, took);
+    // In place: the same pod, at the same address.
+    assert_eq!((&after["metadata"]["uid"], &after["status"]["podIP"]), (&before["metadata"]["uid"], &before["status"]["podIP"]), "{case}");
+    let said = cluster.run(&["logs", "-n", "losses", name(&after), "-c", "proxy"], None);
+    assert!(said.contains("this box was started again") && said.contains("the former proxy's last words"), "{case}: the new proxy doesn't say why: {said}");
+}
