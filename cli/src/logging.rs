@@ -31,6 +31,11 @@ enum Format {
 }
 
 impl LoggingOptions {
+    /// Whether lines are JSON.
+    pub(crate) fn is_json(&self) -> bool {
+        matches!(self.log_format, Format::Json)
+    }
+
     /// Starts it, once in a process.
     pub(crate) fn start(&self) -> anyhow::Result<()> {
         self.start_with(None)

@@ -110,7 +110,7 @@ impl ProxyOptions {
             listen: self.listen,
             admin: self.admin,
             control: self.control,
-            together: self.incarnation.is_some(),
+            together: self.incarnation.as_ref().map(Place::new),
             shared_by_callers: self.shared_by_callers.unwrap_or(self.serve.is_empty()),
             prefix: self.log.kafka.topic_prefix.clone(),
             retention: Retention {
@@ -174,9 +174,8 @@ pub(crate) struct Listening {
 
 /// Runs the proxy until it is told to end.
 pub(crate) async fn run(options: ProxyOptions) -> anyhow::Result<()> {
-    let place = options.incarnation.as_ref().map(Place::new);
-    match &place {
-        Some(place) => begin(place, &options.logging)?,
+    match &options.incarnation {
+        Some(directory) => begin(&Place::new(directory), &options.logging)?,
         None => options.logging.start()?,
     }
     if options.with_parent {
@@ -195,11 +194,8 @@ pub(crate) async fn run(options: ProxyOptions) -> anyhow::Result<()> {
     if options.with_parent {
         println!("{}", serde_json::to_string(&Listening { listen: proxy.listen(), admin: proxy.admin() })?);
     }
-    let ended = proxy.run(log, asked_to_end(terminate, interrupt)).await;
-    if let (Some(place), Err(why)) = (&place, &ended) {
-        place.leave_word(&why.to_string())?;
-    }
-    Ok(ended?)
+    proxy.run(log, asked_to_end(terminate, interrupt)).await?;
+    Ok(())
 }
 
 /// Starts as a half of a box, and tells why the box was started again: the logs of its former containers are gone.
@@ -208,12 +204,14 @@ fn begin(place: &Place, logging: &LoggingOptions) -> anyhow::Result<()> {
     let file = place.file("log");
     let lines = tail::last_lines(&file, LAST_LINES);
     logging.start_with(Some(Tail::begin(&file).with_context(|| format!("{}: can't be written", file.display()))?))?;
-    let said = |why: Option<String>| why.unwrap_or_else(|| "it died without a word: killed, or the app ended".to_owned());
+    let said = |why: Option<String>| why.unwrap_or_else(|| "it died without a word: it was killed, or had no memory left".to_owned());
     let taken = place.take()?;
     let restarted = !matches!(taken, Taken::WithTheBox { incarnation: 1, .. });
     if restarted {
+        info!("the last words of the former proxy:");
         for line in &lines {
-            info!("the former proxy's last words: {line}");
+            // As they were said; not once more in what is kept for the next.
+            eprintln!("{}{line}", if logging.is_json() { "" } else { "  | " });
         }
     }
     match taken {

@@ -8,6 +8,8 @@ use bluebox_core::registry::Component;
 use bluebox_core::topics::{Prefix, Retention};
 use http::StatusCode;
 
+use crate::incarnation::Place;
+
 /// Everything that a proxy is told.
 #[derive(Debug, Clone)]
 pub struct ProxyConfig {
@@ -21,8 +23,8 @@ pub struct ProxyConfig {
     pub admin: Option<SocketAddr>,
     /// Where the proxy can be told to take no more calls (`POST /drain`); loopback. `None`: nowhere.
     pub control: Option<SocketAddr>,
-    /// Whether app and proxy live and die together: the proxy ends when what it serves is gone. Only where somebody starts both afresh.
-    pub together: bool,
+    /// Where app and proxy live and die together, the directory of the box's incarnations: the proxy ends when what it serves is gone, and somebody starts both afresh.
+    pub together: Option<Place>,
     /// Whether the callers are strangers to each other (a gateway): then Authorization and Cookie count when a keyed call comes again.
     pub shared_by_callers: bool,
     /// Names of topics begin with it.

@@ -57,7 +57,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{error, info, warn};
 
 use crate::admin::Rights;
 use crate::bulk::Bulk;
@@ -237,7 +237,11 @@ impl Proxy {
                     stop_deliveries.cancel();
                 }
                 // An app that was told to end may close what it listens at, and go on calling.
-                app = lost.as_mut(), if !draining => break Err(RunError::AppGone { app }),
+                app = lost.as_mut(), if !draining => {
+                    let problem = RunError::AppGone { app };
+                    error!("{problem}");
+                    break Err(problem);
+                }
                 () = shutdown.as_mut() => break Ok(()),
             }
             if draining && calls_in.is_empty() {
@@ -246,7 +250,14 @@ impl Proxy {
         };
 
         // Without having been asked to drain before, a box is restarted in place, or its app is gone: there is little time, or nothing to wait for.
-        let quick = config.together && !draining;
+        let quick = config.together.is_some() && !draining;
+        if let Some(place) = &config.together {
+            let why = result.as_ref().err().map_or_else(|| "it was told to end (SIGTERM), because another container of its box had ended".to_owned(), ToString::to_string);
+            // At once: the time may not be enough for what comes next.
+            if let Err(problem) = place.leave_word(&why) {
+                warn!(%problem, "the next proxy will not know why this one ended");
+            }
+        }
         stop_deliveries.cancel();
         let ended = async {
             let drained = async { while calls_in.join_next().await.is_some() {} };
@@ -273,7 +284,7 @@ impl Proxy {
 /// Done when an app that this box serves is gone, if the two are to live and die together.
 async fn app_is_gone(config: &ProxyConfig) -> SocketAddr {
     let mut apps = JoinSet::new();
-    for served in config.serves.iter().filter(|_| config.together) {
+    for served in config.serves.iter().filter(|_| config.together.is_some()) {
         let app = served.app;
         apps.spawn(async move {
             listening::gone(app.port()).await;

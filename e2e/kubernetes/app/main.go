@@ -111,7 +111,7 @@ func call(w http.ResponseWriter, r *http.Request) {
 	}
 	defer response.Body.Close()
 	body, _ := io.ReadAll(response.Body)
-	answer(w, map[string]any{"status": response.StatusCode, "body": string(body), "id": response.Header.Get("Bluebox-Call-Id"), "ms": time.Since(began).Milliseconds()})
+	answer(w, map[string]any{"status": response.StatusCode, "body": string(body), "ms": time.Since(began).Milliseconds()})
 }
 
 // What came of a load.

@@ -77,5 +77,5 @@ fn one(cluster: &Cluster, report: &Report, loss: &Loss, from: &str) {
     // In place: the same pod, at the same address.
     assert_eq!((&after["metadata"]["uid"], &after["status"]["podIP"]), (&before["metadata"]["uid"], &before["status"]["podIP"]), "{case}");
     let said = cluster.run(&["logs", "-n", "losses", name(&after), "-c", "proxy"], None);
-    assert!(said.contains("this box was started again") && said.contains("the former proxy's last words"), "{case}: the new proxy doesn't say why: {said}");
+    assert!(said.contains("this box was started again") && said.contains("the last words of the former proxy"), "{case}: the new proxy doesn't say why: {said}");
 }

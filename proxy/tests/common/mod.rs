@@ -49,6 +49,7 @@ pub fn config() -> ProxyConfig {
         admin: Some("127.0.0.1:0".parse().unwrap()),
         control: Some("127.0.0.1:0".parse().unwrap()),
         together: false,
+        together: None,
         shared_by_callers: false,
         prefix: Prefix::default(),
         retention: Retention::default(),
