@@ -58,6 +58,9 @@ enum Command {
     /// What the init container of a box runs.
     #[command(hide = true)]
     Incarnate(kubernetes::incarnate::IncarnateOptions),
+    /// A liveness probe of an app, through its proxy.
+    #[command(hide = true)]
+    Alive(kubernetes::alive::AliveOptions),
     /// The embedded log alone.
     #[command(hide = true)]
     Log(log_server::LogServerOptions),
@@ -82,6 +85,7 @@ pub fn main() -> ExitCode {
         Command::Inject(options) => kubernetes::inject::run(&options),
         Command::Injector(options) => in_runtime(kubernetes::injector::run(options)),
         Command::Incarnate(options) => kubernetes::incarnate::run(&options),
+        Command::Alive(options) => kubernetes::alive::run(&options),
         Command::Ps(options) => operate::ps::run(&options),
         Command::Calls(options) => in_runtime(operate::calls::run(options)),
         Command::Drain(options) => in_runtime(operate::drain::run(options)),

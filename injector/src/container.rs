@@ -16,6 +16,10 @@ pub const KAFKA_VOLUME: &str = "bluebox-kafka";
 pub const EMPTY_VOLUME: &str = "bluebox-empty";
 /// The volume that the incarnations of a box share.
 pub const BOX_VOLUME: &str = "bluebox-box";
+/// The volume with the program, for containers whose probe is a command, where the cluster has no restart rules.
+pub const PROGRAM_VOLUME: &str = "bluebox-program";
+/// Where those containers have it.
+pub const PROGRAM_PATH: &str = "/.bluebox";
 /// What the names of volumes that are injected begin with.
 pub const VOLUME_PREFIX: &str = "bluebox-";
 
@@ -29,33 +33,50 @@ const REQUESTS: (&str, &str) = ("20m", "64Mi");
 const GUARANTEED: (&str, &str) = ("250m", "256Mi");
 
 /// The volumes that come with the proxy.
-pub fn volumes(restart: Restart, settings: &Settings) -> Vec<Value> {
+pub fn volumes(together: &Together, settings: &Settings) -> Vec<Value> {
     let mut volumes =
         vec![json!({"name": KAFKA_VOLUME, "secret": {"secretName": settings.kafka_secret(), "defaultMode": 0o644}}), json!({"name": EMPTY_VOLUME, "emptyDir": {}})];
-    if restart == Restart::Rules {
+    if together.restart.together() {
         volumes.push(json!({"name": BOX_VOLUME, "emptyDir": {}}));
+    }
+    if together.program {
+        volumes.push(json!({"name": PROGRAM_VOLUME, "emptyDir": {}}));
     }
     volumes
 }
 
+/// How the halves of a pod are kept together.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Together {
+    /// How they are restarted.
+    pub restart: Restart,
+    /// What the proxy asks of the app in the kubelet's place.
+    pub liveness: Vec<Value>,
+    /// Whether a container of the app needs the program.
+    pub program: bool,
+}
+
 /// The init containers that run before the proxy, in their order, each time that the box starts. Where calls are redirected, that comes first of all.
-pub fn before_the_proxy(asked: &Asked, guaranteed: bool, restart: Restart, settings: &Settings) -> Vec<Value> {
-    match restart {
-        Restart::Rules => vec![incarnate(asked, guaranteed, settings)],
-        Restart::Separate => Vec::new(),
-    }
+pub fn before_the_proxy(asked: &Asked, guaranteed: bool, together: &Together, settings: &Settings) -> Vec<Value> {
+    if together.restart.together() { vec![incarnate(asked, guaranteed, together.program, settings)] } else { Vec::new() }
 }
 
 /// Puts the token that the proxy takes, after a wait if the box keeps dying.
-fn incarnate(asked: &Asked, guaranteed: bool, settings: &Settings) -> Value {
+fn incarnate(asked: &Asked, guaranteed: bool, program: bool, settings: &Settings) -> Value {
+    let mut arguments = vec!["incarnate".to_owned(), format!("--incarnation={BOX_PATH}")];
+    let mut mounts = vec![box_mount(), empty_mount()];
+    if program {
+        arguments.push(format!("--program={PROGRAM_PATH}"));
+        mounts.push(json!({"name": PROGRAM_VOLUME, "mountPath": PROGRAM_PATH}));
+    }
     json!({
         "name": INCARNATE,
         "image": settings.image(),
         "imagePullPolicy": "IfNotPresent",
-        "args": ["incarnate", format!("--incarnation={BOX_PATH}")],
+        "args": arguments,
         "resources": resources(asked, guaranteed),
         "securityContext": security_context(settings),
-        "volumeMounts": [box_mount(), empty_mount()],
+        "volumeMounts": mounts,
         "terminationMessagePath": "/dev/termination-log",
         "terminationMessagePolicy": "FallbackToLogsOnError",
     })
@@ -98,7 +119,7 @@ pub fn wait_for_drain(seconds: i64) -> Value {
 pub const DRAINED: &str = "/drained";
 
 /// The proxy's container, in a pod with that many seconds for its calls to end.
-pub fn proxy(identity: &Identity, asked: &Asked, guaranteed: bool, drain_seconds: i64, restart: Restart, settings: &Settings) -> Value {
+pub fn proxy(identity: &Identity, asked: &Asked, guaranteed: bool, drain_seconds: i64, together: &Together, settings: &Settings) -> Value {
     let probe = |path: &str, period: u32, failures: u32| {
         json!({
             "httpGet": {"path": path, "port": ADMIN_PORT, "scheme": "HTTP"},
@@ -109,7 +130,7 @@ pub fn proxy(identity: &Identity, asked: &Asked, guaranteed: bool, drain_seconds
     // One that hangs does not end by itself. What it had to say it has no time for.
     liveness["terminationGracePeriodSeconds"] = 2.into();
     let mut mounts = vec![json!({"name": KAFKA_VOLUME, "mountPath": KAFKA_PATH, "readOnly": true}), empty_mount()];
-    if restart == Restart::Rules {
+    if together.restart.together() {
         mounts.push(box_mount());
     }
     let mut proxy = json!({
@@ -117,7 +138,7 @@ pub fn proxy(identity: &Identity, asked: &Asked, guaranteed: bool, drain_seconds
         "image": settings.image(),
         "imagePullPolicy": "IfNotPresent",
         "restartPolicy": "Always",
-        "args": arguments(identity, asked, restart),
+        "args": arguments(identity, asked, together),
         "env": environment(settings),
         "ports": [{"name": "bluebox-admin", "containerPort": ADMIN_PORT, "protocol": "TCP"}],
         "resources": resources(asked, guaranteed),
@@ -133,22 +154,35 @@ pub fn proxy(identity: &Identity, asked: &Asked, guaranteed: bool, drain_seconds
         // A proxy that can't start says why in `kubectl describe pod`.
         "terminationMessagePolicy": "FallbackToLogsOnError",
     });
-    if restart == Restart::Rules {
+    if together.restart == Restart::Rules {
         proxy["restartPolicyRules"] = restart::rules();
     }
     proxy
 }
 
+/// The flag that says what the proxy asks of the app.
+const LIVENESS: &str = "--liveness=";
+
+/// What a proxy that is in the pod already asks of the app.
+pub fn liveness_of(proxy: &Value) -> Vec<Value> {
+    let arguments = proxy.get("args").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
+    arguments.filter_map(|argument| serde_json::from_str(&argument.strip_prefix(LIVENESS)?.replace("$$", "$")).ok()).collect()
+}
+
 /// What the proxy is started with: `bluebox` and these.
-fn arguments(identity: &Identity, asked: &Asked, restart: Restart) -> Vec<String> {
+fn arguments(identity: &Identity, asked: &Asked, together: &Together) -> Vec<String> {
     let mut arguments = vec!["proxy".to_owned(), format!("--name={}", identity.name)];
     arguments.extend(identity.serves.iter().map(|(name, port)| format!("--serve={name}=127.0.0.1:{port}{}", serve_options(*port, identity.protocol, asked))));
     arguments.push(format!("--listen=127.0.0.1:{OUTBOUND_PORT}"));
     arguments.push(format!("--admin=0.0.0.0:{ADMIN_PORT}"));
     arguments.push(format!("--control=127.0.0.1:{CONTROL_PORT}"));
     arguments.push(format!("--kafka-properties={KAFKA_PATH}/client.properties"));
-    if restart == Restart::Rules {
+    if together.restart.together() {
         arguments.push(format!("--incarnation={BOX_PATH}"));
+    }
+    if together.restart == Restart::Probes {
+        arguments.push("--without-rules".to_owned());
+        arguments.extend(together.liveness.iter().map(|ask| format!("{LIVENESS}{}", ask.to_string().replace('$', "$$"))));
     }
     arguments.extend(asked.log_level.iter().map(|level| format!("--log-level={level}")));
     if asked.log_json {

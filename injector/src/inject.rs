@@ -3,13 +3,14 @@
 //! What is read of a pod is typed; what is changed is the pod as it came, so that fields which this version doesn't know stay as they are.
 
 use json_patch::Patch;
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, VolumeMount};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::annotations::{Asked, INJECTED, PREFIX};
-use crate::container::{self, VOLUME_PREFIX};
+use crate::container::{self, PROGRAM_PATH, PROGRAM_VOLUME, Together, VOLUME_PREFIX};
 use crate::identity::{Identity, is_app};
+use crate::liveness;
 use crate::mistake::Mistake;
 use crate::restart::{Restart, add_rules};
 use crate::settings::{INCARNATE, OUTBOUND_PORT, PORTS, PROXY, Settings};
@@ -39,7 +40,7 @@ pub struct Report {
     pub serves: Vec<String>,
     /// How the app's calls come to the proxy.
     pub redirect: String,
-    /// How app and proxy are restarted: together by `rules`, or `separate`.
+    /// How app and proxy are restarted: together by `rules` or by `probes`, or `separate`.
     pub restart: String,
     /// The containers that are the app.
     pub app_containers: Vec<String>,
@@ -74,16 +75,29 @@ pub fn inject(raw: &Value, pod: &Pod, spec: &PodSpec, asked: &Asked, identity: &
 
     let drain_seconds = container::drain_seconds(spec.termination_grace_period_seconds);
     let (restart, guaranteed) = (Restart::of(spec, asked, settings), container::are_guaranteed(others()));
-    let mut ours = container::before_the_proxy(asked, guaranteed, restart, settings);
-    ours.push(container::proxy(identity, asked, guaranteed, drain_seconds, restart, settings));
+    let former = raw.pointer("/spec/initContainers").and_then(Value::as_array).into_iter().flatten();
+    let former: Vec<_> = former.filter(|container| container.get("name").and_then(Value::as_str) == Some(PROXY)).flat_map(container::liveness_of).collect();
+    let mut together = Together { restart, liveness: Vec::new(), program: false };
     let spec_map = object(&mut changed, "spec");
     for list in ["initContainers", "containers"] {
         let app = spec_map.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten().filter_map(Value::as_object_mut);
         for container in app.filter(|container| container.get("name").and_then(Value::as_str).is_some_and(|name| app_containers.iter().any(|app| app == name)))
         {
             point_to_proxy(container, asked, &mut mistakes, &mut warnings);
-            if list == "containers" && restart == Restart::Rules {
-                add_rules(container, &mut warnings);
+            match restart {
+                Restart::Rules if list == "containers" => add_rules(container, &mut warnings),
+                Restart::Probes if list == "containers" => {
+                    let rerouted = liveness::through_the_proxy(container, &former, &mut warnings);
+                    together.liveness.extend(rerouted.ask);
+                    if rerouted.needs_program {
+                        together.program = true;
+                        let (mounts, mount) = (array(container, "volumeMounts"), liveness::program_mount());
+                        if !mounts.contains(&mount) {
+                            mounts.push(mount);
+                        }
+                    }
+                }
+                _ => {}
             }
             if list == "containers" && !identity.serves.is_empty() {
                 let lifecycle = object_in(container, "lifecycle");
@@ -98,8 +112,10 @@ pub fn inject(raw: &Value, pod: &Pod, spec: &PodSpec, asked: &Asked, identity: &
     if !mistakes.is_empty() {
         return Err(mistakes);
     }
+    let mut ours = container::before_the_proxy(asked, guaranteed, &together, settings);
+    ours.push(container::proxy(identity, asked, guaranteed, drain_seconds, &together, settings));
     put_first(array(spec_map, "initContainers"), ours);
-    for volume in container::volumes(restart, settings) {
+    for volume in container::volumes(&together, settings) {
         let volumes = array(spec_map, "volumes");
         if !volumes.contains(&volume) {
             volumes.push(volume);
@@ -175,7 +191,9 @@ fn check_containers(spec: &PodSpec, asked: &Asked, settings: &Settings, mistakes
                 mistakes.push(Mistake::new(format!("a port of container {}", container.name), &port.to_string(), remedy));
             }
         }
-        for mount in container.volume_mounts.iter().flatten().filter(|mount| mount.name.starts_with(VOLUME_PREFIX)) {
+        // Of one that was injected already, the program is mounted to be run.
+        let program = |mount: &VolumeMount| mount.name == PROGRAM_VOLUME && mount.mount_path == PROGRAM_PATH && mount.read_only == Some(true);
+        for mount in container.volume_mounts.iter().flatten().filter(|mount| mount.name.starts_with(VOLUME_PREFIX) && !program(mount)) {
             mistakes.push(Mistake::new(
                 format!("a mount of container {}", container.name),
                 &mount.name,
@@ -186,7 +204,7 @@ fn check_containers(spec: &PodSpec, asked: &Asked, settings: &Settings, mistakes
 }
 
 fn check_volumes(raw: &Value, spec: &PodSpec, settings: &Settings, mistakes: &mut Vec<Mistake>) {
-    let ours = container::volumes(Restart::Rules, settings);
+    let ours = container::volumes(&Together { restart: Restart::Rules, liveness: Vec::new(), program: true }, settings);
     let raw = raw.pointer("/spec/volumes").and_then(Value::as_array);
     for (at, volume) in spec.volumes.iter().flatten().enumerate().filter(|(_, volume)| volume.name.starts_with(VOLUME_PREFIX)) {
         if !raw.and_then(|raw| raw.get(at)).is_some_and(|raw| ours.contains(raw)) {

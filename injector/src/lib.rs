@@ -7,7 +7,7 @@
 //! - [`annotations`]: what the pod's annotations ask for ([`quantity`]: amounts of CPU and memory).
 //! - [`identity`]: who the pod is and where its app listens, when no annotation says it.
 //! - [`inject`](mod@inject): puts the proxy ([`container`]) into the pod.
-//! - [`restart`]: how app and proxy are restarted together.
+//! - [`restart`]: how app and proxy are restarted together; [`liveness`]: and how where the cluster has no rules for that.
 //! - [`mistake`]: what is wrong, in words.
 //!
 //! [`settings`] is what an installation says.
@@ -31,6 +31,7 @@ pub mod decide;
 pub mod identity;
 pub mod inject;
 pub mod keep;
+pub mod liveness;
 pub mod manifests;
 pub mod metrics;
 pub mod mistake;

@@ -1,7 +1,8 @@
 //! App and proxy live and die together: how a pod is told so.
 //!
 //! Where Kubernetes has *restart rules* (1.36), the exit of any half restarts all containers of the pod in place. Every loss of a half becomes such an exit: an init container
-//! puts a token each time that they start, and a proxy that finds none, or whose app has gone, ends.
+//! puts a token each time that they start, and a proxy that finds none, or whose app has gone, ends. Where there are no such rules, the app's liveness goes through the proxy
+//! ([`crate::liveness`]).
 
 use k8s_openapi::api::core::v1::PodSpec;
 use serde_json::{Map, Value, json};
@@ -14,6 +15,8 @@ use crate::settings::Settings;
 pub enum Restart {
     /// Together, by restart rules.
     Rules,
+    /// Together, by the app's liveness probes: where the cluster has no rules.
+    Probes,
     /// Each alone.
     Separate,
 }
@@ -24,13 +27,23 @@ impl Restart {
     /// Pods that end (Jobs) have no rules: their own `backoffLimit` and `podFailurePolicy` would mean something else.
     pub fn of(spec: &PodSpec, asked: &Asked, settings: &Settings) -> Self {
         let lives = spec.restart_policy.as_deref().is_none_or(|policy| policy == "Always");
-        if lives && !asked.separate && settings.restart_rules() { Self::Rules } else { Self::Separate }
+        match lives && !asked.separate {
+            false => Self::Separate,
+            true if settings.restart_rules() => Self::Rules,
+            true => Self::Probes,
+        }
+    }
+
+    /// Whether app and proxy are restarted together.
+    pub fn together(self) -> bool {
+        self != Self::Separate
     }
 
     /// In a word.
     pub fn name(self) -> &'static str {
         match self {
             Self::Rules => "rules",
+            Self::Probes => "probes",
             Self::Separate => "separate",
         }
     }

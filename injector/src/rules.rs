@@ -33,7 +33,7 @@ pub async fn watch(client: Client, namespace: String, found: watch::Sender<Optio
                 if found.send_replace(Some(usable)) != Some(usable) {
                     match answer {
                         Ok(()) => info!("the cluster has restart rules: app and proxy of new pods are restarted together"),
-                        Err(why) => warn!(why, "the cluster has no restart rules: app and proxy of new pods are restarted each alone"),
+                        Err(why) => warn!(why, "the cluster has no restart rules: app and proxy of new pods are restarted together by the app's liveness probes"),
                     }
                 }
             }

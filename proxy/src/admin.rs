@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 use tracing::{debug, warn};
 
 use crate::drain::Drain;
+use crate::liveness::Alive;
 use crate::metrics::Metrics;
 
 /// What who connects may do.
@@ -36,10 +37,11 @@ const WITHIN: Duration = Duration::from_secs(20);
 /// Answers until it is dropped:
 ///
 /// - `GET /metrics`, `GET /healthz` (this process answers: 200), `GET /readyz` (200, or 503 once it was asked to drain; does not depend on the log).
+/// - `GET /alive?container=NAME`: whether a container of the app is alive: 200, or 503 and why it has to be started afresh; see [`crate::liveness`].
 /// - `GET /drained?within=SECONDS`: waits until no call is being delivered and none will be: 200; 504 if that takes longer. If nobody asks it to drain meanwhile, it is
 ///   an app that ends alone: it needn't wait.
 /// - `POST /drain?within=SECONDS`, with the right to: no more calls, and then as `/drained`.
-pub async fn serve(listener: TcpListener, metrics: Metrics, drain: Drain, rights: Rights) {
+pub async fn serve(listener: TcpListener, metrics: Metrics, drain: Drain, alive: Alive, rights: Rights) {
     let places = std::sync::Arc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
     let mut connections = tokio::task::JoinSet::new();
     loop {
@@ -53,12 +55,12 @@ pub async fn serve(listener: TcpListener, metrics: Metrics, drain: Drain, rights
                 continue;
             }
         };
-        let (metrics, drain) = (metrics.clone(), drain.clone());
+        let (metrics, drain, alive) = (metrics.clone(), drain.clone(), alive.clone());
         connections.spawn(async move {
             let _place = place;
             let service = service_fn(|request| {
-                let (metrics, drain) = (metrics.clone(), drain.clone());
-                async move { Ok::<_, Infallible>(answer(&request, &metrics, &drain, rights).await) }
+                let (metrics, drain, alive) = (metrics.clone(), drain.clone(), alive.clone());
+                async move { Ok::<_, Infallible>(answer(&request, &metrics, &drain, &alive, rights).await) }
             });
             let mut http = hyper::server::conn::http1::Builder::new();
             let served = http.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30)).max_buf_size(16 << 10);
@@ -69,7 +71,7 @@ pub async fn serve(listener: TcpListener, metrics: Metrics, drain: Drain, rights
     }
 }
 
-async fn answer(request: &Request<Incoming>, metrics: &Metrics, drain: &Drain, rights: Rights) -> Response<Full<Bytes>> {
+async fn answer(request: &Request<Incoming>, metrics: &Metrics, drain: &Drain, alive: &Alive, rights: Rights) -> Response<Full<Bytes>> {
     let plain = |status, text: Vec<u8>| {
         let mut response = Response::new(Full::new(text.into()));
         *response.status_mut() = status;
@@ -100,7 +102,11 @@ async fn answer(request: &Request<Incoming>, metrics: &Metrics, drain: &Drain, r
             answer = plain_drained(drain, request, plain) => answer,
             () = never_asked(drain) => plain(StatusCode::OK, b"nobody asked it to drain\n".to_vec()),
         },
-        _ => plain(StatusCode::NOT_FOUND, b"there are /metrics, /healthz, /readyz and /drained\n".to_vec()),
+        "/alive" => match alive.ask(request.uri().query().and_then(|query| query.strip_prefix("container=")).unwrap_or_default()).await {
+            Ok(()) => plain(StatusCode::OK, b"alive\n".to_vec()),
+            Err(why) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n").into_bytes()),
+        },
+        _ => plain(StatusCode::NOT_FOUND, b"there are /metrics, /healthz, /readyz, /alive and /drained\n".to_vec()),
     }
 }
 

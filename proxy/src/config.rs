@@ -9,6 +9,7 @@ use bluebox_core::topics::{Prefix, Retention};
 use http::StatusCode;
 
 use crate::incarnation::Place;
+use crate::liveness::Liveness;
 
 /// Everything that a proxy is told.
 #[derive(Debug, Clone)]
@@ -23,8 +24,10 @@ pub struct ProxyConfig {
     pub admin: Option<SocketAddr>,
     /// Where the proxy can be told to take no more calls (`POST /drain`); loopback. `None`: nowhere.
     pub control: Option<SocketAddr>,
-    /// Where app and proxy live and die together, the directory of the box's incarnations: the proxy ends when what it serves is gone, and somebody starts both afresh.
-    pub together: Option<Place>,
+    /// Where app and proxy live and die together: the proxy ends when what it serves is gone, and somebody starts both afresh.
+    pub together: Option<Together>,
+    /// The liveness probes of the app that are asked through this proxy.
+    pub liveness: Vec<Liveness>,
     /// Whether the callers are strangers to each other (a gateway): then Authorization and Cookie count when a keyed call comes again.
     pub shared_by_callers: bool,
     /// Names of topics begin with it.
@@ -35,6 +38,15 @@ pub struct ProxyConfig {
     pub outbound: Outbound,
     /// Limits of calls into the box.
     pub inbound: Inbound,
+}
+
+/// One failure domain.
+#[derive(Debug, Clone)]
+pub struct Together {
+    /// The directory of the box's incarnations.
+    pub place: Place,
+    /// Whether this proxy took the place of one that died, and its app is still that one's.
+    pub replaces: bool,
 }
 
 /// A component that this box serves.

@@ -20,6 +20,7 @@ const TOKEN: &str = "token";
 const TAKEN: &str = "taken";
 const HISTORY: &str = "history";
 const WHY: &str = "why";
+const APP_IS_NEW: &str = "app-is-new";
 
 /// The directory that a box's incarnations share.
 #[derive(Debug, Clone)]
@@ -58,6 +59,8 @@ pub enum Taken {
     Alone {
         /// See [`Taken::WithTheBox`].
         why: Option<String>,
+        /// Whether that one ended because its app was gone: then the app that there is now, or will be, is a new one.
+        app_is_new: bool,
     },
 }
 
@@ -124,18 +127,25 @@ impl Place {
         if why.is_some() {
             self.write(WHY, "")?;
         }
+        let app_is_new = self.read(APP_IS_NEW)?.is_some_and(|new| new == "yes");
+        if app_is_new {
+            self.write(APP_IS_NEW, "")?;
+        }
         if !taken {
-            return Ok(Taken::Alone { why });
+            return Ok(Taken::Alone { why, app_is_new });
         }
         let incarnation = self.read(TAKEN)?.and_then(|number| number.trim().parse().ok()).unwrap_or(1);
         Ok(Taken::WithTheBox { incarnation, why })
     }
 
-    /// Leaves word for the next proxy why this one ends.
+    /// Leaves word for the next proxy why this one ends: whether because its app was gone.
     ///
     /// # Errors
     /// When the directory can't be written into.
-    pub fn leave_word(&self, why: &str) -> Result<(), PlaceError> {
+    pub fn leave_word(&self, why: &str, app_is_gone: bool) -> Result<(), PlaceError> {
+        if app_is_gone {
+            self.write(APP_IS_NEW, "yes")?;
+        }
         self.write(WHY, why)
     }
 
@@ -189,17 +199,17 @@ mod tests {
     fn a_proxy_that_finds_no_token_was_started_alone() {
         let directory = tempfile::tempdir().unwrap();
         let place = Place::new(directory.path());
-        assert_eq!(place.take().unwrap(), Taken::Alone { why: None });
+        assert_eq!(place.take().unwrap(), Taken::Alone { why: None, app_is_new: false });
         let (history, _) = place.former(S(1)).unwrap();
         place.prepare(history, S(1)).unwrap();
         assert_eq!(place.take().unwrap(), Taken::WithTheBox { incarnation: 1, why: None });
-        place.leave_word("the app is gone").unwrap();
-        assert_eq!(place.take().unwrap(), Taken::Alone { why: Some("the app is gone".to_owned()) });
+        place.leave_word("the app is gone", true).unwrap();
+        assert_eq!(place.take().unwrap(), Taken::Alone { why: Some("the app is gone".to_owned()), app_is_new: true });
         // It is said once.
-        assert_eq!(place.take().unwrap(), Taken::Alone { why: None });
+        assert_eq!(place.take().unwrap(), Taken::Alone { why: None, app_is_new: false });
 
         // Both were started again, and the word comes with the token.
-        place.leave_word("the app is gone").unwrap();
+        place.leave_word("the app is gone", false).unwrap();
         let (history, _) = place.former(S(2)).unwrap();
         place.prepare(history, S(2)).unwrap();
         assert_eq!(place.take().unwrap(), Taken::WithTheBox { incarnation: 2, why: Some("the app is gone".to_owned()) });

@@ -17,7 +17,7 @@
 //! Used by both: [`config`], [`registry`] (which components there are), [`bulk`] (bodies, small and large), [`fields`] (which header fields
 //! travel), [`target`] (which targets do, though they are no URIs), [`problem`] (the proxy's own errors), [`calls`] (`http://bluebox/v1/calls/ID`), [`metrics`], [`admin`] and [`drain`].
 //!
-//! One failure domain: [`incarnation`] (a proxy that was started again alone), [`listening`] (an app that was).
+//! One failure domain: [`incarnation`] (a proxy that was started again alone), [`listening`] (an app that was), [`liveness`] (whether the app has to be).
 
 pub mod admin;
 pub mod append;
@@ -35,6 +35,7 @@ pub mod incarnation;
 pub mod intercept;
 pub mod interim;
 pub mod listening;
+pub mod liveness;
 pub mod metrics;
 pub mod outbound;
 pub mod passthrough;
@@ -61,8 +62,9 @@ use tracing::{error, info, warn};
 
 use crate::admin::Rights;
 use crate::bulk::Bulk;
-use crate::config::ProxyConfig;
+use crate::config::{ProxyConfig, Together};
 use crate::drain::Drain;
+use crate::liveness::Alive;
 use crate::metrics::Metrics;
 use crate::outbound::OutboundSide;
 use crate::passthrough::PassThrough;
@@ -182,10 +184,23 @@ impl Proxy {
         let mut beside = JoinSet::new();
         beside.spawn(pending.clone().read());
         let drain = Drain::default();
+        let replaces = config.together.as_ref().is_some_and(|together| together.replaces);
+        let alive = Alive::new(config.liveness.clone(), replaces);
         for (listener, rights) in [(admin, Rights::Look), (control, Rights::Change)] {
             if let Some((listener, _)) = listener {
-                beside.spawn(admin::serve(listener, metrics.clone(), drain.clone(), rights));
+                beside.spawn(admin::serve(listener, metrics.clone(), drain.clone(), alive.clone(), rights));
             }
+        }
+        let mut shutdown = std::pin::pin!(shutdown);
+        if replaces {
+            warn!("this proxy took the place of one that died: it serves nothing until its app was started afresh; the liveness probes of the app fail until then");
+            tokio::select! {
+                () = app_is_another(&config) => {}
+                () = shutdown.as_mut() => return Ok(()),
+                Some(ended) = beside.join_next() => return Err(ended_by_itself("what reads replies", ended)),
+            }
+            info!("the app was started afresh");
+            alive.app_is_new();
         }
         let registration =
             Registration { prefix: config.prefix.clone(), caller: config.name.clone(), serves: config.serves.clone(), retention: config.retention };
@@ -214,7 +229,7 @@ impl Proxy {
         let mut calls_out = JoinSet::new();
         calls_out.spawn(intercept::serve(listener, Arc::new(side), stop.clone(), config.inbound.drain));
 
-        let (mut registered, mut shutdown) = (std::pin::pin!(registered), std::pin::pin!(shutdown));
+        let mut registered = std::pin::pin!(registered);
         let mut lost = std::pin::pin!(app_is_gone(&config));
         let mut draining = false;
         let result = loop {
@@ -251,10 +266,11 @@ impl Proxy {
 
         // Without having been asked to drain before, a box is restarted in place, or its app is gone: there is little time, or nothing to wait for.
         let quick = config.together.is_some() && !draining;
-        if let Some(place) = &config.together {
+        if let Some(Together { place, .. }) = &config.together {
+            let app_is_gone = matches!(result, Err(RunError::AppGone { .. }));
             let why = result.as_ref().err().map_or_else(|| "it was told to end (SIGTERM), because another container of its box had ended".to_owned(), ToString::to_string);
             // At once: the time may not be enough for what comes next.
-            if let Err(problem) = place.leave_word(&why) {
+            if let Err(problem) = place.leave_word(&why, app_is_gone) {
                 warn!(%problem, "the next proxy will not know why this one ended");
             }
         }
@@ -296,6 +312,12 @@ async fn app_is_gone(config: &ProxyConfig) -> SocketAddr {
         // Nothing is watched.
         _ => std::future::pending().await,
     }
+}
+
+/// Done when every app that this box serves is another one than now.
+async fn app_is_another(config: &ProxyConfig) {
+    let mut apps: JoinSet<()> = config.serves.iter().map(|served| listening::another(served.app.port())).collect();
+    while apps.join_next().await.is_some() {}
 }
 
 /// Runs something when the registry has this box's components, and so their topics are there.

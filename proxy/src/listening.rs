@@ -61,6 +61,13 @@ pub async fn gone(port: u16) {
     }
 }
 
+/// Done when what listens at this port is not what listens now; at once if nothing does.
+pub async fn another(port: u16) {
+    if sockets(port).is_ok_and(|now| !now.is_empty()) {
+        gone(port).await;
+    }
+}
+
 /// The sockets that listen at a port, at whichever address.
 fn sockets(port: u16) -> io::Result<Sockets> {
     let mut all = listening(Path::new("/proc/net/tcp"), port)?;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use bluebox_proxy::incarnation::Place;
 use clap::Args;
 use nix::time::{ClockId, clock_gettime};
@@ -16,12 +17,18 @@ pub(crate) struct IncarnateOptions {
     /// The directory that it shares with the proxy.
     #[arg(long, value_name = "DIRECTORY")]
     incarnation: PathBuf,
+    /// A directory to put this program into: for containers of the app whose liveness probe is a command.
+    #[arg(long, value_name = "DIRECTORY")]
+    program: Option<PathBuf>,
     #[command(flatten)]
     logging: LoggingOptions,
 }
 
 pub(crate) fn run(options: &IncarnateOptions) -> anyhow::Result<()> {
     options.logging.start()?;
+    if let Some(directory) = &options.program {
+        std::fs::copy(std::env::current_exe()?, directory.join("bluebox")).with_context(|| format!("{}: this program can't be put there", directory.display()))?;
+    }
     let place = Place::new(&options.incarnation);
     let (history, wait) = place.former(since_the_machine_started()?)?;
     if !wait.is_zero() {
