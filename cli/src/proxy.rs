@@ -74,6 +74,9 @@ pub(crate) struct ProxyOptions {
     /// An exit of the proxy does not restart the app: a proxy that was started again alone waits for another app, whose liveness probes it answers with no meanwhile.
     #[arg(long, requires = "incarnation", hide = true)]
     without_rules: bool,
+    /// End when the app hangs, so that both are started afresh.
+    #[arg(long, requires = "incarnation", hide = true)]
+    restart_on_hang: bool,
     /// A liveness probe of the app, in JSON, that /alive asks.
     #[arg(long, value_name = "PROBE", value_parser = |text: &str| serde_json::from_str::<Liveness>(text), hide = true)]
     liveness: Vec<Liveness>,
@@ -118,6 +121,7 @@ impl ProxyOptions {
             admin: self.admin,
             control: self.control,
             together: self.incarnation.as_ref().map(|directory| Together { place: Place::new(directory), replaces: false }),
+            restart_on_hang: self.restart_on_hang,
             liveness: self.liveness.clone(),
             shared_by_callers: self.shared_by_callers.unwrap_or(self.serve.is_empty()),
             prefix: self.log.kafka.topic_prefix.clone(),

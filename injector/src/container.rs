@@ -180,6 +180,9 @@ fn arguments(identity: &Identity, asked: &Asked, together: &Together) -> Vec<Str
     if together.restart.together() {
         arguments.push(format!("--incarnation={BOX_PATH}"));
     }
+    if together.restart.together() && asked.restart_on_hang {
+        arguments.push("--restart-on-hang".to_owned());
+    }
     if together.restart == Restart::Probes {
         arguments.push("--without-rules".to_owned());
         arguments.extend(together.liveness.iter().map(|ask| format!("{LIVENESS}{}", ask.to_string().replace('$', "$$"))));

@@ -26,6 +26,8 @@ pub struct ProxyConfig {
     pub control: Option<SocketAddr>,
     /// Where app and proxy live and die together: the proxy ends when what it serves is gone, and somebody starts both afresh.
     pub together: Option<Together>,
+    /// Whether the proxy ends when its app hangs, so that both are started afresh; only where they live and die together.
+    pub restart_on_hang: bool,
     /// The liveness probes of the app that are asked through this proxy.
     pub liveness: Vec<Liveness>,
     /// Whether the callers are strangers to each other (a gateway): then Authorization and Cookie count when a keyed call comes again.
@@ -145,6 +147,8 @@ pub struct Inbound {
     pub max_attempts: u32,
     /// Solo deliveries that may end in a crash of the box before a call becomes a dead letter. Default 3.
     pub max_crashes: u32,
+    /// After so many attempts in a row without an answer, an app that then answers nothing else either counts as hung: it gets no more calls. Default 3.
+    pub max_unanswered: u32,
     /// The pause before the second attempt; doubles with each, with jitter, up to `max_backoff`. Default 100 ms.
     pub first_backoff: Duration,
     /// The longest pause between attempts. Default 30 s.
@@ -175,6 +179,7 @@ impl Default for Inbound {
             attempt_timeout: Duration::from_secs(300),
             max_attempts: 10,
             max_crashes: 3,
+            max_unanswered: 3,
             first_backoff: Duration::from_millis(100),
             max_backoff: Duration::from_secs(30),
             retry_on: Vec::new(),

@@ -91,6 +91,9 @@ pub enum RunError {
         /// Where it listened.
         app: SocketAddr,
     },
+    /// The app of the box answers nothing any more.
+    #[error("the app hangs: it answers nothing any more; the proxy ends, so that both are started afresh (restart-on-hang)")]
+    AppHangs,
     /// A part of it has ended that never ends by itself: a mistake in this program.
     #[error("{what} ended by itself ({how}); this is a mistake in Bluebox: the proxy ends, to be started afresh")]
     Ended {
@@ -206,7 +209,7 @@ impl Proxy {
             Registration { prefix: config.prefix.clone(), caller: config.name.clone(), serves: config.serves.clone(), retention: config.retention };
         let registered = registry::follow(log.clone(), registration, publish);
         let stop_deliveries = CancellationToken::new();
-        let cut_deliveries = CancellationToken::new();
+        let (cut_deliveries, hung) = (CancellationToken::new(), CancellationToken::new());
         let mut calls_in = JoinSet::new();
         for served in &config.serves {
             let start = inbound::Start {
@@ -220,6 +223,7 @@ impl Proxy {
                 bulk: Bulk::new(log.clone(), topics.bulk.partition(reply_partition(&instance)), config.inbound.body_memory_bytes),
                 observe: inbound::observe::Observe::new(&served.name, metrics.registry())?,
                 cut: cut_deliveries.clone(),
+                hung: hung.clone(),
             };
             calls_in.spawn(once_registered(directory.clone(), stop_deliveries.clone(), inbound::run(start, stop_deliveries.clone())));
         }
@@ -256,6 +260,10 @@ impl Proxy {
                     let problem = RunError::AppGone { app };
                     error!("{problem}");
                     break Err(problem);
+                }
+                () = hung.cancelled(), if !draining && config.restart_on_hang && config.together.is_some() => {
+                    error!("{}", RunError::AppHangs);
+                    break Err(RunError::AppHangs);
                 }
                 () = shutdown.as_mut() => break Ok(()),
             }

@@ -50,13 +50,15 @@ pub struct Start {
     pub observe: observe::Observe,
     /// After `stop`: the drain is over at once.
     pub cut: CancellationToken,
+    /// Cancelled when the app hangs.
+    pub hung: CancellationToken,
 }
 
 /// Serves one component until `stop`; then hands its partitions over, within the drain, and leaves.
 ///
 /// Dropping the future is a crash: what is under way is delivered again by the next owner.
 pub async fn run(start: Start, stop: CancellationToken) {
-    let Start { log, instance, served, prefix, retention, limits, bulk, observe, cut } = start;
+    let Start { log, instance, served, prefix, retention, limits, bulk, observe, cut, hung } = start;
     let service = consume::Service {
         app: deliver::App::new(&served, &limits, bulk.clone()),
         endings: ending::Endings::new(Arc::clone(&log), bulk),
@@ -69,6 +71,7 @@ pub async fn run(start: Start, stop: CancellationToken) {
         limits,
         observe,
         cut,
+        hung,
     };
     consume::serve(service, stop).await;
 }

@@ -50,6 +50,7 @@ pub fn config() -> ProxyConfig {
         control: Some("127.0.0.1:0".parse().unwrap()),
         together: false,
         together: None,
+        restart_on_hang: false,
         liveness: Vec::new(),
         shared_by_callers: false,
         prefix: Prefix::default(),

@@ -64,12 +64,15 @@ pub struct Service {
     pub observe: super::observe::Observe,
     /// The drain is over at once.
     pub cut: CancellationToken,
+    /// Cancelled when the app hangs.
+    pub hung: CancellationToken,
 }
 
 /// Why a membership ended.
 enum Left {
     Stopped,
     AppAway,
+    AppHangs,
 }
 
 /// Serves a component until `stop`: joins its group when the app accepts connections, and leaves it when the app has been away for too long.
@@ -81,6 +84,41 @@ pub async fn serve(service: Service, stop: CancellationToken) {
         tracing::warn!(component = %service.served.name, app = %service.served.app, "the app does not accept connections; its calls go to other boxes until it does");
         let Some(membership) = join(&service, &stop).await else { return };
         consumer.begin_again(membership);
+    loop {
+        let there = wait_for(&service.app);
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = there => {}
+        }
+        let name = service.topics.calls.as_str().to_owned();
+        tracing::info!(component = %service.served.name, app = %service.served.app, "the app accepts connections; joined the group");
+        let membership = service.log.join(GroupSpec {
+            name,
+            topics: vec![service.topics.calls.clone()],
+            session_timeout: service.limits.session_timeout,
+            release_timeout: service.limits.drain + Duration::from_secs(15),
+            lease: service.limits.lease,
+        });
+        match Consumer::new(&service, membership).run(&stop).await {
+            Left::Stopped => return,
+            Left::AppHangs => {
+                let attempts = service.app.unanswered();
+                tracing::error!(
+                    component = %service.served.name, app = %service.served.app, attempts,
+                    "the app hangs: it left attempts without an answer, and answers nothing else; it gets no more calls until it answers something"
+                );
+                service.observe.hangs(true);
+                service.hung.cancel();
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = wait_until_it_answers(&service.app) => {}
+                }
+                tracing::info!(component = %service.served.name, app = %service.served.app, "the app answers again");
+                service.observe.hangs(false);
+                service.app.is_alive();
+            }
+            Left::AppAway => {
+                tracing::warn!(component = %service.served.name, app = %service.served.app, "the app does not accept connections; its calls go to other boxes until it does")
     }
 }
 
@@ -103,6 +141,12 @@ async fn join(service: &Service, stop: &CancellationToken) -> Option<Membership>
 
 async fn wait_for(app: &App) {
     while !app.accepts().await {
+        tokio::time::sleep(APP_PROBE).await;
+    }
+}
+
+async fn wait_until_it_answers(app: &App) {
+    while !app.answers().await {
         tokio::time::sleep(APP_PROBE).await;
     }
 }
@@ -153,6 +197,10 @@ struct Consumer<'s> {
     app_back: mpsc::Receiver<()>,
     tell_app_back: mpsc::Sender<()>,
     app_away_since: Option<Moment>,
+    answers: mpsc::Receiver<bool>,
+    tell_answers: mpsc::Sender<bool>,
+    /// Whether it is being found out if the app answers anything.
+    asking: bool,
     stopping: Option<Left>,
     cut: bool,
     next_look: Moment,
@@ -163,6 +211,7 @@ impl<'s> Consumer<'s> {
         let (tell, done) = mpsc::unbounded_channel();
         let (tell_committed, committed) = mpsc::unbounded_channel();
         let (tell_app_back, app_back) = mpsc::channel(1);
+        let (tell_answers, answers) = mpsc::channel(1);
         let limits = &service.limits;
         let rules = Rules {
             max_attempts: limits.max_attempts,
@@ -188,6 +237,9 @@ impl<'s> Consumer<'s> {
             app_back,
             tell_app_back,
             app_away_since: None,
+            answers,
+            tell_answers,
+            asking: false,
             stopping: None,
             cut: false,
             next_look: now,
@@ -229,6 +281,7 @@ impl<'s> Consumer<'s> {
                 Some(done) = self.done.recv() => self.ended(done, &mut acts),
                 Some(result) = self.committed.recv() => self.owner.commit_ended(Moment::now(), result, &mut acts),
                 Some(()) = self.app_back.recv() => self.app_is_back(),
+                Some(answers) = self.answers.recv() => self.asked_whether_it_answers(answers, &mut acts),
                 () = tokio::time::sleep(timer.max(Duration::from_millis(1))) => {}
             }
             // What else has happened meanwhile is taken in before anything is done about it.
@@ -270,8 +323,27 @@ impl<'s> Consumer<'s> {
                 }
             });
         }
+        if self.stopping.is_none() && !self.asking && self.service.app.unanswered() >= self.service.limits.max_unanswered {
+            self.asking = true;
+            let (app, tell) = (self.service.app.clone(), self.tell_answers.clone());
+            tokio::spawn(async move {
+                let answers = app.answers().await;
+                drop(tell.send(answers).await);
+            });
+        }
         if self.stopping.is_none() && self.app_away_since.is_some_and(|since| now.since(since) >= APP_AWAY) {
             self.stop(Left::AppAway, acts);
+        }
+    }
+
+    fn asked_whether_it_answers(&mut self, answers: bool, acts: &mut Vec<Act>) {
+        self.asking = false;
+        if answers {
+            self.service.app.is_alive();
+        } else if self.stopping.is_none() && self.service.app.unanswered() >= self.service.limits.max_unanswered {
+            self.stop(Left::AppHangs, acts);
+            // What waits for this app waits for nothing.
+            self.owner.end_drains(Moment::now(), acts);
         }
     }
 
