@@ -8,6 +8,8 @@
 //	/call?to=URL       calls, and answers with what came of it
 //	/load?to=URL&rate=N&seconds=N&name=NAME   makes calls to URL/NAME-NUMBER in the background; /loaded says what came of them
 //	/ledger            a ledger: POST adds an entry, GET says what there is
+//
+// `app healthy` ends with 0 if the app beside it answers.
 package main
 
 import (
@@ -35,6 +37,13 @@ var (
 )
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == "healthy" {
+		response, err := direct.Get("http://127.0.0.1:8080/healthz")
+		if err != nil || response.StatusCode != 200 {
+			log.Fatal("not healthy: ", err)
+		}
+		return
+	}
 	at := os.Getenv("LISTEN")
 	if at == "" {
 		at = ":8080"

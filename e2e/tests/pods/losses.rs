@@ -4,7 +4,7 @@ use std::thread;
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::cluster::{Cluster, name, status_of, wait};
 use crate::report::Report;
@@ -13,33 +13,44 @@ use crate::{caller, told};
 /// How a half is lost.
 struct Loss {
     name: &'static str,
-    /// Whether the app has a liveness probe.
-    probed: bool,
+    /// The app's liveness probe.
+    probe: Option<&'static str>,
     inflict: fn(&Cluster, &Value),
     /// Whether it takes a signal from outside.
     from_outside: bool,
 }
 
-const LOSSES: [Loss; 7] = [
-    Loss { name: "app-exits-0", probed: false, inflict: |cluster, pod| cluster.tell("losses", name(pod), "/exit?code=0"), from_outside: false },
-    Loss { name: "app-exits-1", probed: false, inflict: |cluster, pod| cluster.tell("losses", name(pod), "/exit?code=1"), from_outside: false },
-    Loss { name: "app-crashes", probed: false, inflict: |cluster, pod| cluster.signal(pod, "app", Signal::SIGKILL), from_outside: true },
+const LOSSES: [Loss; 10] = [
+    Loss { name: "app-exits-0", probe: None, inflict: |cluster, pod| cluster.tell("losses", name(pod), "/exit?code=0"), from_outside: false },
+    Loss { name: "app-exits-1", probe: None, inflict: |cluster, pod| cluster.tell("losses", name(pod), "/exit?code=1"), from_outside: false },
+    Loss { name: "app-crashes", probe: None, inflict: |cluster, pod| cluster.signal(pod, "app", Signal::SIGKILL), from_outside: true },
     // Its probe fails, and the kubelet kills it.
-    Loss { name: "app-hangs", probed: true, inflict: |cluster, pod| cluster.tell("losses", name(pod), "/hang"), from_outside: false },
-    Loss { name: "proxy-exits", probed: false, inflict: |cluster, pod| cluster.signal(pod, "proxy", Signal::SIGTERM), from_outside: true },
-    Loss { name: "proxy-crashes", probed: false, inflict: |cluster, pod| cluster.signal(pod, "proxy", Signal::SIGKILL), from_outside: true },
+    Loss { name: "app-hangs", probe: Some(HTTP), inflict: |cluster, pod| cluster.tell("losses", name(pod), "/hang"), from_outside: false },
+    Loss { name: "proxy-exits", probe: None, inflict: |cluster, pod| cluster.signal(pod, "proxy", Signal::SIGTERM), from_outside: true },
+    Loss { name: "proxy-crashes", probe: None, inflict: |cluster, pod| cluster.signal(pod, "proxy", Signal::SIGKILL), from_outside: true },
     // Its probe fails, and the kubelet kills it.
-    Loss { name: "proxy-hangs", probed: false, inflict: |cluster, pod| cluster.signal(pod, "proxy", Signal::SIGSTOP), from_outside: true },
+    Loss { name: "proxy-hangs", probe: None, inflict: |cluster, pod| cluster.signal(pod, "proxy", Signal::SIGSTOP), from_outside: true },
+    Loss { name: "proxy-crashes-tcp", probe: Some(TCP), inflict: |cluster, pod| cluster.signal(pod, "proxy", Signal::SIGKILL), from_outside: true },
+    Loss { name: "proxy-crashes-grpc", probe: Some(GRPC), inflict: |cluster, pod| cluster.signal(pod, "proxy", Signal::SIGKILL), from_outside: true },
+    Loss { name: "proxy-crashes-exec", probe: Some(EXEC), inflict: |cluster, pod| cluster.signal(pod, "proxy", Signal::SIGKILL), from_outside: true },
 ];
+
+const HTTP: &str = r#"{"httpGet": {"path": "/healthz", "port": 8080}}"#;
+const TCP: &str = r#"{"tcpSocket": {"port": 8080}}"#;
+const GRPC: &str = r#"{"grpc": {"port": 8080}}"#;
+const EXEC: &str = r#"{"exec": {"command": ["/app", "healthy"]}}"#;
 
 pub(crate) fn all(cluster: &Cluster, report: &Report) {
     cluster.namespace("losses", &["bluebox.dev/injection=enabled"]);
     let losses: Vec<_> = LOSSES.iter().filter(|loss| cluster.node.is_some() || !loss.from_outside).collect();
     for loss in &losses {
         cluster.deployment("losses", loss.name, 1, |pod| {
-            if loss.probed {
-                pod["spec"]["containers"][0]["livenessProbe"] =
-                    json!({"httpGet": {"path": "/healthz", "port": 8080}, "periodSeconds": 2, "failureThreshold": 2, "timeoutSeconds": 2});
+            if let Some(probe) = loss.probe {
+                let mut probe: Value = serde_json::from_str(probe).unwrap();
+                for (field, value) in [("periodSeconds", 2), ("failureThreshold", 2), ("timeoutSeconds", 2)] {
+                    probe[field] = value.into();
+                }
+                pod["spec"]["containers"][0]["livenessProbe"] = probe;
             }
         });
     }
@@ -77,5 +88,5 @@ fn one(cluster: &Cluster, report: &Report, loss: &Loss, from: &str) {
     // In place: the same pod, at the same address.
     assert_eq!((&after["metadata"]["uid"], &after["status"]["podIP"]), (&before["metadata"]["uid"], &before["status"]["podIP"]), "{case}");
     let said = cluster.run(&["logs", "-n", "losses", name(&after), "-c", "proxy"], None);
-    assert!(said.contains("this box was started again") && said.contains("the last words of the former proxy"), "{case}: the new proxy doesn't say why: {said}");
+    assert!(said.contains("was started again") && said.contains("the last words of the former proxy"), "{case}: the new proxy doesn't say why: {said}");
 }

@@ -328,7 +328,7 @@ impl<'s> Consumer<'s> {
             let (app, tell) = (self.service.app.clone(), self.tell_answers.clone());
             tokio::spawn(async move {
                 let answers = app.answers().await;
-                drop(tell.send(answers).await);
+                let _ = tell.send(answers).await;
             });
         }
         if self.stopping.is_none() && self.app_away_since.is_some_and(|since| now.since(since) >= APP_AWAY) {
