@@ -60,6 +60,7 @@ impl Metrics {
         }
         metrics.registry.register(Box::new(metrics.seconds.clone()))?;
         metrics.registry.register(Box::new(metrics.certificate_until.clone()))?;
+        metrics.registry.register(Box::new(metrics.restart_rules.clone()))?;
         Ok(metrics)
     }
 

@@ -264,6 +264,8 @@ impl<'s> Consumer<'s> {
                 // Within what a shutdown allows; a log that is away finds out by the session's end.
                 let _ = tokio::time::timeout(Duration::from_secs(1), self.membership.control().leave()).await;
                 return self.stopping.take().unwrap_or(Left::Stopped);
+                self.service.observe.owned(&mut self.owner);
+                return self.stopping.unwrap_or(Left::Stopped);
             }
             let timer = self.owner.next_timer(now).map_or(Duration::from_secs(1), |at| at.since(now).min(Duration::from_secs(1)));
             tokio::select! {
