@@ -39,7 +39,8 @@ fn what_is_injected_is_what_the_proxy_takes() {
     let begin = said.find("apiVersion").unwrap_or_else(|| panic!("nothing came out: {said}"));
     let (manifest, _) = said[begin..].split_once("Deployment cart: gets").unwrap();
     let output: serde_json::Value = serde_saphyr::from_str(manifest).unwrap();
-    let proxy = output.pointer("/spec/template/spec/initContainers").unwrap().as_array().unwrap().iter().find(|container| container["name"] == "proxy").unwrap();
+    let proxy =
+        output.pointer("/spec/template/spec/initContainers").unwrap().as_array().unwrap().iter().find(|container| container["name"] == "proxy").unwrap();
     let arguments: Vec<&str> = proxy["args"].as_array().unwrap().iter().map(|argument| argument.as_str().unwrap()).collect();
     assert!(arguments[0] == "proxy" && arguments.iter().any(|argument| argument.starts_with("--liveness=")), "{arguments:?}");
     // All of them are understood: what is wrong is that there is no directory that it shares with an init container.

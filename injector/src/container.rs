@@ -34,8 +34,10 @@ const GUARANTEED: (&str, &str) = ("250m", "256Mi");
 
 /// The volumes that come with the proxy.
 pub fn volumes(together: &Together, settings: &Settings) -> Vec<Value> {
-    let mut volumes =
-        vec![json!({"name": KAFKA_VOLUME, "secret": {"secretName": settings.kafka_secret(), "defaultMode": 0o644}}), json!({"name": EMPTY_VOLUME, "emptyDir": {}})];
+    let mut volumes = vec![
+        json!({"name": KAFKA_VOLUME, "secret": {"secretName": settings.kafka_secret(), "defaultMode": 0o644}}),
+        json!({"name": EMPTY_VOLUME, "emptyDir": {}}),
+    ];
     if together.restart.together() {
         volumes.push(json!({"name": BOX_VOLUME, "emptyDir": {}}));
     }

@@ -164,7 +164,8 @@ fn check_containers(spec: &PodSpec, asked: &Asked, settings: &Settings, mistakes
         let named: Vec<&Container> = init().filter(|container| container.name == name).collect();
         if let Some(foreign) = named.iter().find(|container| container.image.as_deref() != Some(settings.image())) {
             let image = foreign.image.as_deref().unwrap_or_default();
-            let remedy = format!("its image is not this installation's ({}); {name} is the name of Bluebox's own container: give yours another", settings.image());
+            let remedy =
+                format!("its image is not this installation's ({}); {name} is the name of Bluebox's own container: give yours another", settings.image());
             mistakes.push(Mistake::new(format!("init container {name}"), image, remedy));
         }
         if named.len() > 1 {

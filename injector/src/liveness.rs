@@ -37,7 +37,8 @@ pub fn through_the_proxy(container: &mut Map<String, Value>, former: &[Value], w
         return Rerouted { ask: former.iter().find(|ask| ask.get("container").and_then(Value::as_str) == Some(&name)).cloned(), needs_program: false };
     }
     if let Some(command) = probe.get_mut("exec").and_then(|exec| exec.get_mut("command")).and_then(Value::as_array_mut) {
-        let first = [format!("{PROGRAM_PATH}/bluebox"), "alive".to_owned(), format!("--admin=127.0.0.1:{ADMIN_PORT}"), format!("--container={name}"), "--".to_owned()];
+        let first =
+            [format!("{PROGRAM_PATH}/bluebox"), "alive".to_owned(), format!("--admin=127.0.0.1:{ADMIN_PORT}"), format!("--container={name}"), "--".to_owned()];
         if command.first().and_then(Value::as_str) != Some(&first[0]) {
             command.splice(0..0, first.map(Value::from));
         }
@@ -71,7 +72,8 @@ fn ask(name: &str, timeout: u64, probe: &Map<String, Value>, port_of: &dyn Fn(&V
         ask[kind] = match kind {
             "httpGet" if text(handler, "scheme").eq_ignore_ascii_case("HTTPS") => return Err("it asks by HTTPS".to_owned()),
             "httpGet" => {
-                let headers: Vec<_> = handler.get("httpHeaders").and_then(Value::as_array).into_iter().flatten().map(|h| json!([text(h, "name"), text(h, "value")])).collect();
+                let headers: Vec<_> =
+                    handler.get("httpHeaders").and_then(Value::as_array).into_iter().flatten().map(|h| json!([text(h, "name"), text(h, "value")])).collect();
                 let path = text(handler, "path");
                 let path = if path.starts_with('/') { path } else { format!("/{path}") };
                 if headers.is_empty() { json!({"port": port, "path": path}) } else { json!({"port": port, "path": path, "headers": headers}) }
@@ -123,7 +125,9 @@ mod tests {
     #[test]
     fn each_kind_of_probe_goes_through_the_proxy() {
         let ours = json!({"path": "/alive?container=app", "port": 4141, "scheme": "HTTP"});
-        let (probe, ask, _) = rerouted(json!({"httpGet": {"path": "/healthz", "port": "web", "httpHeaders": [{"name": "X", "value": "y"}]}, "periodSeconds": 3, "timeoutSeconds": 4}));
+        let (probe, ask, _) = rerouted(
+            json!({"httpGet": {"path": "/healthz", "port": "web", "httpHeaders": [{"name": "X", "value": "y"}]}, "periodSeconds": 3, "timeoutSeconds": 4}),
+        );
         assert_eq!(probe, json!({"httpGet": ours, "periodSeconds": 3, "timeoutSeconds": 4}));
         assert_eq!(ask, Some(json!({"container": "app", "timeoutSeconds": 4, "httpGet": {"port": 8080, "path": "/healthz", "headers": [["X", "y"]]}})));
         let (probe, ask, _) = rerouted(json!({"tcpSocket": {"port": 9000}, "failureThreshold": 5}));

@@ -136,7 +136,10 @@ pub fn policy() -> ValidatingAdmissionPolicy {
                          of that name is another's. Controllers try again by themselves; the label {INJECTION}: {DISABLED} lets the pod start without a proxy"
                     ),
                 ),
-                validation(confined, format!("the container `{PROXY}` or `{INCARNATE}` runs another command, as another user or with more rights than Bluebox gives it")),
+                validation(
+                    confined,
+                    format!("the container `{PROXY}` or `{INCARNATE}` runs another command, as another user or with more rights than Bluebox gives it"),
+                ),
             ]),
             ..ValidatingAdmissionPolicySpec::default()
         }),

@@ -33,7 +33,9 @@ pub async fn watch(client: Client, namespace: String, found: watch::Sender<Optio
                 if found.send_replace(Some(usable)) != Some(usable) {
                     match answer {
                         Ok(()) => info!("the cluster has restart rules: app and proxy of new pods are restarted together"),
-                        Err(why) => warn!(why, "the cluster has no restart rules: app and proxy of new pods are restarted together by the app's liveness probes"),
+                        Err(why) => {
+                            warn!(why, "the cluster has no restart rules: app and proxy of new pods are restarted together by the app's liveness probes")
+                        }
                     }
                 }
             }
@@ -77,7 +79,8 @@ async fn accepted(client: &Client, namespace: &str) -> Result<Result<(), String>
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     match pods.create(&PostParams { dry_run: true, ..PostParams::default() }, &pod).await {
         Ok(made) => {
-            let kept = made.spec.iter().flat_map(|spec| &spec.containers).any(|container| container.restart_policy_rules.as_ref().is_some_and(|r| r.len() == 2));
+            let kept =
+                made.spec.iter().flat_map(|spec| &spec.containers).any(|container| container.restart_policy_rules.as_ref().is_some_and(|r| r.len() == 2));
             Ok(if kept { Ok(()) } else { Err("the API server doesn't know them".to_owned()) })
         }
         // It knows rules, but not this action.

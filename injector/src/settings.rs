@@ -49,7 +49,13 @@ impl Settings {
         if image.is_empty() || image.len() > 512 || image.chars().any(|c| c.is_whitespace() || c.is_control()) {
             return Err(invalid("proxy image", image, "the name of an image, such as registry.example/bluebox:1.0"));
         }
-        Ok(Self { image: image.to_owned(), uid: DEFAULT_UID, kafka_secret: DEFAULT_KAFKA_SECRET.to_owned(), namespace: DEFAULT_NAMESPACE.to_owned(), restart_rules: false })
+        Ok(Self {
+            image: image.to_owned(),
+            uid: DEFAULT_UID,
+            kafka_secret: DEFAULT_KAFKA_SECRET.to_owned(),
+            namespace: DEFAULT_NAMESPACE.to_owned(),
+            restart_rules: false,
+        })
     }
 
     /// Whether the cluster has restart rules; by default it has none.

@@ -62,7 +62,9 @@ fn a_job() {
 fn who_restarts_a_box() {
     let mut pod = serde_json::json!({"metadata": {"name": "cart"}, "spec": {"containers": [{"name": "app", "ports": [{"containerPort": 8080}]}]}});
     let judge = |pod: &Value, rules: bool| {
-        let Decision::Injected(injected) = decide(pod, &labelled("shop"), &settings().with_restart_rules(rules), &FewLimits) else { panic!("it is not injected") };
+        let Decision::Injected(injected) = decide(pod, &labelled("shop"), &settings().with_restart_rules(rules), &FewLimits) else {
+            panic!("it is not injected")
+        };
         let text = injected.pod.to_string();
         (injected.report.restart, text.contains("restartPolicyRules"), text.contains("bluebox-incarnate"), text.contains("--incarnation"))
     };

@@ -102,7 +102,13 @@ fn first_two(pod: &Value) -> [Option<&str>; 2] {
 
 /// The containers, without what the injector adds to their environment.
 fn apps(pod: &Value, list: &str) -> Vec<Value> {
-    let mut apps: Vec<_> = pod["spec"][list].as_array().into_iter().flatten().filter(|container| container["name"] != "proxy" && container["name"] != "bluebox-incarnate").cloned().collect();
+    let mut apps: Vec<_> = pod["spec"][list]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|container| container["name"] != "proxy" && container["name"] != "bluebox-incarnate")
+        .cloned()
+        .collect();
     for app in &mut apps {
         let app = app.as_object_mut().unwrap();
         app.remove("restartPolicyRules");

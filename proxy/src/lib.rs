@@ -196,7 +196,9 @@ impl Proxy {
         }
         let mut shutdown = std::pin::pin!(shutdown);
         if replaces {
-            warn!("this proxy took the place of one that died: it serves nothing until its app was started afresh; the liveness probes of the app fail until then");
+            warn!(
+                "this proxy took the place of one that died: it serves nothing until its app was started afresh; the liveness probes of the app fail until then"
+            );
             tokio::select! {
                 () = app_is_another(&config) => {}
                 () = shutdown.as_mut() => return Ok(()),
@@ -207,6 +209,7 @@ impl Proxy {
         }
         let registration =
             Registration { prefix: config.prefix.clone(), caller: config.name.clone(), serves: config.serves.clone(), retention: config.retention };
+        let mut lost = std::pin::pin!(app_is_gone(&config));
         let registered = registry::follow(log.clone(), registration, publish);
         let stop_deliveries = CancellationToken::new();
         let (cut_deliveries, hung) = (CancellationToken::new(), CancellationToken::new());
@@ -234,7 +237,6 @@ impl Proxy {
         calls_out.spawn(intercept::serve(listener, Arc::new(side), stop.clone(), config.inbound.drain));
 
         let mut registered = std::pin::pin!(registered);
-        let mut lost = std::pin::pin!(app_is_gone(&config));
         let mut draining = false;
         let result = loop {
             tokio::select! {
@@ -276,7 +278,10 @@ impl Proxy {
         let quick = config.together.is_some() && !draining;
         if let Some(Together { place, .. }) = &config.together {
             let app_is_gone = matches!(result, Err(RunError::AppGone { .. }));
-            let why = result.as_ref().err().map_or_else(|| "it was told to end (SIGTERM), because another container of its box had ended".to_owned(), ToString::to_string);
+            let why = result
+                .as_ref()
+                .err()
+                .map_or_else(|| "it was told to end (SIGTERM), because another container of its box had ended".to_owned(), ToString::to_string);
             // At once: the time may not be enough for what comes next.
             if let Err(problem) = place.leave_word(&why, app_is_gone) {
                 warn!(%problem, "the next proxy will not know why this one ended");
@@ -284,12 +289,14 @@ impl Proxy {
         }
         stop_deliveries.cancel();
         let ended = async {
-            let drained = async { while calls_in.join_next().await.is_some() {} };
-            let mut drained = std::pin::pin!(drained);
-            if quick && tokio::time::timeout(QUICK_DRAIN, drained.as_mut()).await.is_err() {
-                cut_deliveries.cancel();
+            let over = tokio::time::sleep(if quick { QUICK_DRAIN } else { Duration::MAX });
+            let mut over = std::pin::pin!(over);
+            loop {
+                tokio::select! {
+                    ended = calls_in.join_next() => if ended.is_none() { break },
+                    () = over.as_mut(), if !cut_deliveries.is_cancelled() => cut_deliveries.cancel(),
+                }
             }
-            drained.await;
             // Calls out go on until deliveries into the app have ended: the app may need them for its answers.
             stop.cancel();
             while calls_out.join_next().await.is_some() {}
@@ -306,19 +313,21 @@ impl Proxy {
 }
 
 /// Done when an app that this box serves is gone, if the two are to live and die together.
-async fn app_is_gone(config: &ProxyConfig) -> SocketAddr {
+fn app_is_gone(config: &ProxyConfig) -> impl Future<Output = SocketAddr> + use<> {
     let mut apps = JoinSet::new();
-    for served in config.serves.iter().filter(|_| config.together.is_some()) {
-        let app = served.app;
+    for app in config.serves.iter().filter(|_| config.together.is_some()).map(|served| served.app) {
+        let gone = listening::gone(app.port());
         apps.spawn(async move {
-            listening::gone(app.port()).await;
+            gone.await;
             app
         });
     }
-    match apps.join_next().await {
-        Some(Ok(app)) => app,
-        // Nothing is watched.
-        _ => std::future::pending().await,
+    async move {
+        match apps.join_next().await {
+            Some(Ok(app)) => app,
+            // Nothing is watched.
+            _ => std::future::pending().await,
+        }
     }
 }
 

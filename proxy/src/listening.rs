@@ -40,24 +40,28 @@ impl App {
     }
 }
 
-/// Done when the app that listens at this port is gone, or has become another one; a wait for it to listen at all comes before.
-pub async fn gone(port: u16) {
+/// Done when the app that listens at this port is gone, or has become another one; a wait for it to listen at all comes before. What listens when this is called is seen.
+pub fn gone(port: u16) -> impl Future<Output = ()> + Send {
     let mut app = App::default();
-    let mut troubled = false;
-    loop {
-        match sockets(port) {
-            Ok(now) => {
-                if app.is_gone(now) {
-                    return;
+    let mut look = sockets(port);
+    async move {
+        let mut troubled = false;
+        loop {
+            match look {
+                Ok(now) => {
+                    if app.is_gone(now) {
+                        return;
+                    }
                 }
+                Err(problem) if !troubled => {
+                    troubled = true;
+                    tracing::error!(%problem, "the sockets of this network can't be listed: an app that is started again alone goes unnoticed");
+                }
+                Err(_) => {}
             }
-            Err(problem) if !troubled => {
-                troubled = true;
-                tracing::error!(%problem, "the sockets of this network can't be listed: an app that is started again alone goes unnoticed");
-            }
-            Err(_) => {}
+            tokio::time::sleep(EVERY).await;
+            look = sockets(port);
         }
-        tokio::time::sleep(EVERY).await;
     }
 }
 
@@ -159,9 +163,7 @@ mod tests {
     async fn the_end_of_an_app_is_noticed() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let mut gone = std::pin::pin!(gone(port));
-        // It has seen it once.
-        assert!(futures_util::poll!(gone.as_mut()).is_pending());
+        let gone = gone(port);
         drop(listener);
         tokio::time::timeout(Duration::from_secs(60), gone).await.unwrap();
     }

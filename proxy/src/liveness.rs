@@ -105,7 +105,8 @@ impl How {
                     request = request.header(name, value);
                 }
                 let request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
-                let (mut send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(connect(*port).await?)).await.map_err(|error| error.to_string())?;
+                let (mut send, connection) =
+                    hyper::client::conn::http1::handshake(TokioIo::new(connect(*port).await?)).await.map_err(|error| error.to_string())?;
                 let asked = async { send.send_request(request).await.map_err(|error| error.to_string()) };
                 let status = while_connected(connection, asked).await?.status();
                 if (200..400).contains(&status.as_u16()) { Ok(()) } else { Err(format!("the app answered {status}")) }
@@ -201,7 +202,9 @@ mod tests {
                     }
                     Ok::<_, hyper::Error>(response)
                 });
-                tokio::spawn(async move { drop(hyper_util::server::conn::auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await) });
+                tokio::spawn(async move {
+                    drop(hyper_util::server::conn::auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await)
+                });
             }
         });
         port

@@ -27,12 +27,18 @@ pub(crate) struct IncarnateOptions {
 pub(crate) fn run(options: &IncarnateOptions) -> anyhow::Result<()> {
     options.logging.start()?;
     if let Some(directory) = &options.program {
-        std::fs::copy(std::env::current_exe()?, directory.join("bluebox")).with_context(|| format!("{}: this program can't be put there", directory.display()))?;
+        std::fs::copy(std::env::current_exe()?, directory.join("bluebox"))
+            .with_context(|| format!("{}: this program can't be put there", directory.display()))?;
     }
     let place = Place::new(&options.incarnation);
     let (history, wait) = place.former(since_the_machine_started()?)?;
     if !wait.is_zero() {
-        warn!(incarnation = history.incarnations, short_lived = history.short_lived, wait_seconds = wait.as_secs(), "this box keeps dying; it waits before it starts");
+        warn!(
+            incarnation = history.incarnations,
+            short_lived = history.short_lived,
+            wait_seconds = wait.as_secs(),
+            "this box keeps dying; it waits before it starts"
+        );
         std::thread::sleep(wait);
     }
     place.prepare(history, since_the_machine_started()?)?;

@@ -62,7 +62,8 @@ impl Cluster {
         let Some(node) = &self.node else { return };
         for image in ["bluebox", "app", "busybox"] {
             let archive = format!("{}/../target/images/{image}.tar", env!("CARGO_MANIFEST_DIR"));
-            let loaded = Command::new("ctr").arg("--address").arg(node.join("containerd.sock")).args(["--namespace", "k8s.io", "images", "import", &archive]).output();
+            let loaded =
+                Command::new("ctr").arg("--address").arg(node.join("containerd.sock")).args(["--namespace", "k8s.io", "images", "import", &archive]).output();
             let loaded = loaded.unwrap();
             assert!(loaded.status.success(), "{archive}: {}", String::from_utf8_lossy(&loaded.stderr));
         }

@@ -91,7 +91,8 @@ fn call(cluster: &Cluster, report: &Report) {
 fn job(cluster: &Cluster, _: &Report) {
     let container = |name: &str, command: Value| json!({"name": name, "image": BUSYBOX, "imagePullPolicy": "IfNotPresent", "command": command});
     cluster.deployment("shop", "files", 1, |pod| {
-        let mut httpd = container("httpd", json!(["/bin/sh", "-c", "mkdir -p /www && echo hello from files > /www/index.html && exec httpd -f -p 8081 -h /www"]));
+        let mut httpd =
+            container("httpd", json!(["/bin/sh", "-c", "mkdir -p /www && echo hello from files > /www/index.html && exec httpd -f -p 8081 -h /www"]));
         httpd["ports"] = json!([{"containerPort": 8081}]);
         pod["spec"]["containers"] = json!([httpd]);
     });
@@ -245,4 +246,3 @@ fn told(pod: &Value) -> String {
     let all: Vec<_> = containers.map(|c| format!("{} {} {}", c["name"], c["restartCount"], c["state"])).collect();
     format!("ready {}, {}", is_ready(pod), all.join("; "))
 }
-
