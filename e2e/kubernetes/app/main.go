@@ -5,7 +5,7 @@
 //	/exit?code=N       ends
 //	/crash             dies of a signal
 //	/hang              from now on answers nothing, at no connection
-//	/call?to=URL       calls, and answers with what came of it
+//	/call?to=URL&wait=S calls, and answers with what came of it
 //	/load?to=URL&rate=N&seconds=N&name=NAME   makes calls to URL/NAME-NUMBER in the background; /loaded says what came of them
 //	/ledger            a ledger: POST adds an entry, GET says what there is
 //
@@ -113,7 +113,16 @@ func grpcHealth(w http.ResponseWriter, r *http.Request) {
 
 func call(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
-	response, err := calls.Get(r.FormValue("to"))
+	request, err := http.NewRequest(http.MethodGet, r.FormValue("to"), nil)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	// What was sent while nobody knew that the log is away would wait for long.
+	if wait := r.FormValue("wait"); wait != "" {
+		request.Header.Set("Prefer", "wait="+wait)
+	}
+	response, err := calls.Do(request)
 	if err != nil {
 		answer(w, map[string]any{"error": err.Error(), "ms": time.Since(began).Milliseconds()})
 		return
