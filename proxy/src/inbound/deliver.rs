@@ -140,8 +140,6 @@ impl App {
             None => &self.client,
         };
         let response = match tokio::time::timeout_at(ends, client.request(request)).await {
-            Err(_) => return DeliveryEnd::Failed(format!("no answer within {}", humantime::format_duration(time))),
-        let response = match tokio::time::timeout_at(ends, self.client.request(request)).await {
             Err(_) => {
                 self.unanswered.fetch_add(1, Ordering::Relaxed);
                 return DeliveryEnd::Failed(format!("no answer within {}", humantime::format_duration(time)));

@@ -48,7 +48,6 @@ pub fn config() -> ProxyConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
         admin: Some("127.0.0.1:0".parse().unwrap()),
         control: Some("127.0.0.1:0".parse().unwrap()),
-        together: false,
         together: None,
         restart_on_hang: false,
         liveness: Vec::new(),

@@ -2,9 +2,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bluebox_core::Log;
-use bluebox_core::call::{Reason, Source};
-use bluebox_core::log::embedded::AppendFault;
 use bluebox_core::call::{Call, Reason, Source};
+use bluebox_core::log::embedded::AppendFault;
 use bluebox_proxy::config::{Inbound, RouteLimits};
 use bytes::Bytes;
 

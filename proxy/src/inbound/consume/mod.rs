@@ -80,26 +80,8 @@ pub async fn serve(service: Service, stop: CancellationToken) {
     let Some(membership) = join(&service, &stop).await else { return };
     // One for all memberships: what an earlier one has begun to record, a later one must know of.
     let mut consumer = Consumer::new(&service, membership);
-    while let Left::AppAway = consumer.run(&stop).await {
-        tracing::warn!(component = %service.served.name, app = %service.served.app, "the app does not accept connections; its calls go to other boxes until it does");
-        let Some(membership) = join(&service, &stop).await else { return };
-        consumer.begin_again(membership);
     loop {
-        let there = wait_for(&service.app);
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = there => {}
-        }
-        let name = service.topics.calls.as_str().to_owned();
-        tracing::info!(component = %service.served.name, app = %service.served.app, "the app accepts connections; joined the group");
-        let membership = service.log.join(GroupSpec {
-            name,
-            topics: vec![service.topics.calls.clone()],
-            session_timeout: service.limits.session_timeout,
-            release_timeout: service.limits.drain + Duration::from_secs(15),
-            lease: service.limits.lease,
-        });
-        match Consumer::new(&service, membership).run(&stop).await {
+        match consumer.run(&stop).await {
             Left::Stopped => return,
             Left::AppHangs => {
                 let attempts = service.app.unanswered();
@@ -118,7 +100,11 @@ pub async fn serve(service: Service, stop: CancellationToken) {
                 service.app.is_alive();
             }
             Left::AppAway => {
-                tracing::warn!(component = %service.served.name, app = %service.served.app, "the app does not accept connections; its calls go to other boxes until it does")
+                tracing::warn!(component = %service.served.name, app = %service.served.app, "the app does not accept connections; its calls go to other boxes until it does");
+            }
+        }
+        let Some(membership) = join(&service, &stop).await else { return };
+        consumer.begin_again(membership);
     }
 }
 
@@ -263,9 +249,8 @@ impl<'s> Consumer<'s> {
                 fail_point_async!(InLeave);
                 // Within what a shutdown allows; a log that is away finds out by the session's end.
                 let _ = tokio::time::timeout(Duration::from_secs(1), self.membership.control().leave()).await;
-                return self.stopping.take().unwrap_or(Left::Stopped);
                 self.service.observe.owned(&mut self.owner);
-                return self.stopping.unwrap_or(Left::Stopped);
+                return self.stopping.take().unwrap_or(Left::Stopped);
             }
             let timer = self.owner.next_timer(now).map_or(Duration::from_secs(1), |at| at.since(now).min(Duration::from_secs(1)));
             tokio::select! {
