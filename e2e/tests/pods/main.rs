@@ -60,6 +60,17 @@ fn caller(cluster: &Cluster) -> String {
     name(&cluster.ready("shop", "shop", 1)[0]).to_owned()
 }
 
+/// Until a call is answered with 200. A pod is ready before its component is registered, and before the caller's proxy has read that.
+fn answered(cluster: &Cluster, namespace: &str, from: &str, to: &str) -> Value {
+    wait(&format!("{to} is answered"), || {
+        let answer = cluster.call(namespace, from, to);
+        if answer["status"] != 200 {
+            println!("    not yet: {answer}");
+        }
+        (answer["status"] == 200).then_some(answer)
+    })
+}
+
 fn deployment(cluster: &Cluster, report: &Report) {
     cluster.namespace("shop", &["bluebox.dev/injection=enabled"]);
     cluster.deployment("shop", "cart", 2, |_| {});
@@ -74,13 +85,7 @@ fn deployment(cluster: &Cluster, report: &Report) {
 
 fn call(cluster: &Cluster, report: &Report) {
     let from = caller(cluster);
-    let answer = wait("a call is answered", || {
-        let answer = cluster.call("shop", &from, "http://cart/work/first");
-        if answer["status"] != 200 {
-            println!("    not yet: {answer}");
-        }
-        (answer["status"] == 200).then_some(answer)
-    });
+    let answer = answered(cluster, "shop", &from, "http://cart/work/first");
     assert!(answer["body"].as_str().is_some_and(|body| body.contains("\"attempt\":\"1\"")), "it was no durable call: {answer}");
     assert_eq!(cluster.ledger("first")["ended"], 1);
     let mut times: Vec<u64> = (0..20).map(|n| cluster.call("shop", &from, &format!("http://cart/work/more-{n}"))["ms"].as_u64().unwrap()).collect();
@@ -138,7 +143,7 @@ fn stateful_set(cluster: &Cluster, _: &Report) {
     }));
     let pods = cluster.ready("shop", "stock", 2);
     assert!(pods.iter().all(has_proxy));
-    assert_eq!(cluster.call("shop", &caller(cluster), "http://stock/work/stock")["status"], 200);
+    answered(cluster, "shop", &caller(cluster), "http://stock/work/stock");
 }
 
 /// Both the namespace's own check and the app's containers are strict; the proxy has to be too.
@@ -152,7 +157,7 @@ fn restricted(cluster: &Cluster, _: &Report) {
     }
     cluster.ready("restricted", "strict", 1);
     let from = name(&cluster.ready("restricted", "strict-caller", 1)[0]).to_owned();
-    assert_eq!(cluster.call("restricted", &from, "http://strict/work/strict")["status"], 200);
+    answered(cluster, "restricted", &from, "http://strict/work/strict");
 }
 
 /// Calls under way all the while: what came of them, and what the ledger says.
@@ -222,8 +227,9 @@ fn injector_away(cluster: &Cluster, _: &Report) {
         list["items"].as_array().is_some_and(Vec::is_empty).then_some(())
     });
     cluster.deployment("shop", "waiting", 1, |_| {});
-    cluster.deployment("elsewhere", "bare", 1, |_| {});
-    assert!(!has_proxy(&cluster.ready("elsewhere", "bare", 1)[0]));
+    cluster.namespace("unlabelled", &[]);
+    cluster.deployment("unlabelled", "bare", 1, |_| {});
+    assert!(!has_proxy(&cluster.ready("unlabelled", "bare", 1)[0]));
     wait("the ReplicaSet says why it waits", || {
         let events = cluster.get(&["events", "-n", "shop"]).to_string();
         events.contains("should have Bluebox's proxy").then_some(())
