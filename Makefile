@@ -30,8 +30,7 @@ BENCH ?=
 BENCH_BINARY = "$${CARGO_TARGET_DIR:-target}/release/bluebox-bench"
 SOME_BENCH = $(BENCH_BINARY) --rounds $(ROUNDS) --calls $(CALLS) --time $(LOAD_TIME) $(BENCH)
 
-.PHONY: help build release bench bench-all bench-growth bench-plot bench-build demo demo-kafka test test-fast faults faults-build faults-some fmt fmt-check lint doc deny kafka kafka-stop test-kubernetes clean
-.PHONY: help build release demo demo-kafka test test-fast faults faults-build faults-some fmt fmt-check lint doc deny kafka kafka-stop test-kubernetes e2e images clean
+.PHONY: help build release bench bench-all bench-growth bench-plot bench-build demo demo-kafka test test-fast faults faults-build faults-some fmt fmt-check lint doc deny kafka kafka-stop test-kubernetes e2e images clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
