@@ -11,6 +11,9 @@ CONTRACT = $(CARGO) test --locked --package bluebox-e2e -- --test-threads=6
 # Mistakes that are planted into the state machines, and must be found by the simulation or the model. With the same packages as the other tests, so that what they are made of is built once.
 PLANTED = $(CARGO) test --locked --workspace --exclude bluebox-e2e --features bluebox/faults,bluebox-txmgr/faults --test simulation --test model planted
 
+# More flags for the node of `make e2e`: NODE=--without-restart-rules
+NODE ?=
+
 # How many SIGKILLs `make faults` makes on each log, and on which; more flags for it.
 KILLS ?= 30
 LOGS ?= embedded,kafka,kafka-3
@@ -27,7 +30,7 @@ BENCH ?=
 BENCH_BINARY = "$${CARGO_TARGET_DIR:-target}/release/bluebox-bench"
 SOME_BENCH = $(BENCH_BINARY) --rounds $(ROUNDS) --calls $(CALLS) --time $(LOAD_TIME) $(BENCH)
 
-.PHONY: help build release bench bench-all bench-growth bench-plot bench-build demo demo-kafka test test-fast faults faults-build faults-some fmt fmt-check lint doc deny kafka kafka-stop test-redirect test-kubernetes clean
+.PHONY: help build release bench bench-all bench-growth bench-plot bench-build demo demo-kafka test test-fast faults faults-build faults-some fmt fmt-check lint doc deny kafka kafka-stop test-redirect test-kubernetes e2e images clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -90,6 +93,21 @@ test-kubernetes: ## The webhook and the policy on a real API server; builds Kube
 	$(CARGO) build --locked --package bluebox
 	$(CARGO) test --locked --package bluebox-e2e --test kubernetes --no-run
 	scripts/kubernetes run -- $(CARGO) test --locked --package bluebox-e2e --test kubernetes -- --nocapture
+
+images: ## The image of Bluebox, as an archive: target/images/bluebox.tar
+	scripts/images program
+	scripts/images bluebox
+
+# The app and busybox know nothing of Bluebox.
+e2e: ## Real pods on a real Kubernetes node on this machine (as root), or on the cluster that E2E_KUBECONFIG names, whose pods reach BLUEBOX_TEST_BROKERS; writes target/e2e.json
+	scripts/kubernetes build
+	scripts/kubernetes packages
+	$(MAKE) images
+	scripts/images app bluebox-test/app:1 target/images/app.tar
+	scripts/images busybox bluebox-test/busybox:1 target/images/busybox.tar '["/bin/busybox", "sh"]'
+	$(CARGO) test --locked --package bluebox-e2e --test pods --no-run
+	scripts/kafka fetch
+	$(if $(E2E_KUBECONFIG),,scripts/kubernetes run --node $(NODE) -- bash -c 'exec scripts/kafka run --address "$$E2E_ADDRESS" -- "$$@"' --) $(CARGO) test --locked --offline --package bluebox-e2e --test pods -- --nocapture
 
 fmt: ## Format the code
 	$(CARGO) fmt --all

@@ -5,9 +5,9 @@
 //! - [`family`]: processes that end together.
 //! - [`proxy`]: `bluebox proxy`: one proxy as a process; [`log_server`]: the embedded log as one.
 //! - [`redirect`]: `bluebox redirect`: the rules that send what an app sends to its proxy.
-//! - [`kubernetes`]: `bluebox injector`, the admission webhook; `bluebox inject`, the same by hand.
+//! - [`kubernetes`]: `bluebox injector`, the admission webhook; `bluebox inject`, the same by hand; what runs in pods beside the proxy.
 //! - [`operate`]: looking into a running system: `bluebox ps`, `calls`, `drain`, `dlq`.
-//! - [`serve`], [`limits`], [`log`], [`logging`], [`units`]: what flags and the file have in common.
+//! - [`serve`], [`limits`], [`log`], [`logging`], [`tail`], [`units`]: what flags and the file have in common.
 
 mod family;
 mod file;
@@ -20,6 +20,7 @@ mod operate;
 mod proxy;
 mod redirect;
 mod serve;
+mod tail;
 mod units;
 mod up;
 mod validate;
@@ -58,6 +59,12 @@ enum Command {
     Drain(operate::drain::DrainOptions),
     /// Look after dead letters: list, show, replay, drop
     Dlq(operate::dlq::DlqOptions),
+    /// What the init container of a box runs.
+    #[command(hide = true)]
+    Incarnate(kubernetes::incarnate::IncarnateOptions),
+    /// A liveness probe of an app, through its proxy.
+    #[command(hide = true)]
+    Alive(kubernetes::alive::AliveOptions),
     /// The embedded log alone.
     #[command(hide = true)]
     Log(log_server::LogServerOptions),
@@ -82,6 +89,8 @@ pub fn main() -> ExitCode {
         Command::Redirect(options) => redirect::run(&options),
         Command::Inject(options) => kubernetes::inject::run(&options),
         Command::Injector(options) => in_runtime(kubernetes::injector::run(options)),
+        Command::Incarnate(options) => kubernetes::incarnate::run(&options),
+        Command::Alive(options) => kubernetes::alive::run(&options),
         Command::Ps(options) => operate::ps::run(&options),
         Command::Calls(options) => in_runtime(operate::calls::run(options)),
         Command::Drain(options) => in_runtime(operate::drain::run(options)),

@@ -61,6 +61,9 @@ pub(crate) struct InboundLimits {
     /// Solo deliveries that may end in a crash of the box before a call becomes a dead letter.
     #[arg(long, env = "BLUEBOX_MAX_CRASHES", value_name = "COUNT", default_value = "3", value_parser = units::count_u32)]
     max_crashes: u32,
+    /// After so many attempts in a row without an answer, an app that then answers nothing else either counts as hung: it gets no more calls until it does.
+    #[arg(long, env = "BLUEBOX_MAX_UNANSWERED", value_name = "COUNT", default_value = "3", value_parser = units::count_u32)]
+    max_unanswered: u32,
     /// The pause before the second attempt; doubles with each further one, with jitter.
     #[arg(long, env = "BLUEBOX_FIRST_BACKOFF", value_name = "DURATION", default_value = "100ms", value_parser = units::positive_duration)]
     first_backoff: Duration,
@@ -120,6 +123,7 @@ impl From<InboundLimits> for Inbound {
             attempt_timeout: limits.attempt_timeout,
             max_attempts: limits.max_attempts,
             max_crashes: limits.max_crashes,
+            max_unanswered: limits.max_unanswered,
             first_backoff: limits.first_backoff,
             max_backoff: limits.max_backoff,
             retry_on: limits.retry_on,

@@ -5,6 +5,10 @@ use std::io::IsTerminal as _;
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::writer::{MakeWriterExt as _, OptionalWriter};
+
+use crate::tail::Tail;
 
 /// How log lines are written.
 #[derive(Debug, Clone, Args)]
@@ -27,14 +31,39 @@ enum Format {
 }
 
 impl LoggingOptions {
+    /// Whether lines are JSON.
+    pub(crate) fn is_json(&self) -> bool {
+        matches!(self.log_format, Format::Json)
+    }
+
     /// Starts it, once in a process.
     pub(crate) fn start(&self) -> anyhow::Result<()> {
+        self.start_with(None)
+    }
+
+    /// The same, and what is said is kept in a file too.
+    pub(crate) fn start_with(&self, tail: Option<Tail>) -> anyhow::Result<()> {
         let filter = EnvFilter::try_new(&self.log_level).with_context(|| format!("--log-level {:?}: error, warn, info, debug or trace", self.log_level))?;
-        let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr.and(Kept(tail)));
         match self.log_format {
             Format::Text => lines.with_ansi(std::io::stderr().is_terminal()).with_target(false).init(),
             Format::Json => lines.json().init(),
         }
         Ok(())
+    }
+}
+
+/// What is kept, if anything is.
+#[derive(Debug)]
+struct Kept(Option<Tail>);
+
+impl<'w> MakeWriter<'w> for Kept {
+    type Writer = OptionalWriter<&'w Tail>;
+
+    fn make_writer(&'w self) -> Self::Writer {
+        match &self.0 {
+            Some(tail) => OptionalWriter::some(tail),
+            None => OptionalWriter::none(),
+        }
     }
 }

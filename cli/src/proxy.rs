@@ -4,19 +4,23 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::{Context as _, bail};
 use bluebox_core::ComponentName;
 use bluebox_core::topics::Retention;
 use bluebox_proxy::Proxy;
-use bluebox_proxy::config::{ProxyConfig, Served};
+use bluebox_proxy::config::{ProxyConfig, Served, Together};
 use bluebox_proxy::dns::resolv_conf::ResolvConf;
+use bluebox_proxy::incarnation::{Place, Taken};
+use bluebox_proxy::liveness::Liveness;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::limits::{InboundLimits, OutboundLimits};
 use crate::log::{self, LogOptions};
 use crate::logging::LoggingOptions;
+use crate::tail::{self, Tail};
 use crate::units;
 
 /// What `bluebox proxy --help` ends with.
@@ -77,6 +81,18 @@ pub(crate) struct ProxyOptions {
     inbound: InboundLimits,
     #[command(flatten)]
     logging: LoggingOptions,
+    /// The directory in which `bluebox incarnate` puts a token each time that the box starts: app and proxy then live and die together. For pods.
+    #[arg(long, value_name = "DIRECTORY", hide = true)]
+    incarnation: Option<PathBuf>,
+    /// An exit of the proxy does not restart the app: a proxy that was started again alone waits for another app, whose liveness probes it answers with no meanwhile.
+    #[arg(long, requires = "incarnation", hide = true)]
+    without_rules: bool,
+    /// End when the app hangs, so that both are started afresh.
+    #[arg(long, requires = "incarnation", hide = true)]
+    restart_on_hang: bool,
+    /// A liveness probe of the app, in JSON, that /alive asks.
+    #[arg(long, value_name = "PROBE", value_parser = |text: &str| serde_json::from_str::<Liveness>(text), hide = true)]
+    liveness: Vec<Liveness>,
     /// Ends when its standard input does: for `bluebox up`.
     #[arg(long, hide = true)]
     with_parent: bool,
@@ -120,6 +136,9 @@ impl ProxyOptions {
             resolv_conf: self.resolv_conf()?,
             admin: self.admin,
             control: self.control,
+            together: self.incarnation.as_ref().map(|directory| Together { place: Place::new(directory), replaces: false }),
+            restart_on_hang: self.restart_on_hang,
+            liveness: self.liveness.clone(),
             shared_by_callers: self.shared_by_callers.unwrap_or(self.serve.is_empty()),
             prefix: self.log.kafka.topic_prefix.clone(),
             retention: Retention {
@@ -200,11 +219,20 @@ pub(crate) struct Listening {
 
 /// Runs the proxy until it is told to end.
 pub(crate) async fn run(options: ProxyOptions) -> anyhow::Result<()> {
-    options.logging.start()?;
+    let replaces = match &options.incarnation {
+        Some(directory) => begin(&Place::new(directory), &options)?,
+        None => {
+            options.logging.start()?;
+            false
+        }
+    };
     if options.with_parent {
         crate::family::end_with_parent()?;
     }
-    let config = options.config().map_err(anyhow::Error::msg)?;
+    let mut config = options.config().map_err(anyhow::Error::msg)?;
+    if let Some(together) = &mut config.together {
+        together.replaces = replaces;
+    }
     let log = options.log.connect()?;
     // The `up` that started this says it once for all.
     if !options.with_parent {
@@ -219,6 +247,41 @@ pub(crate) async fn run(options: ProxyOptions) -> anyhow::Result<()> {
     }
     proxy.run(log, asked_to_end(terminate, interrupt)).await?;
     Ok(())
+}
+
+/// Starts as a half of a box, and tells why the box was started again: the logs of its former containers are gone. `true` if the app still is that of a proxy that died.
+fn begin(place: &Place, options: &ProxyOptions) -> anyhow::Result<bool> {
+    const LAST_LINES: usize = 20;
+    let file = place.file("log");
+    let lines = tail::last_lines(&file, LAST_LINES);
+    options.logging.start_with(Some(Tail::begin(&file).with_context(|| format!("{}: can't be written", file.display()))?))?;
+    let said = |why: Option<String>| why.unwrap_or_else(|| "it died without a word: it was killed, or had no memory left".to_owned());
+    let taken = place.take()?;
+    let restarted = !matches!(taken, Taken::WithTheBox { incarnation: 1, .. });
+    if restarted {
+        info!("the last words of the former proxy:");
+        for line in &lines {
+            // As they were said; not once more in what is kept for the next.
+            eprintln!("{}{line}", if options.logging.is_json() { "" } else { "  | " });
+        }
+    }
+    match taken {
+        Taken::WithTheBox { incarnation: 1, .. } => {}
+        Taken::WithTheBox { incarnation, why } => warn!(incarnation, former_proxy = said(why), "this box was started again"),
+        Taken::Alone { why, app_is_new: true } if options.without_rules => warn!(former_proxy = said(why), "this proxy was started again, after its app"),
+        Taken::Alone { why, .. } if options.without_rules => {
+            warn!(former_proxy = said(why), "this proxy was started again alone");
+            // What serves nothing has no app that could be told from another.
+            return Ok(!options.serve.is_empty());
+        }
+        Taken::Alone { why, .. } => {
+            let why = format!("a proxy was started again alone, without its app; it ends, so that both are started afresh. The one before: {}", said(why));
+            error!("{why}");
+            place.leave_word(&why, false)?;
+            bail!("started again alone");
+        }
+    }
+    Ok(false)
 }
 
 async fn tell_about_the_log(log: std::sync::Arc<dyn bluebox_core::Log>, options: LogOptions) {

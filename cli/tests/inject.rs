@@ -13,7 +13,7 @@ spec:
     metadata:
       annotations: {bluebox.dev/attempt-timeout: 30s, bluebox.dev/route: '/reports attempt-timeout=30m'}
     spec:
-      containers: [{name: app, image: 'shop/cart:1', ports: [{containerPort: 8080}]}]
+      containers: [{name: app, image: 'shop/cart:1', ports: [{containerPort: 8080}], livenessProbe: {httpGet: {path: /healthz, port: 8080}}}]
 ";
 
 #[test]
@@ -36,13 +36,16 @@ fn a_deployment_gets_the_proxy_and_limits_are_the_proxys_own_flags() {
 fn what_is_injected_is_what_the_proxy_takes() {
     let place = Place::with(DEPLOYMENT);
     let (_, said) = run(bluebox().args(["inject", "bluebox.yaml"]).current_dir(place.path()));
-    let begin = said.find("- args:").unwrap_or_else(|| panic!("no arguments: {said}"));
-    let arguments: Vec<&str> =
-        said[begin..].lines().skip(1).take_while(|line| line.trim_start().starts_with("- ")).map(|line| line.trim()[2..].trim_matches('"')).collect();
-    assert!(arguments[0] == "proxy" && arguments.len() > 5, "{arguments:?}");
-    // All of them are understood: what is wrong is that the file with Kafka's settings is not there.
+    let begin = said.find("apiVersion").unwrap_or_else(|| panic!("nothing came out: {said}"));
+    let (manifest, _) = said[begin..].split_once("Deployment cart: gets").unwrap();
+    let output: serde_json::Value = serde_saphyr::from_str(manifest).unwrap();
+    let proxy =
+        output.pointer("/spec/template/spec/initContainers").unwrap().as_array().unwrap().iter().find(|container| container["name"] == "proxy").unwrap();
+    let arguments: Vec<&str> = proxy["args"].as_array().unwrap().iter().map(|argument| argument.as_str().unwrap()).collect();
+    assert!(arguments[0] == "proxy" && arguments.iter().any(|argument| argument.starts_with("--liveness=")), "{arguments:?}");
+    // All of them are understood: what is wrong is that there is no directory that it shares with an init container.
     let (status, said) = run(bluebox().args(&arguments).env("BLUEBOX_BROKERS", "127.0.0.1:9").env("BLUEBOX_POD_IP", "10.0.0.1"));
-    assert!(status.code() == Some(1) && said.contains("/etc/bluebox/kafka/client.properties"), "{said}");
+    assert!(status.code() == Some(1) && said.contains("/run/bluebox/log: can't be written"), "{said}");
 }
 
 #[test]

@@ -65,6 +65,10 @@ pub struct Asked {
     pub app_containers: Vec<String>,
     /// Hosts that the app reaches without the proxy.
     pub excluded_hosts: Vec<String>,
+    /// Whether app and proxy are restarted each alone.
+    pub separate: bool,
+    /// Whether they are restarted when the app hangs.
+    pub restart_on_hang: bool,
     /// What the proxy logs.
     pub log_level: Option<String>,
     /// Whether it does so in JSON.
@@ -85,7 +89,7 @@ const COMPONENT: &str = "component";
 const COMPONENTS: &str = "components";
 const PORT: &str = "port";
 /// All annotations but the limits, which the proxy knows.
-const OWN: [&str; 18] = [
+const OWN: [&str; 20] = [
     COMPONENT,
     COMPONENTS,
     "class",
@@ -98,6 +102,8 @@ const OWN: [&str; 18] = [
     "app-containers",
     "excluded-hosts",
     "redirect",
+    "restart",
+    "restart-on-hang",
     "log-level",
     "log-format",
     "cpu-request",
@@ -167,6 +173,20 @@ fn one(name: &str, value: &str, asked: &mut Asked, limits: &[String]) -> Result<
         "excluded-hosts" => asked.excluded_hosts = list(value, host)?,
         "redirect" if value == "env" => {}
         "redirect" => return Err("this version redirects in one way: env (HTTP_PROXY in the app's environment)".to_owned()),
+        "restart" => {
+            asked.separate = match value {
+                "together" => false,
+                "separate" => true,
+                _ => return Err("app and proxy are restarted together or separate".to_owned()),
+            };
+        }
+        "restart-on-hang" => {
+            asked.restart_on_hang = match value {
+                "true" => true,
+                "false" => false,
+                _ => return Err("write true or false".to_owned()),
+            };
+        }
         "log-level" => asked.log_level = Some(level(value)?),
         "log-format" => {
             asked.log_json = match value {
@@ -194,6 +214,9 @@ fn contradictions(annotations: &BTreeMap<String, String>, asked: &Asked, mistake
     }
     if given(PORT).is_some() && given(COMPONENTS).is_some() {
         wrong(PORT, "leave it out: bluebox.dev/components has the port of each, as in cart=8080,stock=8081");
+    }
+    if asked.separate && asked.restart_on_hang {
+        wrong("restart-on-hang", "leave it out: with bluebox.dev/restart: separate nothing restarts the app");
     }
     let names: Vec<_> = asked.components.iter().map(|named| &named.name).collect();
     if names.iter().enumerate().any(|(at, name)| names[..at].contains(name)) {
@@ -297,6 +320,8 @@ pub(crate) mod tests {
             ("app-containers", "app,helper"),
             ("excluded-hosts", "db.example,.corp,10.0.0.0/8"),
             ("redirect", "env"),
+            ("restart", "together"),
+            ("restart-on-hang", "true"),
             ("log-level", "info,bluebox_proxy=debug"),
             ("log-format", "json"),
             ("cpu-request", "10m"),
@@ -334,6 +359,8 @@ pub(crate) mod tests {
             ("excluded-hosts", "a b", "names or addresses"),
             ("excluded-hosts", "$(SECRET)", "names or addresses"),
             ("redirect", "transparent", "env"),
+            ("restart", "never", "together or separate"),
+            ("restart-on-hang", "yes", "true or false"),
             ("log-level", "loud", "debug"),
             ("log-format", "xml", "json"),
             ("cpu-request", "ten", "100m"),

@@ -1,4 +1,4 @@
-//! The container that is injected.
+//! The containers that are injected.
 //!
 //! Every field that the API server would fill in by default is written out, so that a pod that was injected and then filled in is recognised as it is.
 
@@ -7,16 +7,24 @@ use serde_json::{Map, Value, json};
 
 use crate::annotations::{Asked, Protocol};
 use crate::identity::Identity;
-use crate::settings::{ADMIN_PORT, CONTROL_PORT, OUTBOUND_PORT, PROGRAM, PROXY, Settings};
+use crate::restart::{self, Restart};
+use crate::settings::{ADMIN_PORT, CONTROL_PORT, INCARNATE, OUTBOUND_PORT, PROGRAM, PROXY, Settings};
 
 /// The volume with the Secret that says which Kafka.
 pub const KAFKA_VOLUME: &str = "bluebox-kafka";
 /// An empty volume, mounted where the token of the pod's service account would be: the proxy asks nothing of the API server.
 pub const EMPTY_VOLUME: &str = "bluebox-empty";
+/// The volume that the incarnations of a box share.
+pub const BOX_VOLUME: &str = "bluebox-box";
+/// The volume with the program, for containers whose probe is a command, where the cluster has no restart rules.
+pub const PROGRAM_VOLUME: &str = "bluebox-program";
+/// Where those containers have it.
+pub const PROGRAM_PATH: &str = "/.bluebox";
 /// What the names of volumes that are injected begin with.
 pub const VOLUME_PREFIX: &str = "bluebox-";
 
 const KAFKA_PATH: &str = "/etc/bluebox/kafka";
+const BOX_PATH: &str = "/run/bluebox";
 const TOKEN_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// What the proxy asks of its node if nothing else is said: CPU, memory.
@@ -25,8 +33,76 @@ const REQUESTS: (&str, &str) = ("20m", "64Mi");
 const GUARANTEED: (&str, &str) = ("250m", "256Mi");
 
 /// The volumes that come with the proxy.
-pub fn volumes(settings: &Settings) -> [Value; 2] {
-    [json!({"name": KAFKA_VOLUME, "secret": {"secretName": settings.kafka_secret(), "defaultMode": 0o644}}), json!({"name": EMPTY_VOLUME, "emptyDir": {}})]
+pub fn volumes(together: &Together, settings: &Settings) -> Vec<Value> {
+    let mut volumes = vec![
+        json!({"name": KAFKA_VOLUME, "secret": {"secretName": settings.kafka_secret(), "defaultMode": 0o644}}),
+        json!({"name": EMPTY_VOLUME, "emptyDir": {}}),
+    ];
+    if together.restart.together() {
+        volumes.push(json!({"name": BOX_VOLUME, "emptyDir": {}}));
+    }
+    if together.program {
+        volumes.push(json!({"name": PROGRAM_VOLUME, "emptyDir": {}}));
+    }
+    volumes
+}
+
+/// How the halves of a pod are kept together.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Together {
+    /// How they are restarted.
+    pub restart: Restart,
+    /// What the proxy asks of the app in the kubelet's place.
+    pub liveness: Vec<Value>,
+    /// Whether a container of the app needs the program.
+    pub program: bool,
+}
+
+/// The init containers that run before the proxy, in their order, each time that the box starts. Where calls are redirected, that comes first of all.
+pub fn before_the_proxy(asked: &Asked, guaranteed: bool, together: &Together, settings: &Settings) -> Vec<Value> {
+    if together.restart.together() { vec![incarnate(asked, guaranteed, together.program, settings)] } else { Vec::new() }
+}
+
+/// Puts the token that the proxy takes, after a wait if the box keeps dying.
+fn incarnate(asked: &Asked, guaranteed: bool, program: bool, settings: &Settings) -> Value {
+    let mut arguments = vec!["incarnate".to_owned(), format!("--incarnation={BOX_PATH}")];
+    let mut mounts = vec![box_mount(), empty_mount()];
+    if program {
+        arguments.push(format!("--program={PROGRAM_PATH}"));
+        mounts.push(json!({"name": PROGRAM_VOLUME, "mountPath": PROGRAM_PATH}));
+    }
+    json!({
+        "name": INCARNATE,
+        "image": settings.image(),
+        "imagePullPolicy": "IfNotPresent",
+        "args": arguments,
+        "resources": resources(asked, guaranteed),
+        "securityContext": security_context(settings),
+        "volumeMounts": mounts,
+        "terminationMessagePath": "/dev/termination-log",
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    })
+}
+
+fn box_mount() -> Value {
+    json!({"name": BOX_VOLUME, "mountPath": BOX_PATH})
+}
+
+fn empty_mount() -> Value {
+    json!({"name": EMPTY_VOLUME, "mountPath": TOKEN_PATH, "readOnly": true})
+}
+
+fn security_context(settings: &Settings) -> Value {
+    json!({
+        "runAsUser": settings.uid(),
+        "runAsGroup": settings.uid(),
+        "runAsNonRoot": true,
+        "privileged": false,
+        "allowPrivilegeEscalation": false,
+        "readOnlyRootFilesystem": true,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    })
 }
 
 /// How long calls may take to end once the pod is told to: two thirds of its grace, in seconds. The rest is the app's, to end in.
@@ -45,56 +121,74 @@ pub fn wait_for_drain(seconds: i64) -> Value {
 pub const DRAINED: &str = "/drained";
 
 /// The proxy's container, in a pod with that many seconds for its calls to end.
-pub fn proxy(identity: &Identity, asked: &Asked, guaranteed: bool, drain_seconds: i64, settings: &Settings) -> Value {
+pub fn proxy(identity: &Identity, asked: &Asked, guaranteed: bool, drain_seconds: i64, together: &Together, settings: &Settings) -> Value {
     let probe = |path: &str, period: u32, failures: u32| {
         json!({
             "httpGet": {"path": path, "port": ADMIN_PORT, "scheme": "HTTP"},
             "periodSeconds": period, "failureThreshold": failures, "successThreshold": 1, "timeoutSeconds": 2,
         })
     };
-    json!({
+    let mut liveness = probe("/healthz", 5, 3);
+    // One that hangs does not end by itself. What it had to say it has no time for.
+    liveness["terminationGracePeriodSeconds"] = 2.into();
+    let mut mounts = vec![json!({"name": KAFKA_VOLUME, "mountPath": KAFKA_PATH, "readOnly": true}), empty_mount()];
+    if together.restart.together() {
+        mounts.push(box_mount());
+    }
+    let mut proxy = json!({
         "name": PROXY,
         "image": settings.image(),
         "imagePullPolicy": "IfNotPresent",
         "restartPolicy": "Always",
-        "args": arguments(identity, asked),
+        "args": arguments(identity, asked, together),
         "env": environment(settings),
         "ports": [{"name": "bluebox-admin", "containerPort": ADMIN_PORT, "protocol": "TCP"}],
         "resources": resources(asked, guaranteed),
         // Ready means that it listens. Neither readiness nor life depend on Kafka: with Kafka away pods start, and what needs no Kafka works.
         "startupProbe": probe("/readyz", 1, 60),
         "readinessProbe": probe("/readyz", 5, 3),
-        "livenessProbe": probe("/healthz", 10, 3),
+        "livenessProbe": liveness,
         // The kubelet ends a sidecar only after the app. Calls have to stop before.
         "lifecycle": {"preStop": {"exec": {"command": [PROGRAM, "drain", format!("--control=127.0.0.1:{CONTROL_PORT}"), format!("--within={drain_seconds}s")]}}},
-        "securityContext": {
-            "runAsUser": settings.uid(),
-            "runAsGroup": settings.uid(),
-            "runAsNonRoot": true,
-            "privileged": false,
-            "allowPrivilegeEscalation": false,
-            "readOnlyRootFilesystem": true,
-            "capabilities": {"drop": ["ALL"]},
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "volumeMounts": [
-            {"name": KAFKA_VOLUME, "mountPath": KAFKA_PATH, "readOnly": true},
-            {"name": EMPTY_VOLUME, "mountPath": TOKEN_PATH, "readOnly": true},
-        ],
+        "securityContext": security_context(settings),
+        "volumeMounts": mounts,
         "terminationMessagePath": "/dev/termination-log",
         // A proxy that can't start says why in `kubectl describe pod`.
         "terminationMessagePolicy": "FallbackToLogsOnError",
-    })
+    });
+    if together.restart == Restart::Rules {
+        proxy["restartPolicyRules"] = restart::rules();
+    }
+    proxy
+}
+
+/// The flag that says what the proxy asks of the app.
+const LIVENESS: &str = "--liveness=";
+
+/// What a proxy that is in the pod already asks of the app.
+pub fn liveness_of(proxy: &Value) -> Vec<Value> {
+    let arguments = proxy.get("args").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
+    arguments.filter_map(|argument| serde_json::from_str(&argument.strip_prefix(LIVENESS)?.replace("$$", "$")).ok()).collect()
 }
 
 /// What the proxy is started with: `bluebox` and these.
-fn arguments(identity: &Identity, asked: &Asked) -> Vec<String> {
+fn arguments(identity: &Identity, asked: &Asked, together: &Together) -> Vec<String> {
     let mut arguments = vec!["proxy".to_owned(), format!("--name={}", identity.name)];
     arguments.extend(identity.serves.iter().map(|(name, port)| format!("--serve={name}=127.0.0.1:{port}{}", serve_options(*port, identity.protocol, asked))));
     arguments.push(format!("--listen=127.0.0.1:{OUTBOUND_PORT}"));
     arguments.push(format!("--admin=0.0.0.0:{ADMIN_PORT}"));
     arguments.push(format!("--control=127.0.0.1:{CONTROL_PORT}"));
     arguments.push(format!("--kafka-properties={KAFKA_PATH}/client.properties"));
+    if together.restart.together() {
+        arguments.push(format!("--incarnation={BOX_PATH}"));
+    }
+    if together.restart.together() && asked.restart_on_hang {
+        arguments.push("--restart-on-hang".to_owned());
+    }
+    if together.restart == Restart::Probes {
+        arguments.push("--without-rules".to_owned());
+        arguments.extend(together.liveness.iter().map(|ask| format!("{LIVENESS}{}", ask.to_string().replace('$', "$$"))));
+    }
     arguments.extend(asked.log_level.iter().map(|level| format!("--log-level={level}")));
     if asked.log_json {
         arguments.push("--log-format=json".to_owned());

@@ -3,15 +3,17 @@
 //! What is read of a pod is typed; what is changed is the pod as it came, so that fields which this version doesn't know stay as they are.
 
 use json_patch::Patch;
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, VolumeMount};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::annotations::{Asked, INJECTED, PREFIX};
-use crate::container::{self, VOLUME_PREFIX};
+use crate::container::{self, PROGRAM_PATH, PROGRAM_VOLUME, Together, VOLUME_PREFIX};
 use crate::identity::{Identity, is_app};
+use crate::liveness;
 use crate::mistake::Mistake;
-use crate::settings::{OUTBOUND_PORT, PORTS, PROXY, Settings};
+use crate::restart::{Restart, add_rules};
+use crate::settings::{INCARNATE, OUTBOUND_PORT, PORTS, PROXY, Settings};
 
 /// A pod with its proxy.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,9 +40,14 @@ pub struct Report {
     pub serves: Vec<String>,
     /// How the app's calls come to the proxy.
     pub redirect: String,
+    /// How app and proxy are restarted: together by `rules` or by `probes`, or `separate`.
+    pub restart: String,
     /// The containers that are the app.
     pub app_containers: Vec<String>,
 }
+
+/// The names of the init containers that are Bluebox's own.
+const OURS: [&str; 2] = [INCARNATE, PROXY];
 
 /// The variables that send an app's calls to the proxy. Both spellings: curl only obeys the small one, others only the large one.
 const PROXY_VARIABLES: [&str; 2] = ["HTTP_PROXY", "http_proxy"];
@@ -63,17 +70,35 @@ pub fn inject(raw: &Value, pod: &Pod, spec: &PodSpec, asked: &Asked, identity: &
     let mut mistakes = Vec::new();
     let mut warnings = identity.warnings.clone();
     let mut changed = raw.clone();
-    let others = || spec.init_containers.iter().flatten().chain(&spec.containers).filter(|container| container.name != PROXY);
+    let others = || spec.init_containers.iter().flatten().chain(&spec.containers).filter(|container| !OURS.contains(&container.name.as_str()));
     let app_containers: Vec<_> = others().filter(|container| is_app(container, asked)).map(|container| container.name.clone()).collect();
 
     let drain_seconds = container::drain_seconds(spec.termination_grace_period_seconds);
-    let proxy = container::proxy(identity, asked, container::are_guaranteed(others()), drain_seconds, settings);
+    let (restart, guaranteed) = (Restart::of(spec, asked, settings), container::are_guaranteed(others()));
+    let former = raw.pointer("/spec/initContainers").and_then(Value::as_array).into_iter().flatten();
+    let former: Vec<_> = former.filter(|container| container.get("name").and_then(Value::as_str) == Some(PROXY)).flat_map(container::liveness_of).collect();
+    let mut together = Together { restart, liveness: Vec::new(), program: false };
     let spec_map = object(&mut changed, "spec");
     for list in ["initContainers", "containers"] {
         let app = spec_map.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten().filter_map(Value::as_object_mut);
         for container in app.filter(|container| container.get("name").and_then(Value::as_str).is_some_and(|name| app_containers.iter().any(|app| app == name)))
         {
             point_to_proxy(container, asked, &mut mistakes, &mut warnings);
+            match restart {
+                Restart::Rules if list == "containers" => add_rules(container, &mut warnings),
+                Restart::Probes if list == "containers" => {
+                    let rerouted = liveness::through_the_proxy(container, &former, &mut warnings);
+                    together.liveness.extend(rerouted.ask);
+                    if rerouted.needs_program {
+                        together.program = true;
+                        let (mounts, mount) = (array(container, "volumeMounts"), liveness::program_mount());
+                        if !mounts.contains(&mount) {
+                            mounts.push(mount);
+                        }
+                    }
+                }
+                _ => {}
+            }
             if list == "containers" && !identity.serves.is_empty() {
                 let lifecycle = object_in(container, "lifecycle");
                 // The app's own hook is the app's own.
@@ -87,8 +112,10 @@ pub fn inject(raw: &Value, pod: &Pod, spec: &PodSpec, asked: &Asked, identity: &
     if !mistakes.is_empty() {
         return Err(mistakes);
     }
-    put_first(array(spec_map, "initContainers"), proxy);
-    for volume in container::volumes(settings) {
+    let mut ours = container::before_the_proxy(asked, guaranteed, &together, settings);
+    ours.push(container::proxy(identity, asked, guaranteed, drain_seconds, &together, settings));
+    put_first(array(spec_map, "initContainers"), ours);
+    for volume in container::volumes(&together, settings) {
         let volumes = array(spec_map, "volumes");
         if !volumes.contains(&volume) {
             volumes.push(volume);
@@ -100,6 +127,7 @@ pub fn inject(raw: &Value, pod: &Pod, spec: &PodSpec, asked: &Asked, identity: &
         name: identity.name.to_string(),
         serves: identity.serves.iter().map(|(name, port)| format!("{name}={port}")).collect(),
         redirect: "env".to_owned(),
+        restart: restart.name().to_owned(),
         app_containers,
     };
     // Strings and lists of them: it can't fail.
@@ -132,21 +160,24 @@ fn checked(raw: &Value, changed: &Value, before: &Pod) -> Result<Patch, Vec<Mist
 
 fn check_containers(spec: &PodSpec, asked: &Asked, settings: &Settings, mistakes: &mut Vec<Mistake>) {
     let init = || spec.init_containers.iter().flatten();
-    let proxies: Vec<&Container> = init().filter(|container| container.name == PROXY).collect();
-    let foreign = proxies.iter().find(|container| container.image.as_deref() != Some(settings.image()));
-    if let Some(foreign) = foreign {
-        let image = foreign.image.as_deref().unwrap_or_default();
-        let remedy = format!("its image is not this installation's ({}); {PROXY} is the name of Bluebox's own container: give yours another", settings.image());
-        mistakes.push(Mistake::new(format!("init container {PROXY}"), image, remedy));
+    for name in OURS {
+        let named: Vec<&Container> = init().filter(|container| container.name == name).collect();
+        if let Some(foreign) = named.iter().find(|container| container.image.as_deref() != Some(settings.image())) {
+            let image = foreign.image.as_deref().unwrap_or_default();
+            let remedy =
+                format!("its image is not this installation's ({}); {name} is the name of Bluebox's own container: give yours another", settings.image());
+            mistakes.push(Mistake::new(format!("init container {name}"), image, remedy));
+        }
+        if named.len() > 1 {
+            mistakes.push(Mistake::new("initContainers", name, "two have this name"));
+        }
+        if let Some(foreign) = spec.containers.iter().find(|container| container.name == name) {
+            let remedy = format!("{name} is the name of Bluebox's own container: give yours another");
+            mistakes.push(Mistake::new("container", foreign.image.as_deref().unwrap_or_default(), remedy));
+        }
     }
-    if proxies.len() > 1 {
-        mistakes.push(Mistake::new("initContainers", PROXY, "two have this name"));
-    }
-    if let Some(foreign) = spec.containers.iter().find(|container| container.name == PROXY) {
-        let remedy = format!("{PROXY} is the name of Bluebox's own container: give yours another");
-        mistakes.push(Mistake::new("container", foreign.image.as_deref().unwrap_or_default(), remedy));
-    }
-    for name in asked.app_containers.iter().filter(|name| !init().chain(&spec.containers).any(|container| &container.name == *name) || *name == PROXY) {
+    let theirs = |name: &String| init().chain(&spec.containers).any(|container| &container.name == name) && !OURS.contains(&name.as_str());
+    for name in asked.app_containers.iter().filter(|name| !theirs(name)) {
         let there: Vec<_> = spec.containers.iter().map(|container| container.name.as_str()).take(20).collect();
         mistakes.push(Mistake::new(
             format!("annotation {PREFIX}app-containers"),
@@ -154,14 +185,16 @@ fn check_containers(spec: &PodSpec, asked: &Asked, settings: &Settings, mistakes
             format!("the pod has no such container; there are {}", there.join(", ")),
         ));
     }
-    for container in init().chain(&spec.containers).filter(|container| container.name != PROXY) {
+    for container in init().chain(&spec.containers).filter(|container| !OURS.contains(&container.name.as_str())) {
         for port in container.ports.iter().flatten().map(|port| port.container_port) {
             if PORTS.map(i32::from).contains(&port) {
                 let remedy = "the proxy itself listens there: let the app listen elsewhere";
                 mistakes.push(Mistake::new(format!("a port of container {}", container.name), &port.to_string(), remedy));
             }
         }
-        for mount in container.volume_mounts.iter().flatten().filter(|mount| mount.name.starts_with(VOLUME_PREFIX)) {
+        // Of one that was injected already, the program is mounted to be run.
+        let program = |mount: &VolumeMount| mount.name == PROGRAM_VOLUME && mount.mount_path == PROGRAM_PATH && mount.read_only == Some(true);
+        for mount in container.volume_mounts.iter().flatten().filter(|mount| mount.name.starts_with(VOLUME_PREFIX) && !program(mount)) {
             mistakes.push(Mistake::new(
                 format!("a mount of container {}", container.name),
                 &mount.name,
@@ -172,7 +205,7 @@ fn check_containers(spec: &PodSpec, asked: &Asked, settings: &Settings, mistakes
 }
 
 fn check_volumes(raw: &Value, spec: &PodSpec, settings: &Settings, mistakes: &mut Vec<Mistake>) {
-    let ours = container::volumes(settings);
+    let ours = container::volumes(&Together { restart: Restart::Rules, liveness: Vec::new(), program: true }, settings);
     let raw = raw.pointer("/spec/volumes").and_then(Value::as_array);
     for (at, volume) in spec.volumes.iter().flatten().enumerate().filter(|(_, volume)| volume.name.starts_with(VOLUME_PREFIX)) {
         if !raw.and_then(|raw| raw.get(at)).is_some_and(|raw| ours.contains(raw)) {
@@ -205,21 +238,26 @@ fn point_to_proxy(container: &mut Map<String, Value>, asked: &Asked, mistakes: &
     }
 }
 
-/// Puts the proxy before the app's init containers, so that they can call components. One that is there already is replaced, whatever was made of it; only limits of its
-/// resources that others set by default (a LimitRange) stay.
-fn put_first(containers: &mut Vec<Value>, mut proxy: Value) {
-    let is_proxy = |container: &Value| container.get("name").and_then(Value::as_str) == Some(PROXY);
-    if let Some(at) = containers.iter().position(is_proxy) {
-        let there = containers.remove(at);
+/// Puts our containers before the app's init containers, so that those can call components. One that is there already is replaced, whatever was made of it; only limits of
+/// its resources that others set by default (a LimitRange) stay.
+fn put_first(containers: &mut Vec<Value>, ours: Vec<Value>) {
+    fn name(container: &Value) -> &str {
+        container.get("name").and_then(Value::as_str).unwrap_or_default()
+    }
+    let (there, theirs): (Vec<_>, Vec<_>) = std::mem::take(containers).into_iter().partition(|container| OURS.contains(&name(container)));
+    for mut container in ours {
+        let former = there.iter().find(|former| name(former) == name(&container));
         for kind in ["requests", "limits"] {
-            for (name, amount) in there.pointer(&format!("/resources/{kind}")).and_then(Value::as_object).into_iter().flatten() {
-                if let Some(resources) = proxy.get_mut("resources").and_then(Value::as_object_mut) {
-                    object_in(resources, kind).entry(name.clone()).or_insert_with(|| amount.clone());
+            let amounts = former.and_then(|former| former.pointer(&format!("/resources/{kind}"))).and_then(Value::as_object);
+            for (resource, amount) in amounts.into_iter().flatten() {
+                if let Some(resources) = container.get_mut("resources").and_then(Value::as_object_mut) {
+                    object_in(resources, kind).entry(resource.clone()).or_insert_with(|| amount.clone());
                 }
             }
         }
+        containers.push(container);
     }
-    containers.insert(0, proxy);
+    containers.extend(theirs);
 }
 
 /// The object at a key of a value that is an object; made, if there is none.

@@ -7,6 +7,7 @@
 //! - [`annotations`]: what the pod's annotations ask for ([`quantity`]: amounts of CPU and memory).
 //! - [`identity`]: who the pod is and where its app listens, when no annotation says it.
 //! - [`inject`](mod@inject): puts the proxy ([`container`]) into the pod.
+//! - [`restart`]: how app and proxy are restarted together; [`liveness`]: and how where the cluster has no rules for that.
 //! - [`mistake`]: what is wrong, in words.
 //!
 //! [`settings`] is what an installation says.
@@ -19,6 +20,7 @@
 //!
 //! - [`review`]: the admission review, as the API server asks and is answered.
 //! - [`serve`]: the webhook's server, [`metrics`] what it counts.
+//! - [`rules`]: whether the cluster has restart rules.
 //! - [`certificates`]: which certificates there should be; [`keep`]: keeps them so in the cluster.
 //! - [`run`](mod@run): all of that.
 
@@ -29,12 +31,15 @@ pub mod decide;
 pub mod identity;
 pub mod inject;
 pub mod keep;
+pub mod liveness;
 pub mod manifests;
 pub mod metrics;
 pub mod mistake;
 pub mod offline;
 pub mod quantity;
+pub mod restart;
 pub mod review;
+pub mod rules;
 pub mod run;
 pub mod selection;
 pub mod serve;

@@ -11,7 +11,7 @@ use crate::keep::Names;
 use crate::review::TIMEOUT;
 use crate::selection::{DISABLED, ENABLED, EXEMPTIONS, INJECTION, KUBE_SYSTEM, NAMESPACE_NAME};
 use crate::serve;
-use crate::settings::PROXY;
+use crate::settings::{INCARNATE, PROXY};
 
 /// The ConfigMap in the installation's namespace with what the policy compares with.
 pub const SETTINGS: &str = "bluebox-settings";
@@ -105,7 +105,7 @@ pub fn policy() -> ValidatingAdmissionPolicy {
         "has(object.spec.initContainers) && {ours}.exists(c, has(c.restartPolicy) && c.restartPolicy == 'Always' && c.image == params.data['{IMAGE_KEY}'])"
     );
     let confined = format!(
-        "!has(object.spec.initContainers) || {ours}.all(c, !has(c.command) && has(c.securityContext) && \
+        "!has(object.spec.initContainers) || object.spec.initContainers.filter(c, c.name == '{PROXY}' || c.name == '{INCARNATE}').all(c, !has(c.command) && has(c.securityContext) && \
          has(c.securityContext.runAsUser) && string(c.securityContext.runAsUser) == params.data['{UID_KEY}'] && \
          has(c.securityContext.allowPrivilegeEscalation) && !c.securityContext.allowPrivilegeEscalation && \
          !(has(c.securityContext.privileged) && c.securityContext.privileged) && \
@@ -136,7 +136,10 @@ pub fn policy() -> ValidatingAdmissionPolicy {
                          of that name is another's. Controllers try again by themselves; the label {INJECTION}: {DISABLED} lets the pod start without a proxy"
                     ),
                 ),
-                validation(confined, format!("the container `{PROXY}` runs another command, as another user or with more rights than Bluebox gives it")),
+                validation(
+                    confined,
+                    format!("the container `{PROXY}` or `{INCARNATE}` runs another command, as another user or with more rights than Bluebox gives it"),
+                ),
             ]),
             ..ValidatingAdmissionPolicySpec::default()
         }),

@@ -25,6 +25,7 @@ pub struct Metrics {
     seconds: Histogram,
     certificate_until: IntGauge,
     failures: IntCounterVec,
+    restart_rules: IntGauge,
 }
 
 impl Metrics {
@@ -49,12 +50,17 @@ impl Metrics {
                 Opts::new("bluebox_injector_certificate_failures_total", "Attempts to keep the certificates right that failed, by what failed."),
                 &["what"],
             )?,
+            restart_rules: IntGauge::new(
+                "bluebox_injector_restart_rules",
+                "Whether app and proxy of new pods are restarted together by restart rules: 1, or 0 where the cluster has none.",
+            )?,
         };
         for collector in [&metrics.reviews, &metrics.refused, &metrics.failures] {
             metrics.registry.register(Box::new(collector.clone()))?;
         }
         metrics.registry.register(Box::new(metrics.seconds.clone()))?;
         metrics.registry.register(Box::new(metrics.certificate_until.clone()))?;
+        metrics.registry.register(Box::new(metrics.restart_rules.clone()))?;
         Ok(metrics)
     }
 
@@ -72,6 +78,10 @@ impl Metrics {
 
     pub(crate) fn certificate_until(&self, seconds: u64) {
         self.certificate_until.set(i64::try_from(seconds).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn restart_rules(&self, usable: bool) {
+        self.restart_rules.set(i64::from(usable));
     }
 
     pub(crate) fn failed(&self, what: &str) {
@@ -157,7 +167,7 @@ mod tests {
         metrics.certificate_until(1_800_000_000);
         assert!(metrics.text().contains("bluebox_injector_certificate_until_seconds 1800000000"), "{}", metrics.text());
         let families = metrics.registry.gather();
-        assert_eq!(families.len(), 5);
+        assert_eq!(families.len(), 6);
         for family in families {
             assert!(include_str!("../../docs/kubernetes.md").contains(&format!("| `{}`", family.name())), "docs/kubernetes.md does not have {}", family.name());
         }

@@ -16,6 +16,7 @@ use tracing::info;
 use crate::annotations::Limits;
 use crate::keep::{self, Names};
 use crate::metrics::{self, Metrics, Readiness};
+use crate::rules;
 use crate::selection::{ENABLED, INJECTION, Place};
 use crate::serve::{self, Places, Webhook};
 use crate::settings::Settings;
@@ -59,25 +60,49 @@ pub async fn run(config: Config, client: Client, limits: impl Limits + 'static, 
     let metrics = Metrics::try_new()?;
     let (show, tls) = watch::channel(None);
     let (trust, trusted) = watch::channel(false);
+    let (tell_rules, rules) = watch::channel(None);
     let mut beside = JoinSet::new();
-    beside.spawn(metrics::serve(admin, metrics.clone(), Ready(trusted)));
+    beside.spawn(metrics::serve(admin, metrics.clone(), Ready { trusted, rules: rules.clone() }));
     beside.spawn(keep::keep(client.clone(), config.names, show, trust, metrics.clone()));
+    beside.spawn(rules::watch(client.clone(), config.settings.namespace().to_owned(), tell_rules, metrics.clone()));
+    let (tell_settings, settings) = watch::channel(config.settings.clone());
+    beside.spawn(set_rules(config.settings.clone(), rules, tell_settings));
     // Port 0 takes one that is free: what is said is what it became.
     let listen = listener.local_addr().unwrap_or(config.listen);
     info!(%listen, image = config.settings.image(), "the injector started");
-    let webhook = Webhook { settings: config.settings, limits, places: Cluster(Api::all(client)), metrics };
+    let webhook = Webhook { settings, limits, places: Cluster(Api::all(client)), metrics };
     serve::serve(listener, Arc::new(webhook), tls, stop).await;
     info!("the injector ended");
     Ok(())
 }
 
-/// Ready when the API server trusts what is shown.
+/// Keeps in the settings what is found out of the cluster.
+async fn set_rules(settings: Settings, mut rules: watch::Receiver<Option<bool>>, tell: watch::Sender<Settings>) {
+    loop {
+        let there = rules.borrow_and_update().unwrap_or(false);
+        tell.send_replace(settings.clone().with_restart_rules(there));
+        if rules.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Ready when the API server trusts what is shown, and it is known how pods are restarted.
 #[derive(Debug, Clone)]
-struct Ready(watch::Receiver<bool>);
+struct Ready {
+    trusted: watch::Receiver<bool>,
+    rules: watch::Receiver<Option<bool>>,
+}
 
 impl Readiness for Ready {
     fn ready(&self) -> Result<(), String> {
-        if *self.0.borrow() { Ok(()) } else { Err("there is no certificate yet that the API server trusts".to_owned()) }
+        if !*self.trusted.borrow() {
+            return Err("there is no certificate yet that the API server trusts".to_owned());
+        }
+        if self.rules.borrow().is_none() {
+            return Err("it is not known yet whether the cluster has restart rules".to_owned());
+        }
+        Ok(())
     }
 }
 

@@ -48,7 +48,7 @@ pub trait Places: Send + Sync + 'static {
 #[derive(Debug)]
 pub struct Webhook<P, L> {
     /// The installation's settings.
-    pub settings: Settings,
+    pub settings: watch::Receiver<Settings>,
     /// The proxy's limits.
     pub limits: L,
     /// The namespaces.
@@ -193,7 +193,8 @@ async fn reviewed<P: Places, L: Limits>(request: Request<Incoming>, webhook: &We
     } else {
         Place::default()
     };
-    let answer = question.answer(&place, &webhook.settings, &webhook.limits);
+    let settings = webhook.settings.borrow().clone();
+    let answer = question.answer(&place, &settings, &webhook.limits);
     webhook.metrics.reviewed(answer.result);
     info!(namespace, pod = question.pod(), result = answer.result, "{}", answer.said);
     answer.to_json().map_err(|problem| (StatusCode::INTERNAL_SERVER_ERROR, "answer", format!("the answer can't be written: {problem}")))

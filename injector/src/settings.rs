@@ -2,6 +2,8 @@
 
 /// The name of the container that is injected.
 pub const PROXY: &str = "proxy";
+/// The name of the init container that runs before it each time that the box starts, where app and proxy are restarted together.
+pub const INCARNATE: &str = "bluebox-incarnate";
 /// Where the proxy takes the app's requests, on loopback.
 pub const OUTBOUND_PORT: u16 = 4140;
 /// Where the proxy answers `/metrics`, `/healthz`, `/readyz` and `/drained`, on all addresses: the kubelet asks.
@@ -26,6 +28,7 @@ pub struct Settings {
     uid: i64,
     kafka_secret: String,
     namespace: String,
+    restart_rules: bool,
 }
 
 /// A setting that an installation can't have.
@@ -46,7 +49,20 @@ impl Settings {
         if image.is_empty() || image.len() > 512 || image.chars().any(|c| c.is_whitespace() || c.is_control()) {
             return Err(invalid("proxy image", image, "the name of an image, such as registry.example/bluebox:1.0"));
         }
-        Ok(Self { image: image.to_owned(), uid: DEFAULT_UID, kafka_secret: DEFAULT_KAFKA_SECRET.to_owned(), namespace: DEFAULT_NAMESPACE.to_owned() })
+        Ok(Self {
+            image: image.to_owned(),
+            uid: DEFAULT_UID,
+            kafka_secret: DEFAULT_KAFKA_SECRET.to_owned(),
+            namespace: DEFAULT_NAMESPACE.to_owned(),
+            restart_rules: false,
+        })
+    }
+
+    /// Whether the cluster has restart rules; by default it has none.
+    #[must_use]
+    pub fn with_restart_rules(mut self, there: bool) -> Self {
+        self.restart_rules = there;
+        self
     }
 
     /// With another user for the proxies.
@@ -83,6 +99,11 @@ impl Settings {
     /// The image that proxies run.
     pub fn image(&self) -> &str {
         &self.image
+    }
+
+    /// Whether the cluster has restart rules.
+    pub fn restart_rules(&self) -> bool {
+        self.restart_rules
     }
 
     /// The user that they run as.

@@ -92,12 +92,30 @@ fn pods() -> impl Strategy<Value = Value> {
 }
 
 fn proxy_of(pod: &Value) -> &Value {
-    &pod["spec"]["initContainers"][0]
+    pod["spec"]["initContainers"].as_array().unwrap().iter().find(|container| container["name"] == "proxy").unwrap()
+}
+
+/// The names of the first two init containers.
+fn first_two(pod: &Value) -> [Option<&str>; 2] {
+    [0, 1].map(|at| pod["spec"]["initContainers"][at]["name"].as_str())
 }
 
 /// The containers, without what the injector adds to their environment.
 fn apps(pod: &Value, list: &str) -> Vec<Value> {
-    let mut apps: Vec<_> = pod["spec"][list].as_array().into_iter().flatten().filter(|container| container["name"] != "proxy").cloned().collect();
+    let mut apps: Vec<_> = pod["spec"][list]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|container| container["name"] != "proxy" && container["name"] != "bluebox-incarnate")
+        .cloned()
+        .collect();
+    for app in &mut apps {
+        let app = app.as_object_mut().unwrap();
+        app.remove("restartPolicyRules");
+        if app.get("restartPolicy").is_some_and(|policy| policy == "Always") && list == "containers" {
+            app.remove("restartPolicy");
+        }
+    }
     for app in &mut apps {
         if let Some(env) = app["env"].as_array_mut() {
             env.retain(|variable| !["HTTP_PROXY", "http_proxy", "NO_PROXY", "no_proxy"].iter().any(|name| variable["name"] == *name));
@@ -133,7 +151,7 @@ proptest! {
         // Nothing that a pod says chooses what is run, as whom, and with which files.
         let plain = json!({"metadata": {"name": "plain"}, "spec": {"containers": [{"name": "app"}]}});
         let Decision::Injected(plain) = decide(&plain, &labelled("shop"), &settings(), &FewLimits) else { panic!("a plain pod is injected") };
-        for field in ["name", "image", "imagePullPolicy", "command", "restartPolicy", "securityContext", "volumeMounts", "env", "ports", "startupProbe", "readinessProbe", "livenessProbe", "lifecycle"] {
+        for field in ["name", "image", "imagePullPolicy", "command", "restartPolicy", "securityContext", "volumeMounts", "env", "ports", "startupProbe", "readinessProbe", "livenessProbe", "lifecycle", "restartPolicyRules"] {
             prop_assert_eq!(&proxy_of(&applied)[field], &proxy_of(&plain.pod)[field], "{}", field);
         }
         prop_assert_eq!(&proxy_of(&applied)["args"][0], "proxy");
@@ -156,7 +174,7 @@ proptest! {
         containers.push(added);
         more["spec"]["initContainers"].as_array_mut().unwrap().insert(0, json!({"name": "first", "image": "x:1"}));
         let Decision::Injected(second) = decide(&more, &labelled("shop"), &settings(), &FewLimits) else { panic!("it is refused the second time") };
-        prop_assert_eq!(proxy_of(&second.pod)["name"].as_str(), Some("proxy"));
+        prop_assert_eq!(first_two(&second.pod), [Some("bluebox-incarnate"), Some("proxy")]);
         let Decision::Injected(third) = decide(&second.pod, &labelled("shop"), &settings(), &FewLimits) else { panic!("it is refused the third time") };
         prop_assert!(third.patch.0.is_empty(), "{}", third.patch);
     }

@@ -58,7 +58,7 @@ async fn running() -> Running {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (metrics, stop) = (Metrics::try_new().unwrap(), CancellationToken::new());
-    let webhook = Webhook { settings: settings(), limits: FewLimits, places: Known, metrics: metrics.clone() };
+    let webhook = Webhook { settings: watch::channel(settings()).1, limits: FewLimits, places: Known, metrics: metrics.clone() };
     let served = tokio::spawn(serve(listener, Arc::new(webhook), tls, stop.clone()));
     Running { address, certificates, show, metrics, stop, served }
 }

@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 use tracing::{debug, warn};
 
 use crate::drain::Drain;
+use crate::liveness::Alive;
 use crate::metrics::Metrics;
 use crate::transparent::probe::Redirected;
 
@@ -29,16 +30,33 @@ pub enum Rights {
 const MAX_CONNECTIONS: usize = 16;
 /// The longest that anyone waits here.
 const MAX_WITHIN: Duration = Duration::from_secs(3600);
+/// All hooks of a pod that ends run at once: the one that asks to drain comes within this after one that waits for it, or not at all.
+const ASKED_WITHIN: Duration = Duration::from_secs(5);
 /// And if nobody says how long.
 const WITHIN: Duration = Duration::from_secs(20);
+
+/// What a proxy shows of itself.
+#[derive(Clone)]
+pub struct Shown {
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Whether it takes calls into the app, and when the last of them has ended.
+    pub drain: Drain,
+    /// Whether the kernel sends to it what it is to send.
+    pub redirected: Redirected,
+    /// Whether the app is alive.
+    pub alive: Alive,
+}
 
 /// Answers until it is dropped:
 ///
 /// - `GET /metrics`, `GET /healthz` (this process answers: 200), `GET /readyz` (200; 503 once it was asked to drain, and while a redirect
 ///   that it waits for is not in place; does not depend on the log).
-/// - `GET /drained?within=SECONDS`: waits until no call is being delivered and none will be: 200; 504 if that takes longer.
+/// - `GET /alive?container=NAME`: whether a container of the app is alive: 200, or 503 and why it has to be started afresh; see [`crate::liveness`].
+/// - `GET /drained?within=SECONDS`: waits until no call is being delivered and none will be: 200; 504 if that takes longer. If nobody asks it to drain meanwhile, it is
+///   an app that ends alone: it needn't wait.
 /// - `POST /drain?within=SECONDS`, with the right to: no more calls, and then as `/drained`.
-pub async fn serve(listener: TcpListener, metrics: Metrics, drain: Drain, redirected: Redirected, rights: Rights) {
+pub async fn serve(listener: TcpListener, shown: Shown, rights: Rights) {
     let places = std::sync::Arc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
     let mut connections = tokio::task::JoinSet::new();
     loop {
@@ -52,12 +70,12 @@ pub async fn serve(listener: TcpListener, metrics: Metrics, drain: Drain, redire
                 continue;
             }
         };
-        let (metrics, drain, redirected) = (metrics.clone(), drain.clone(), redirected.clone());
+        let shown = shown.clone();
         connections.spawn(async move {
             let _place = place;
             let service = service_fn(|request| {
-                let (metrics, drain, redirected) = (metrics.clone(), drain.clone(), redirected.clone());
-                async move { Ok::<_, Infallible>(answer(&request, &metrics, &drain, &redirected, rights).await) }
+                let shown = shown.clone();
+                async move { Ok::<_, Infallible>(answer(&request, &shown, rights).await) }
             });
             let mut http = hyper::server::conn::http1::Builder::new();
             let served = http.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30)).max_buf_size(16 << 10);
@@ -68,7 +86,8 @@ pub async fn serve(listener: TcpListener, metrics: Metrics, drain: Drain, redire
     }
 }
 
-async fn answer(request: &Request<Incoming>, metrics: &Metrics, drain: &Drain, redirected: &Redirected, rights: Rights) -> Response<Full<Bytes>> {
+async fn answer(request: &Request<Incoming>, shown: &Shown, rights: Rights) -> Response<Full<Bytes>> {
+    let Shown { metrics, drain, redirected, alive } = shown;
     let plain = |status, text: Vec<u8>| {
         let mut response = Response::new(Full::new(text.into()));
         *response.status_mut() = status;
@@ -98,8 +117,21 @@ async fn answer(request: &Request<Incoming>, metrics: &Metrics, drain: &Drain, r
             plain(StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", redirected.problem().unwrap_or_default()).into_bytes())
         }
         "/readyz" => plain(StatusCode::OK, b"ready\n".to_vec()),
-        "/drained" => plain_drained(drain, request, plain).await,
-        _ => plain(StatusCode::NOT_FOUND, b"there are /metrics, /healthz, /readyz and /drained\n".to_vec()),
+        "/drained" => tokio::select! {
+            answer = plain_drained(drain, request, plain) => answer,
+            () = never_asked(drain) => plain(StatusCode::OK, b"nobody asked it to drain\n".to_vec()),
+        },
+        "/alive" => match alive.ask(request.uri().query().and_then(|query| query.strip_prefix("container=")).unwrap_or_default()).await {
+            Ok(()) => plain(StatusCode::OK, b"alive\n".to_vec()),
+            Err(why) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n").into_bytes()),
+        },
+        _ => plain(StatusCode::NOT_FOUND, b"there are /metrics, /healthz, /readyz, /alive and /drained\n".to_vec()),
+    }
+}
+
+async fn never_asked(drain: &Drain) {
+    if tokio::time::timeout(ASKED_WITHIN, drain.asked()).await.is_ok() {
+        std::future::pending().await
     }
 }
 

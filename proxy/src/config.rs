@@ -9,6 +9,8 @@ use bluebox_core::topics::{Prefix, Retention};
 use http::StatusCode;
 
 use crate::dns::resolv_conf::ResolvConf;
+use crate::incarnation::Place;
+use crate::liveness::Liveness;
 
 /// Everything that a proxy is told.
 #[derive(Debug, Clone)]
@@ -29,6 +31,12 @@ pub struct ProxyConfig {
     pub admin: Option<SocketAddr>,
     /// Where the proxy can be told to take no more calls (`POST /drain`); loopback. `None`: nowhere.
     pub control: Option<SocketAddr>,
+    /// Where app and proxy live and die together: the proxy ends when what it serves is gone, and somebody starts both afresh.
+    pub together: Option<Together>,
+    /// Whether the proxy ends when its app hangs, so that both are started afresh; only where they live and die together.
+    pub restart_on_hang: bool,
+    /// The liveness probes of the app that are asked through this proxy.
+    pub liveness: Vec<Liveness>,
     /// Whether the callers are strangers to each other (a gateway): then Authorization and Cookie count when a keyed call comes again.
     pub shared_by_callers: bool,
     /// Names of topics begin with it.
@@ -39,6 +47,15 @@ pub struct ProxyConfig {
     pub outbound: Outbound,
     /// Limits of calls into the box.
     pub inbound: Inbound,
+}
+
+/// One failure domain.
+#[derive(Debug, Clone)]
+pub struct Together {
+    /// The directory of the box's incarnations.
+    pub place: Place,
+    /// Whether this proxy took the place of one that died, and its app is still that one's.
+    pub replaces: bool,
 }
 
 /// A component that this box serves.
@@ -139,6 +156,8 @@ pub struct Inbound {
     pub max_attempts: u32,
     /// Solo deliveries that may end in a crash of the box before a call becomes a dead letter. Default 3.
     pub max_crashes: u32,
+    /// After so many attempts in a row without an answer, an app that then answers nothing else either counts as hung: it gets no more calls. Default 3.
+    pub max_unanswered: u32,
     /// The pause before the second attempt; doubles with each, with jitter, up to `max_backoff`. Default 100 ms.
     pub first_backoff: Duration,
     /// The longest pause between attempts. Default 30 s.
@@ -169,6 +188,7 @@ impl Default for Inbound {
             attempt_timeout: Duration::from_secs(300),
             max_attempts: 10,
             max_crashes: 3,
+            max_unanswered: 3,
             first_backoff: Duration::from_millis(100),
             max_backoff: Duration::from_secs(30),
             retry_on: Vec::new(),

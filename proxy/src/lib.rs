@@ -19,6 +19,8 @@
 //!
 //! Used by both: [`config`], [`registry`] (which components there are), [`bulk`] (bodies, small and large), [`fields`] (which header fields
 //! travel), [`target`] (which targets do, though they are no URIs), [`problem`] (the proxy's own errors), [`calls`] (`http://bluebox/v1/calls/ID`), [`metrics`], [`admin`] and [`drain`].
+//!
+//! One failure domain: [`incarnation`] (a proxy that was started again alone), [`listening`] (an app that was), [`liveness`] (whether the app has to be).
 
 pub mod admin;
 pub mod append;
@@ -33,8 +35,11 @@ pub mod framing;
 pub mod guard;
 pub mod head;
 pub mod inbound;
+pub mod incarnation;
 pub mod intercept;
 pub mod interim;
+pub mod listening;
+pub mod liveness;
 pub mod metrics;
 pub mod names;
 pub mod outbound;
@@ -52,6 +57,7 @@ pub mod transparent;
 use std::future::Future;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bluebox_core::InstanceId;
 use bluebox_core::log::Log;
@@ -59,15 +65,16 @@ use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{error, info, warn};
 
-use crate::admin::Rights;
+use crate::admin::{Rights, Shown};
 use crate::bulk::Bulk;
-use crate::config::ProxyConfig;
+use crate::config::{ProxyConfig, Together};
 use crate::dns::addresses::Addresses;
 use crate::dns::resolve::Resolver;
 use crate::drain::Drain;
 use crate::inbound::Superseded;
+use crate::liveness::Alive;
 use crate::metrics::Metrics;
 use crate::names::Names;
 use crate::outbound::OutboundSide;
@@ -94,6 +101,15 @@ pub enum RunError {
     /// It is an ordinal no more.
     #[error(transparent)]
     Superseded(#[from] Superseded),
+    /// The app of the box is gone, or is another one.
+    #[error("the app at {app} does not listen any more where it did: it ended or was started again alone; the proxy ends too, so that both are started afresh")]
+    AppGone {
+        /// Where it listened.
+        app: SocketAddr,
+    },
+    /// The app of the box answers nothing any more.
+    #[error("the app hangs: it answers nothing any more; the proxy ends, so that both are started afresh (restart-on-hang)")]
+    AppHangs,
     /// A part of it has ended that never ends by itself: a mistake in this program.
     #[error("{what} ended by itself ({how}); this is a mistake in Bluebox: the proxy ends, to be started afresh")]
     Ended {
@@ -106,6 +122,11 @@ pub enum RunError {
     #[error("the metrics can't be set up: {0}")]
     Metrics(#[from] prometheus::Error),
 }
+
+/// A box that is restarted in place gets 2 s. Deliveries have this long to end, …
+const QUICK_DRAIN: Duration = Duration::from_millis(700);
+/// … and with it what ended is flushed and the group is left within this.
+const QUICK_END: Duration = Duration::from_millis(1500);
 
 /// A proxy whose listeners are open. Connections wait until it runs.
 #[derive(Debug)]
@@ -184,7 +205,7 @@ impl Proxy {
     /// Nothing waits for the log: with it away pass-through works, and calls get 503.
     ///
     /// # Errors
-    /// When this box can't be what it is told to be, or a part of it has ended by itself.
+    /// When this box can't be what it is told to be, a part of it has ended by itself, or its app is gone.
     pub async fn run(self, log: Arc<dyn Log>, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
         let Self { config, instance, listener, listen, transparent, dns, admin, control } = self;
         let config = Arc::new(config);
@@ -212,15 +233,33 @@ impl Proxy {
             beside.spawn(watching);
             redirected
         };
+        let replaces = config.together.as_ref().is_some_and(|together| together.replaces);
+        let alive = Alive::new(config.liveness.clone(), replaces);
         for (listener, rights) in [(admin, Rights::Look), (control, Rights::Change)] {
             if let Some((listener, _)) = listener {
-                beside.spawn(admin::serve(listener, metrics.clone(), drain.clone(), redirected.clone(), rights));
+                let shown = Shown { metrics: metrics.clone(), drain: drain.clone(), redirected: redirected.clone(), alive: alive.clone() };
+                beside.spawn(admin::serve(listener, shown, rights));
             }
+        }
+        let mut shutdown = std::pin::pin!(shutdown);
+        if replaces {
+            warn!(
+                "this proxy took the place of one that died: it serves nothing until its app was started afresh; the liveness probes of the app fail until then"
+            );
+            tokio::select! {
+                () = app_is_another(&config) => {}
+                () = shutdown.as_mut() => return Ok(()),
+                Some(ended) = beside.join_next() => return Err(ended_by_itself("what reads replies", ended)),
+            }
+            info!("the app was started afresh");
+            alive.app_is_new();
         }
         let registration =
             Registration { prefix: config.prefix.clone(), caller: config.name.clone(), serves: config.serves.clone(), retention: config.retention };
+        let mut lost = std::pin::pin!(app_is_gone(&config));
         let registered = registry::follow(log.clone(), registration, publish);
         let stop_deliveries = CancellationToken::new();
+        let (cut_deliveries, hung) = (CancellationToken::new(), CancellationToken::new());
         let mut calls_in = JoinSet::new();
         for served in &config.serves {
             let start = inbound::Start {
@@ -233,6 +272,8 @@ impl Proxy {
                 // Answers have a memory of their own: calls out that wait for theirs must not keep them from coming in.
                 bulk: Bulk::new(log.clone(), topics.bulk.partition(reply_partition(&instance)), config.inbound.body_memory_bytes),
                 observe: inbound::observe::Observe::new(&served.name, metrics.registry())?,
+                cut: cut_deliveries.clone(),
+                hung: hung.clone(),
             };
             calls_in.spawn(once_registered(directory.clone(), stop_deliveries.clone(), inbound::run(start, stop_deliveries.clone())));
         }
@@ -263,7 +304,7 @@ impl Proxy {
         }
         calls_out.spawn(intercept::serve(listener, side, stop.clone(), config.inbound.drain));
 
-        let (mut registered, mut shutdown) = (std::pin::pin!(registered), std::pin::pin!(shutdown));
+        let mut registered = std::pin::pin!(registered);
         let mut draining = false;
         let result = loop {
             tokio::select! {
@@ -288,6 +329,16 @@ impl Proxy {
                     draining = true;
                     stop_deliveries.cancel();
                 }
+                // An app that was told to end may close what it listens at, and go on calling.
+                app = lost.as_mut(), if !draining => {
+                    let problem = RunError::AppGone { app };
+                    error!("{problem}");
+                    break Err(problem);
+                }
+                () = hung.cancelled(), if !draining && config.restart_on_hang && config.together.is_some() => {
+                    error!("{}", RunError::AppHangs);
+                    break Err(RunError::AppHangs);
+                }
                 () = shutdown.as_mut() => break Ok(()),
             }
             if draining && calls_in.is_empty() {
@@ -295,15 +346,67 @@ impl Proxy {
             }
         };
 
+        // Without having been asked to drain before, a box is restarted in place, or its app is gone: there is little time, or nothing to wait for.
+        let quick = config.together.is_some() && !draining;
+        if let Some(Together { place, .. }) = &config.together {
+            let app_is_gone = matches!(result, Err(RunError::AppGone { .. }));
+            let why = result
+                .as_ref()
+                .err()
+                .map_or_else(|| "it was told to end (SIGTERM), because another container of its box had ended".to_owned(), ToString::to_string);
+            // At once: the time may not be enough for what comes next.
+            if let Err(problem) = place.leave_word(&why, app_is_gone) {
+                warn!(%problem, "the next proxy will not know why this one ended");
+            }
+        }
         stop_deliveries.cancel();
-        while calls_in.join_next().await.is_some() {}
-        // Calls out go on until deliveries into the app have ended: the app may need them for its answers.
-        stop.cancel();
-        while calls_out.join_next().await.is_some() {}
-        pass.close().await;
+        let ended = async {
+            let over = tokio::time::sleep(if quick { QUICK_DRAIN } else { Duration::MAX });
+            let mut over = std::pin::pin!(over);
+            loop {
+                tokio::select! {
+                    ended = calls_in.join_next() => if ended.is_none() { break },
+                    () = over.as_mut(), if !cut_deliveries.is_cancelled() => cut_deliveries.cancel(),
+                }
+            }
+            // Calls out go on until deliveries into the app have ended: the app may need them for its answers.
+            stop.cancel();
+            while calls_out.join_next().await.is_some() {}
+            pass.close().await;
+        };
+        if quick {
+            let _ = tokio::time::timeout(QUICK_END, ended).await;
+        } else {
+            ended.await;
+        }
         info!(name = %config.name, %instance, "a proxy ended");
         result
     }
+}
+
+/// Done when an app that this box serves is gone, if the two are to live and die together.
+fn app_is_gone(config: &ProxyConfig) -> impl Future<Output = SocketAddr> + use<> {
+    let mut apps = JoinSet::new();
+    for app in config.serves.iter().filter(|_| config.together.is_some()).map(|served| served.app) {
+        let gone = listening::gone(app.port());
+        apps.spawn(async move {
+            gone.await;
+            app
+        });
+    }
+    async move {
+        match apps.join_next().await {
+            Some(Ok(app)) => app,
+            // Nothing is watched.
+            _ => std::future::pending().await,
+        }
+    }
+}
+
+/// Done when every app that this box serves is another one than now.
+async fn app_is_another(config: &ProxyConfig) {
+    let mut apps: JoinSet<()> = config.serves.iter().map(|served| listening::another(served.app.port())).collect();
+    while apps.join_next().await.is_some() {}
 }
 
 /// Runs something when the registry has this box's components, and so their topics are there.

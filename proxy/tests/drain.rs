@@ -5,12 +5,14 @@ mod common;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bluebox_core::log::Log;
 use bluebox_core::log::embedded::Embedded;
 use bluebox_core::registry::Component;
-use bluebox_proxy::Proxy;
-use bluebox_proxy::config::{AppProtocol, ProxyConfig, Served};
+use bluebox_proxy::config::{AppProtocol, Inbound, ProxyConfig, Served, Together};
+use bluebox_proxy::incarnation::{Place, Taken};
+use bluebox_proxy::{Proxy, RunError};
 use common::{Answer, PATIENCE, exchange, name};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -124,4 +126,53 @@ async fn only_who_may_can_tell_it_and_nonsense_is_refused() {
     assert_eq!(ask(gateway.control, "POST /drain").await.status, 200);
     gateway.stop.cancel();
     gateway.task.await.unwrap().unwrap();
+}
+
+/// A proxy of a box that lives and dies together, and the directory that its incarnations share.
+async fn half(log: &Arc<Embedded>, app: SocketAddr, stop: &CancellationToken) -> (tempfile::TempDir, tokio::task::JoinHandle<Result<(), RunError>>) {
+    let directory = tempfile::tempdir().unwrap();
+    let place = Place::new(directory.path());
+    place.prepare(place.former(Duration::ZERO).unwrap().0, Duration::ZERO).unwrap();
+    assert!(matches!(place.take().unwrap(), Taken::WithTheBox { incarnation: 1, why: None }));
+    let served =
+        Served { ordinal: None, name: name("cart"), component: Component { partitions: 1, ..Component::default() }, app, protocol: AppProtocol::Http1 };
+    let together = Some(Together { place, replaces: false });
+    let proxy = Proxy::bind(ProxyConfig {
+        name: name("cart"),
+        serves: vec![served],
+        together,
+        inbound: Inbound { drain: Duration::from_secs(600), ..Inbound::default() },
+        ..common::config()
+    })
+    .await
+    .unwrap();
+    (directory, tokio::spawn(proxy.run(Arc::clone(log) as Arc<dyn Log>, stop.clone().cancelled_owned())))
+}
+
+#[tokio::test]
+async fn a_half_whose_app_is_gone_ends_and_says_why() {
+    let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (directory, task) = half(&Embedded::in_memory(), app.local_addr().unwrap(), &CancellationToken::new()).await;
+    // It runs: it looks whether the app takes connections.
+    drop(tokio::time::timeout(PATIENCE, app.accept()).await.unwrap());
+    drop(app);
+    let ended = tokio::time::timeout(PATIENCE, task).await.unwrap().unwrap();
+    assert!(matches!(ended, Err(RunError::AppGone { .. })), "{ended:?}");
+    let Taken::Alone { why: Some(why), app_is_new: true } = Place::new(directory.path()).take().unwrap() else { panic!("it left no word") };
+    assert!(why.contains("does not listen any more"), "{why}");
+}
+
+/// In place there are 2 s: what is under way is cut off, and not waited for as in a drain.
+#[tokio::test]
+async fn a_half_that_is_told_to_end_alone_does_not_wait_for_its_drain() {
+    let (log, app, stop) = (Embedded::in_memory(), TcpListener::bind("127.0.0.1:0").await.unwrap(), CancellationToken::new());
+    let (directory, task) = half(&log, app.local_addr().unwrap(), &stop).await;
+    let gateway = run(&log, None).await;
+    let _call = tokio::spawn(async move { ask(gateway.listen, "GET http://cart/never").await });
+    let _under_way = tokio::time::timeout(PATIENCE, asked(&app)).await.unwrap();
+    stop.cancel();
+    // The drain would take longer than anyone waits here.
+    tokio::time::timeout(PATIENCE, task).await.unwrap().unwrap().unwrap();
+    let Taken::Alone { why: Some(why), app_is_new: false } = Place::new(directory.path()).take().unwrap() else { panic!("it left no word") };
+    assert!(why.contains("another container of its box had ended"), "{why}");
 }

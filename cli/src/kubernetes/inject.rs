@@ -27,10 +27,13 @@ pub(crate) struct InjectOptions {
     files: Vec<PathBuf>,
     #[command(flatten)]
     settings: SettingsOptions,
+    /// The cluster has restart rules (Kubernetes 1.36 or later): app and proxy are restarted together.
+    #[arg(long)]
+    restart_rules: bool,
 }
 
 pub(crate) fn run(options: &InjectOptions) -> anyhow::Result<()> {
-    let (settings, limits) = (options.settings.settings()?, ProxyLimits::new());
+    let (settings, limits) = (options.settings.settings()?.with_restart_rules(options.restart_rules), ProxyLimits::new());
     let mut outputs = Vec::new();
     // All of them first: with a mistake in one, nothing comes out that could be applied.
     for file in &options.files {

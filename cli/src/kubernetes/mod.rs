@@ -1,5 +1,7 @@
 //! Bluebox on Kubernetes.
 
+pub(crate) mod alive;
+pub(crate) mod incarnate;
 pub(crate) mod inject;
 pub(crate) mod injector;
 

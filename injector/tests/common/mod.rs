@@ -19,8 +19,9 @@ impl Limits for FewLimits {
     }
 }
 
+/// Those of a cluster with restart rules.
 pub fn settings() -> Settings {
-    Settings::try_new("registry.example/bluebox:0.1.0").unwrap()
+    Settings::try_new("registry.example/bluebox:0.1.0").unwrap().with_restart_rules(true)
 }
 
 /// A namespace that asks for proxies.

@@ -1,6 +1,8 @@
 //! Hands a call to the app over loopback, and takes its answer in.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bluebox_core::call::{Call, Digest, Outcome, Reason, Response, Source};
@@ -11,6 +13,7 @@ use http::{StatusCode, Uri, Version};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::partition::DeliveryEnd;
 use crate::bulk::{Bulk, OutBody, TakeIn, TakeInError, chain};
@@ -25,6 +28,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// An idle connection to the app is kept for so long. Short, because many servers close theirs after 5 s, and a request that crosses that close
 /// looks like a crash.
 const POOL_IDLE: Duration = Duration::from_secs(3);
+
+/// An app that is alive answers a request that asks for nothing within this, whatever it is at.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long an answer may stand still before it counts as broken off.
 const ANSWER_IDLE: Duration = Duration::from_secs(60);
@@ -42,6 +48,8 @@ pub struct App {
     retry_on: Vec<StatusCode>,
     /// The longest path first.
     routes: Vec<RouteLimits>,
+    /// Attempts in a row that got no answer.
+    unanswered: Arc<AtomicU32>,
 }
 
 /// One try to hand a call to the app.
@@ -72,6 +80,7 @@ impl App {
             answer_limit_bytes: limits.answer_limit_bytes,
             retry_on: limits.retry_on.clone(),
             routes,
+            unanswered: Arc::default(),
         }
     }
 
@@ -87,6 +96,30 @@ impl App {
     /// Whether the app accepts connections.
     pub async fn accepts(&self) -> bool {
         matches!(tokio::time::timeout(CONNECT_TIMEOUT, tokio::net::TcpStream::connect(self.address)).await, Ok(Ok(_)))
+    }
+
+    /// Attempts in a row that got no answer.
+    pub fn unanswered(&self) -> u32 {
+        self.unanswered.load(Ordering::Relaxed)
+    }
+
+    /// It has answered something: it is alive.
+    pub fn is_alive(&self) {
+        self.unanswered.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether the app answers at all: `OPTIONS *` asks for nothing (RFC 9110, section 9.3.7), and any answer will do. Calls that are slow by themselves don't make an
+    /// app one that hangs.
+    pub async fn answers(&self) -> bool {
+        let ask = async {
+            let mut stream = tokio::net::TcpStream::connect(self.address).await.ok()?;
+            // With prior knowledge of HTTP/2, a connection is answered with the server's settings (RFC 9113, section 3.4): of the client's, these are the empty ones.
+            const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+            const HTTP1: &[u8] = b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+            stream.write_all(if self.protocol == AppProtocol::H2c { HTTP2 } else { HTTP1 }).await.ok()?;
+            stream.read_u8().await.ok()
+        };
+        matches!(tokio::time::timeout(PING_TIMEOUT, ask).await, Ok(Some(_)))
     }
 
     /// Hands over a call and takes the complete answer in.
@@ -107,11 +140,15 @@ impl App {
             None => &self.client,
         };
         let response = match tokio::time::timeout_at(ends, client.request(request)).await {
-            Err(_) => return DeliveryEnd::Failed(format!("no answer within {}", humantime::format_duration(time))),
+            Err(_) => {
+                self.unanswered.fetch_add(1, Ordering::Relaxed);
+                return DeliveryEnd::Failed(format!("no answer within {}", humantime::format_duration(time)));
+            }
             Ok(Err(e)) if e.is_connect() => return DeliveryEnd::NotThere,
             Ok(Err(e)) => return DeliveryEnd::Failed(chain(&e)),
             Ok(Ok(response)) => response,
         };
+        self.is_alive();
         fail_point_async!(InHead, return DeliveryEnd::Failed("a fail point".to_owned()));
         let (mut head, body) = response.into_parts();
         if let Some(what) = no_outcome(&head) {

@@ -49,6 +49,10 @@ pub struct Start {
     pub bulk: Bulk,
     /// What is told about it.
     pub observe: observe::Observe,
+    /// After `stop`: the drain is over at once.
+    pub cut: CancellationToken,
+    /// Cancelled when the app hangs.
+    pub hung: CancellationToken,
 }
 
 /// Another process has claimed the same ordinal of a stateful component, and so this one has lost it.
@@ -70,7 +74,7 @@ pub struct Superseded {
 /// # Errors
 /// [`Superseded`], when this process is an ordinal no more. It delivers nothing from then on.
 pub async fn run(start: Start, stop: CancellationToken) -> Result<(), Superseded> {
-    let Start { log, instance, served, prefix, retention, limits, bulk, observe } = start;
+    let Start { log, instance, served, prefix, retention, limits, bulk, observe, cut, hung } = start;
     let bulk = bulk.trying_again();
     let topics = prefix.topics(&served.name);
     let log = match served.ordinal {
@@ -88,6 +92,8 @@ pub async fn run(start: Start, stop: CancellationToken) -> Result<(), Superseded
         served,
         limits,
         observe,
+        cut,
+        hung,
     };
     consume::serve(service, stop).await
 }

@@ -30,6 +30,7 @@ struct Counters {
     held: IntGauge,
     held_bytes: IntGauge,
     under_way: IntGauge,
+    app_hangs: IntGauge,
     parked_now: IntGauge,
     recorded_now: IntGauge,
     oldest_seconds: IntGauge,
@@ -67,6 +68,7 @@ impl Observe {
             held: register!(gauge("held_calls", "Calls read that have no end yet")),
             held_bytes: register!(gauge("held_bytes", "Bytes of bodies held in memory")),
             under_way: register!(gauge("deliveries_under_way", "Deliveries under way now")),
+            app_hangs: register!(gauge("app_hangs", "1 while the app answers nothing and so gets no calls, else 0")),
             parked_now: register!(gauge("parked_calls", "Calls parked now")),
             recorded_now: register!(gauge("recorded_calls", "Recorded calls in the index now")),
             oldest_seconds: register!(gauge("oldest_call_age_seconds", "Age of the oldest call that was read and has no end; 0 if there is none")),
@@ -85,6 +87,10 @@ impl Observe {
         let oldest = owner.partitions().filter_map(|(_, p)| p.oldest()).min();
         c.oldest_seconds.set(oldest.map_or(0, |at| i64::try_from(wall_clock().since(at).as_secs()).unwrap_or(i64::MAX)));
         c.recorded_now.set(to(owner.index().len()));
+    }
+
+    pub(super) fn hangs(&self, hangs: bool) {
+        self.0.app_hangs.set(i64::from(hangs));
     }
 
     pub(super) fn assigned(&self) {

@@ -413,6 +413,13 @@ impl Owner {
         }
     }
 
+    /// There is no time for the drains that were begun.
+    pub fn end_drains(&mut self, now: Moment, acts: &mut Vec<Act>) {
+        for number in self.numbers() {
+            self.tell(number, acts, |partition, effects| partition.end_drain(now, effects));
+        }
+    }
+
     /// Whether the lease is worth keeping.
     fn works(&self, now: Moment) -> bool {
         let has_work = self.partitions.values().any(|o| o.partition.can_commit() && o.partition.has_work());

@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bluebox_core::Log;
-use bluebox_core::call::{Reason, Source};
+use bluebox_core::call::{Call, Reason, Source};
 use bluebox_core::log::embedded::AppendFault;
 use bluebox_proxy::config::{Inbound, RouteLimits};
 use bytes::Bytes;
@@ -351,6 +351,38 @@ async fn an_app_that_is_not_there_makes_no_attempt_and_gets_its_calls_when_it_is
     assert_eq!((seen.target.as_str(), seen.header("bluebox-may-have-started")), ("/items", None));
     seen.answer(ok()).await;
     assert_eq!(world.outcome_of(&call).await.attempts, 1);
+}
+
+/// Each attempt is answered with nothing. While the app still answers other requests it goes on getting calls; when it answers none any more it gets no more.
+#[tokio::test]
+async fn an_app_that_answers_nothing_gets_no_more_calls_until_it_answers_something() {
+    let world = World::new().await;
+    let app = App::start().await;
+    let limits = Inbound { attempt_timeout: Duration::from_millis(20), max_attempts: 1000, max_unanswered: 2, ..limits() };
+    let replica = Replica::start(&world, &app, limits);
+    let call = Call { wait: None, ..world.call() };
+    world.append(&call).await;
+    // Its calls are slow, but it is alive.
+    let (mut asked, mut unanswered) = (0, Vec::new());
+    while asked < 2 {
+        let seen = app.next().await;
+        if seen.target == "*" {
+            seen.answer(ok()).await;
+            asked += 1;
+        } else {
+            unanswered.push(seen);
+        }
+    }
+    assert!(replica.metric("bluebox_inbound_app_hangs") < 0.5);
+
+    // It answers nothing at all, and is not asked for anything but a sign of life.
+    replica.until("bluebox_inbound_app_hangs", 1.0).await;
+    replica.until("bluebox_inbound_partitions", 0.0).await;
+    let app = Arc::new(app);
+    let seen = Arc::clone(&app).answer_all().await;
+    assert_eq!(world.outcome_of(&call).await.source, Source::App);
+    replica.until("bluebox_inbound_app_hangs", 0.0).await;
+    assert!(seen.lock().unwrap().iter().any(|seen| seen.target == "*"));
 }
 
 #[tokio::test]

@@ -275,7 +275,18 @@ impl Replica {
         let bulk = Bulk::new(Arc::clone(&log), world.topics.bulk.partition(0), 64 << 20);
         let observe = Observe::new(&served.name, &metrics).unwrap();
         let instance = InstanceId::random();
-        let start = Start { log, instance, served, prefix: Prefix::default(), retention: Retention::default(), limits, bulk, observe };
+        let start = Start {
+            log,
+            instance,
+            served,
+            prefix: Prefix::default(),
+            retention: Retention::default(),
+            limits,
+            bulk,
+            observe,
+            cut: CancellationToken::new(),
+            hung: CancellationToken::new(),
+        };
         let stop = CancellationToken::new();
         let task = tokio::spawn(inbound::run(start, stop.clone()));
         Self { client, stop, metrics, task }

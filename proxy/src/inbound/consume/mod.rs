@@ -62,6 +62,10 @@ pub struct Service {
     pub searches: Arc<Semaphore>,
     /// What is told about it all.
     pub observe: super::observe::Observe,
+    /// The drain is over at once.
+    pub cut: CancellationToken,
+    /// Cancelled when the app hangs.
+    pub hung: CancellationToken,
 }
 
 /// Why a membership ended.
@@ -70,11 +74,13 @@ enum Left {
     AppAway,
     /// Another process is this ordinal now.
     Superseded,
+    AppHangs,
 }
 
 /// Serves a component until `stop`: joins its group when the app accepts connections, and leaves it when the app has been away for too long.
 ///
-/// For a stateful component it claims its ordinal instead, once. It keeps that when the app is away: nobody else could take its calls.
+/// For a stateful component it claims its ordinal instead. It keeps that when the app is away: nobody else could take its calls. One that hangs has it left, and claimed again
+/// when it answers.
 ///
 /// # Errors
 /// When another process has claimed the ordinal.
@@ -86,9 +92,26 @@ pub async fn serve(service: Service, stop: CancellationToken) -> Result<(), Supe
         match consumer.run(&stop).await {
             Left::Stopped => return Ok(()),
             Left::Superseded => return Err(Superseded { name: service.served.name.clone(), ordinal: service.served.ordinal.unwrap_or_default() }),
-            Left::AppAway => {}
+            Left::AppHangs => {
+                let attempts = service.app.unanswered();
+                tracing::error!(
+                    component = %service.served.name, app = %service.served.app, attempts,
+                    "the app hangs: it left attempts without an answer, and answers nothing else; it gets no more calls until it answers something"
+                );
+                service.observe.hangs(true);
+                service.hung.cancel();
+                tokio::select! {
+                    () = stop.cancelled() => return Ok(()),
+                    () = wait_until_it_answers(&service.app) => {}
+                }
+                tracing::info!(component = %service.served.name, app = %service.served.app, "the app answers again");
+                service.observe.hangs(false);
+                service.app.is_alive();
+            }
+            Left::AppAway => {
+                tracing::warn!(component = %service.served.name, app = %service.served.app, "the app does not accept connections; its calls go to other boxes until it does");
+            }
         }
-        tracing::warn!(component = %service.served.name, app = %service.served.app, "the app does not accept connections; its calls go to other boxes until it does");
         let Some(membership) = join(&service, &stop).await else { return Ok(()) };
         consumer.begin_again(membership);
     }
@@ -118,6 +141,12 @@ async fn join(service: &Service, stop: &CancellationToken) -> Option<Membership>
 
 async fn wait_for(app: &App) {
     while !app.accepts().await {
+        tokio::time::sleep(APP_PROBE).await;
+    }
+}
+
+async fn wait_until_it_answers(app: &App) {
+    while !app.answers().await {
         tokio::time::sleep(APP_PROBE).await;
     }
 }
@@ -168,7 +197,12 @@ struct Consumer<'s> {
     app_back: mpsc::Receiver<()>,
     tell_app_back: mpsc::Sender<()>,
     app_away_since: Option<Moment>,
+    answers: mpsc::Receiver<bool>,
+    tell_answers: mpsc::Sender<bool>,
+    /// Whether it is being found out if the app answers anything.
+    asking: bool,
     stopping: Option<Left>,
+    cut: bool,
     next_look: Moment,
 }
 
@@ -177,6 +211,7 @@ impl<'s> Consumer<'s> {
         let (tell, done) = mpsc::unbounded_channel();
         let (tell_committed, committed) = mpsc::unbounded_channel();
         let (tell_app_back, app_back) = mpsc::channel(1);
+        let (tell_answers, answers) = mpsc::channel(1);
         let limits = &service.limits;
         let rules = Rules {
             max_attempts: limits.max_attempts,
@@ -202,7 +237,11 @@ impl<'s> Consumer<'s> {
             app_back,
             tell_app_back,
             app_away_since: None,
+            answers,
+            tell_answers,
+            asking: false,
             stopping: None,
+            cut: false,
             next_look: now,
         }
     }
@@ -224,12 +263,17 @@ impl<'s> Consumer<'s> {
                 fail_point_async!(InLeave);
                 // Within what a shutdown allows; a log that is away finds out by the session's end.
                 let _ = tokio::time::timeout(Duration::from_secs(1), self.membership.control().leave()).await;
+                self.service.observe.owned(&mut self.owner);
                 return self.stopping.take().unwrap_or(Left::Stopped);
             }
             let timer = self.owner.next_timer(now).map_or(Duration::from_secs(1), |at| at.since(now).min(Duration::from_secs(1)));
             tokio::select! {
                 biased;
                 () = stop.cancelled(), if self.stopping.is_none() => self.stop(Left::Stopped, &mut acts),
+                () = self.service.cut.cancelled(), if self.stopping.is_some() && !self.cut => {
+                    self.cut = true;
+                    self.owner.end_drains(Moment::now(), &mut acts);
+                }
                 event = self.membership.next() => match event {
                     Some(event) => self.happened(event, &mut acts),
                     // The log's client was closed. Nothing can be committed any more.
@@ -238,6 +282,7 @@ impl<'s> Consumer<'s> {
                 Some(done) = self.done.recv() => self.ended(done, &mut acts),
                 Some(result) = self.committed.recv() => self.owner.commit_ended(Moment::now(), result, &mut acts),
                 Some(()) = self.app_back.recv() => self.app_is_back(),
+                Some(answers) = self.answers.recv() => self.asked_whether_it_answers(answers, &mut acts),
                 () = tokio::time::sleep(timer.max(Duration::from_millis(1))) => {}
             }
             // What else has happened meanwhile is taken in before anything is done about it.
@@ -279,9 +324,28 @@ impl<'s> Consumer<'s> {
                 }
             });
         }
+        if self.stopping.is_none() && !self.asking && self.service.app.unanswered() >= self.service.limits.max_unanswered {
+            self.asking = true;
+            let (app, tell) = (self.service.app.clone(), self.tell_answers.clone());
+            tokio::spawn(async move {
+                let answers = app.answers().await;
+                let _ = tell.send(answers).await;
+            });
+        }
         let others_can = self.service.served.ordinal.is_none();
         if self.stopping.is_none() && others_can && self.app_away_since.is_some_and(|since| now.since(since) >= APP_AWAY) {
             self.stop(Left::AppAway, acts);
+        }
+    }
+
+    fn asked_whether_it_answers(&mut self, answers: bool, acts: &mut Vec<Act>) {
+        self.asking = false;
+        if answers {
+            self.service.app.is_alive();
+        } else if self.stopping.is_none() && self.service.app.unanswered() >= self.service.limits.max_unanswered {
+            self.stop(Left::AppHangs, acts);
+            // What waits for this app waits for nothing.
+            self.owner.end_drains(Moment::now(), acts);
         }
     }
 

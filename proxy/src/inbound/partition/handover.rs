@@ -24,6 +24,14 @@ impl Partition {
         }
     }
 
+    /// There is no time for the drain that was begun: what is under way is cut off, and handed over as a suspect.
+    pub fn end_drain(&mut self, now: Moment, effects: &mut Vec<Effect>) {
+        if let Phase::Draining { until } = &mut self.phase {
+            *until = (*until).min(now);
+            self.drain(now, true, effects);
+        }
+    }
+
     /// The next owner does not wait for zombies of this one's predecessor: not before they can't begin anything any more is it released.
     pub(super) fn leave(&mut self, now: Moment, effects: &mut Vec<Effect>) {
         if now >= self.takeover.not_before {

@@ -1,0 +1,52 @@
+//! `bluebox incarnate`: what the init container of a box runs, each time that the box starts.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bluebox_proxy::incarnation::Place;
+use clap::Args;
+use nix::time::{ClockId, clock_gettime};
+use tracing::{info, warn};
+
+use crate::logging::LoggingOptions;
+
+/// Starts a box: waits, if it keeps dying, and puts the token that its proxy takes.
+#[derive(Debug, Args)]
+pub(crate) struct IncarnateOptions {
+    /// The directory that it shares with the proxy.
+    #[arg(long, value_name = "DIRECTORY")]
+    incarnation: PathBuf,
+    /// A directory to put this program into: for containers of the app whose liveness probe is a command.
+    #[arg(long, value_name = "DIRECTORY")]
+    program: Option<PathBuf>,
+    #[command(flatten)]
+    logging: LoggingOptions,
+}
+
+pub(crate) fn run(options: &IncarnateOptions) -> anyhow::Result<()> {
+    options.logging.start()?;
+    if let Some(directory) = &options.program {
+        std::fs::copy(std::env::current_exe()?, directory.join("bluebox"))
+            .with_context(|| format!("{}: this program can't be put there", directory.display()))?;
+    }
+    let place = Place::new(&options.incarnation);
+    let (history, wait) = place.former(since_the_machine_started()?)?;
+    if !wait.is_zero() {
+        warn!(
+            incarnation = history.incarnations,
+            short_lived = history.short_lived,
+            wait_seconds = wait.as_secs(),
+            "this box keeps dying; it waits before it starts"
+        );
+        std::thread::sleep(wait);
+    }
+    place.prepare(history, since_the_machine_started()?)?;
+    info!(incarnation = history.incarnations, "a box starts");
+    Ok(())
+}
+
+/// The same in all containers of a machine, and not changed by whoever sets its clock.
+fn since_the_machine_started() -> anyhow::Result<Duration> {
+    Ok(Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME)?))
+}

@@ -1,0 +1,220 @@
+//! A cluster with nodes, Bluebox installed in it from `manifests/base`, and the apps of the tests.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+/// How long anything may take, on a machine that has much else to do.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(240);
+
+/// The image of the tests' app; it knows nothing of Bluebox.
+pub(crate) const APP: &str = "bluebox-test/app:1";
+/// Another one that doesn't.
+pub(crate) const BUSYBOX: &str = "bluebox-test/busybox:1";
+
+/// The cluster.
+pub(crate) struct Cluster {
+    kubeconfig: String,
+    /// The directory of the node, if it runs on this machine: then its processes can be killed.
+    pub(crate) node: Option<PathBuf>,
+    brokers: String,
+    /// Where the ledger is.
+    ledger: String,
+}
+
+/// What kubectl did.
+pub(crate) struct Done {
+    pub(crate) right: bool,
+    pub(crate) output: String,
+    pub(crate) errors: String,
+}
+
+impl Cluster {
+    /// Installs everything into the cluster that `E2E_KUBECONFIG` names; `None` without one.
+    pub(crate) fn start() -> Option<Self> {
+        let (Ok(kubeconfig), Ok(brokers)) = (std::env::var("E2E_KUBECONFIG"), std::env::var("BLUEBOX_TEST_BROKERS")) else {
+            eprintln!("SKIPPED: needs a cluster and a Kafka that its pods reach: make e2e");
+            return None;
+        };
+        let node = std::env::var_os("E2E_NODE").map(PathBuf::from);
+        let mut cluster = Self { kubeconfig, node, brokers, ledger: String::new() };
+        cluster.load_images();
+        let base = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/base");
+        cluster.run(&["apply", "-k", base], None);
+        cluster.run(&["rollout", "status", "deployment/bluebox-injector", "-n", "bluebox", "--timeout=240s"], None);
+        cluster.run(&["create", "namespace", "ledger"], None);
+        let ledger = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ledger", "namespace": "ledger"}, "spec": {"containers": [app(&[])]}});
+        cluster.apply(&ledger);
+        cluster.ledger = wait("the ledger runs", || {
+            let ledger = cluster.get(&["pod", "ledger", "-n", "ledger"]);
+            is_ready(&ledger).then(|| format!("http://{}:8080", ledger["status"]["podIP"].as_str().unwrap_or_default()))
+        });
+        Some(cluster)
+    }
+
+    /// Nothing is pulled: the images are put into the node, or were put where the cluster finds them.
+    fn load_images(&self) {
+        let Some(node) = &self.node else { return };
+        for image in ["bluebox", "app", "busybox"] {
+            let archive = format!("{}/../target/images/{image}.tar", env!("CARGO_MANIFEST_DIR"));
+            let loaded =
+                Command::new("ctr").arg("--address").arg(node.join("containerd.sock")).args(["--namespace", "k8s.io", "images", "import", &archive]).output();
+            let loaded = loaded.unwrap();
+            assert!(loaded.status.success(), "{archive}: {}", String::from_utf8_lossy(&loaded.stderr));
+        }
+    }
+
+    /// A namespace whose pods are injected, and may reach Kafka.
+    pub(crate) fn namespace(&self, name: &str, labels: &[&str]) {
+        self.run(&["create", "namespace", name], None);
+        let brokers = format!("--from-literal=brokers={}", self.brokers);
+        let properties = "--from-literal=client.properties=";
+        self.run(&["create", "secret", "generic", "bluebox-kafka", "-n", name, &brokers, properties], None);
+        for label in labels {
+            self.run(&["label", "namespace", name, label], None);
+        }
+        wait("the namespace has its service account", || self.kubectl(&["get", "serviceaccount", "default", "-n", name], None).right.then_some(()));
+    }
+
+    /// Makes something, or changes it.
+    pub(crate) fn apply(&self, object: &Value) {
+        // A policy or a webhook that the API server has just learned of is not everywhere yet.
+        wait("something can be made", || {
+            let done = self.kubectl(&["apply", "-f", "-"], Some(object));
+            if !done.right {
+                println!("    not yet: {}", done.errors.trim());
+            }
+            done.right.then_some(())
+        });
+    }
+
+    /// Gets something as JSON.
+    pub(crate) fn get(&self, arguments: &[&str]) -> Value {
+        let done = self.kubectl(&[&["get", "-o", "json"], arguments].concat(), None);
+        serde_json::from_str(&done.output).unwrap_or(Value::Null)
+    }
+
+    /// Runs kubectl, which must do right; what it printed.
+    pub(crate) fn run(&self, arguments: &[&str], input: Option<&Value>) -> String {
+        let done = self.kubectl(arguments, input);
+        assert!(done.right, "kubectl {}: {}", arguments.join(" "), done.errors);
+        done.output
+    }
+
+    /// Runs kubectl.
+    pub(crate) fn kubectl(&self, arguments: &[&str], input: Option<&Value>) -> Done {
+        let mut command = Command::new("kubectl");
+        command.arg("--kubeconfig").arg(&self.kubeconfig).args(arguments);
+        command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() }).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        if let Some(input) = input {
+            child.stdin.take().unwrap().write_all(input.to_string().as_bytes()).unwrap();
+        }
+        let output = child.wait_with_output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Done { right: output.status.success(), output: text(&output.stdout), errors: text(&output.stderr) }
+    }
+
+    /// The pods with a label `app`, that are not about to go.
+    pub(crate) fn pods(&self, namespace: &str, app: &str) -> Vec<Value> {
+        let list = self.get(&["pods", "-n", namespace, "-l", &format!("app={app}")]);
+        let stays = |pod: &&Value| pod["metadata"]["deletionTimestamp"].is_null();
+        list["items"].as_array().map(|pods| pods.iter().filter(stays).cloned().collect()).unwrap_or_default()
+    }
+
+    /// So many pods with this label, all of them ready.
+    pub(crate) fn ready(&self, namespace: &str, app: &str, count: usize) -> Vec<Value> {
+        wait(&format!("{count} pods of {namespace}/{app} are ready"), || {
+            let pods = self.pods(namespace, app);
+            (pods.len() == count && pods.iter().all(is_ready)).then_some(pods)
+        })
+    }
+
+    /// Asks an app, past all proxies; `None` if it doesn't answer.
+    pub(crate) fn ask(&self, namespace: &str, pod: &str, path: &str) -> Option<Value> {
+        let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}:8080/proxy{path}");
+        let done = self.kubectl(&["get", "--raw", &path, "--request-timeout=300s"], None);
+        done.right.then(|| serde_json::from_str(&done.output).unwrap_or(Value::String(done.output)))
+    }
+
+    /// Tells an app something that it may not survive.
+    pub(crate) fn tell(&self, namespace: &str, pod: &str, path: &str) {
+        let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}:8080/proxy{path}");
+        self.kubectl(&["get", "--raw", &path, "--request-timeout=1s"], None);
+    }
+
+    /// Lets a pod call: what came of it.
+    pub(crate) fn call(&self, namespace: &str, from: &str, to: &str) -> Value {
+        self.ask(namespace, from, &format!("/call?to={to}")).unwrap_or(Value::Null)
+    }
+
+    /// What the ledger knows of the calls whose names begin so.
+    pub(crate) fn ledger(&self, name: &str) -> Value {
+        self.ask("ledger", "ledger", &format!("/ledger?name={name}")).unwrap_or(Value::Null)
+    }
+
+    /// Sends the first process of a container a signal, past Kubernetes. Only where the node is on this machine.
+    pub(crate) fn signal(&self, pod: &Value, container: &str, signal: Signal) {
+        let node = self.node.as_ref().expect("the node is on this machine");
+        let id = status_of(pod, container)["containerID"].as_str().unwrap().trim_start_matches("containerd://").to_owned();
+        let tasks = Command::new("ctr").arg("--address").arg(node.join("containerd.sock")).args(["--namespace", "k8s.io", "tasks", "list"]).output().unwrap();
+        let tasks = String::from_utf8_lossy(&tasks.stdout).into_owned();
+        let line = tasks.lines().find(|line| line.starts_with(&id)).unwrap_or_else(|| panic!("no task {id} in {tasks}"));
+        let pid = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+        signal::kill(Pid::from_raw(pid), signal).unwrap();
+    }
+
+    /// A Deployment of the tests' app.
+    pub(crate) fn deployment(&self, namespace: &str, name: &str, replicas: u32, change: impl FnOnce(&mut Value)) {
+        let mut pod = json!({"metadata": {"labels": {"app": name}}, "spec": {"containers": [app(&[("LEDGER", &self.ledger)])]}});
+        change(&mut pod);
+        self.apply(&json!({
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "namespace": namespace},
+            "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": name}}, "template": pod},
+        }));
+    }
+}
+
+/// The container of the tests' app.
+pub(crate) fn app(variables: &[(&str, &str)]) -> Value {
+    let env: Vec<_> = variables.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+    json!({
+        "name": "app", "image": APP, "imagePullPolicy": "IfNotPresent", "ports": [{"containerPort": 8080}], "env": env,
+        "readinessProbe": {"httpGet": {"path": "/healthz", "port": 8080}, "periodSeconds": 1, "timeoutSeconds": 5},
+    })
+}
+
+pub(crate) fn name(pod: &Value) -> &str {
+    pod["metadata"]["name"].as_str().unwrap()
+}
+
+pub(crate) fn is_ready(pod: &Value) -> bool {
+    pod["status"]["conditions"].as_array().into_iter().flatten().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+}
+
+/// What Kubernetes says of a container.
+pub(crate) fn status_of<'p>(pod: &'p Value, container: &str) -> &'p Value {
+    let all = ["initContainerStatuses", "containerStatuses"].into_iter().flat_map(|list| pod["status"][list].as_array().into_iter().flatten());
+    all.into_iter().find(|status| status["name"] == container).unwrap_or(&Value::Null)
+}
+
+pub(crate) fn has_proxy(pod: &Value) -> bool {
+    pod["spec"]["initContainers"].as_array().into_iter().flatten().any(|container| container["name"] == "proxy")
+}
+
+/// Asks until the answer is `Some`.
+pub(crate) fn wait<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(value) = ask() {
+            return value;
+        }
+        assert!(began.elapsed() < PATIENCE, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}

@@ -1,0 +1,256 @@
+//! Real pods on a real node: what a user sees of Bluebox on Kubernetes. `make e2e`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a check that can't go on says why and ends")]
+
+mod cluster;
+mod losses;
+mod report;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use cluster::{BUSYBOX, Cluster, app, has_proxy, is_ready, name, status_of, wait};
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
+use report::Report;
+use serde_json::{Value, json};
+
+/// Something that has to hold.
+type Check = fn(&Cluster, &Report);
+
+/// One test, because there is one cluster. A check that fails does not keep the others from being made.
+#[test]
+fn real_pods() {
+    let Some(cluster) = Cluster::start() else { return };
+    let report = Report::default();
+    let checks: [(&str, Check); 12] = [
+        ("an unannotated Deployment gets its proxies and serves", deployment),
+        ("a call between two apps that know nothing of Bluebox", call),
+        ("an app that is no more than busybox httpd, and a Job that calls it and completes", job),
+        ("who opted out and who never asked run bare; a label of a pod's own asks", selection),
+        ("the pods of a StatefulSet", stateful_set),
+        ("a namespace with the standard `restricted`", restricted),
+        ("each loss of a half restarts the whole box", losses::all),
+        ("a rolling update under load", rolling_update),
+        ("scaling down under load", scale_down),
+        ("with Kafka away pods start, and calls get 503", kafka_away),
+        ("with the injector away labelled pods wait, and others start", injector_away),
+        ("the logs of a proxy can be read", logs),
+    ];
+    let only = std::env::var("E2E_ONLY").unwrap_or_default();
+    for (number, (name, check)) in checks.into_iter().enumerate() {
+        // The first two are what others build on.
+        if !only.is_empty() && number > 1 && !name.contains(&only) {
+            continue;
+        }
+        println!("----    {name}");
+        let began = Instant::now();
+        let result = catch_unwind(AssertUnwindSafe(|| check(&cluster, &report)));
+        let why = |panic: Box<dyn std::any::Any + Send>| {
+            panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
+        };
+        report.check(name, result.map(|()| began.elapsed()).map_err(why));
+    }
+    assert!(report.write(), "not all is right: see above");
+}
+
+/// The pod that makes calls.
+fn caller(cluster: &Cluster) -> String {
+    name(&cluster.ready("shop", "shop", 1)[0]).to_owned()
+}
+
+/// Until a call is answered with 200. A pod is ready before its component is registered, and before the caller's proxy has read that.
+fn answered(cluster: &Cluster, namespace: &str, from: &str, to: &str) -> Value {
+    wait(&format!("{to} is answered"), || {
+        let answer = cluster.call(namespace, from, to);
+        if answer["status"] != 200 {
+            println!("    not yet: {answer}");
+        }
+        (answer["status"] == 200).then_some(answer)
+    })
+}
+
+fn deployment(cluster: &Cluster, report: &Report) {
+    cluster.namespace("shop", &["bluebox.dev/injection=enabled"]);
+    cluster.deployment("shop", "cart", 2, |_| {});
+    cluster.deployment("shop", "shop", 1, |_| {});
+    let pods = cluster.ready("shop", "cart", 2);
+    assert!(pods.iter().all(has_proxy));
+    let injected: Value = serde_json::from_str(pods[0]["metadata"]["annotations"]["bluebox.dev/injected"].as_str().unwrap()).unwrap();
+    assert_eq!((&injected["name"], &injected["serves"]), (&json!("cart"), &json!(["cart=8080"])));
+    report.found("restart", injected["restart"].clone());
+    caller(cluster);
+}
+
+fn call(cluster: &Cluster, report: &Report) {
+    let from = caller(cluster);
+    let answer = answered(cluster, "shop", &from, "http://cart/work/first");
+    assert!(answer["body"].as_str().is_some_and(|body| body.contains("\"attempt\":\"1\"")), "it was no durable call: {answer}");
+    assert_eq!(cluster.ledger("first")["ended"], 1);
+    let mut times: Vec<u64> = (0..20).map(|n| cluster.call("shop", &from, &format!("http://cart/work/more-{n}"))["ms"].as_u64().unwrap()).collect();
+    times.sort_unstable();
+    report.found("callMedianMs", times[10].into());
+}
+
+fn job(cluster: &Cluster, _: &Report) {
+    let container = |name: &str, command: Value| json!({"name": name, "image": BUSYBOX, "imagePullPolicy": "IfNotPresent", "command": command});
+    cluster.deployment("shop", "files", 1, |pod| {
+        let mut httpd =
+            container("httpd", json!(["/bin/sh", "-c", "mkdir -p /www && echo hello from files > /www/index.html && exec httpd -f -p 8081 -h /www"]));
+        httpd["ports"] = json!([{"containerPort": 8081}]);
+        pod["spec"]["containers"] = json!([httpd]);
+    });
+    cluster.ready("shop", "files", 1);
+    cluster.apply(&json!({
+        "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "report", "namespace": "shop"},
+        "spec": {"backoffLimit": 0, "template": {"metadata": {"labels": {"app": "report"}}, "spec": {
+            "restartPolicy": "Never",
+            "containers": [container("wget", json!(["/bin/wget", "-q", "-O", "-", "http://files/index.html"]))],
+        }}},
+    }));
+    wait("the Job completes", || {
+        let job = cluster.get(&["job", "report", "-n", "shop"]);
+        assert_ne!(job["status"]["failed"], 1, "{}", cluster.run(&["logs", "-n", "shop", "job/report", "--all-containers"], None));
+        (job["status"]["succeeded"] == 1).then_some(())
+    });
+    assert_eq!(cluster.run(&["logs", "-n", "shop", "job/report", "-c", "wget"], None), "hello from files\n");
+    let pod = &cluster.pods("shop", "report")[0];
+    assert!(has_proxy(pod) && status_of(pod, "bluebox-incarnate").is_null(), "the pod of a Job has a proxy, and is restarted as it says itself");
+}
+
+fn selection(cluster: &Cluster, _: &Report) {
+    cluster.namespace("elsewhere", &[]);
+    let pod = |name: &str, namespace: &str, label: Option<&str>| {
+        let mut labels = json!({"app": name});
+        if let Some(label) = label {
+            labels["bluebox.dev/injection"] = label.into();
+        }
+        cluster.apply(&json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace, "labels": labels}, "spec": {"containers": [app(&[])]}}));
+        has_proxy(&cluster.ready(namespace, name, 1)[0])
+    };
+    assert!(!pod("opted-out", "shop", Some("disabled")));
+    assert!(!pod("plain", "elsewhere", None));
+    assert!(pod("labelled", "elsewhere", Some("enabled")));
+}
+
+fn stateful_set(cluster: &Cluster, _: &Report) {
+    cluster.apply(&json!({
+        "apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "stock", "namespace": "shop"},
+        "spec": {"replicas": 2, "serviceName": "stock", "selector": {"matchLabels": {"app": "stock"}}, "template": {
+            "metadata": {"labels": {"app": "stock"}}, "spec": {"containers": [app(&[])]},
+        }},
+    }));
+    let pods = cluster.ready("shop", "stock", 2);
+    assert!(pods.iter().all(has_proxy));
+    answered(cluster, "shop", &caller(cluster), "http://stock/work/stock");
+}
+
+/// Both the namespace's own check and the app's containers are strict; the proxy has to be too.
+fn restricted(cluster: &Cluster, _: &Report) {
+    cluster.namespace("restricted", &["bluebox.dev/injection=enabled", "pod-security.kubernetes.io/enforce=restricted"]);
+    for name in ["strict", "strict-caller"] {
+        cluster.deployment("restricted", name, 1, |pod| {
+            pod["spec"]["securityContext"] = json!({"runAsNonRoot": true, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}});
+            pod["spec"]["containers"][0]["securityContext"] = json!({"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}});
+        });
+    }
+    cluster.ready("restricted", "strict", 1);
+    let from = name(&cluster.ready("restricted", "strict-caller", 1)[0]).to_owned();
+    answered(cluster, "restricted", &from, "http://strict/work/strict");
+}
+
+/// Calls under way all the while: what came of them, and what the ledger says.
+fn under_load(cluster: &Cluster, report: &Report, name: &str, meanwhile: impl FnOnce()) {
+    const SECONDS: u64 = 40;
+    let from = caller(cluster);
+    cluster.ask("shop", &from, &format!("/load?to=http://cart/work&name={name}&rate=10&seconds={SECONDS}")).unwrap();
+    meanwhile();
+    let loaded = wait("the load is over", || cluster.ask("shop", &from, "/loaded").filter(|loaded| loaded["done"] == true));
+    let ledger = cluster.ledger(name);
+    report.found(name, json!({"load": loaded, "ledger": ledger}));
+    assert_eq!((&loaded["answered"]["200"], &loaded["failed"]), (&json!(SECONDS * 10), &json!([])), "calls were lost");
+    assert_eq!((&ledger["ended"], &ledger["againAfterEnd"]), (&json!(SECONDS * 10), &json!([])), "a call was delivered again after it had completed");
+}
+
+fn rolling_update(cluster: &Cluster, report: &Report) {
+    under_load(cluster, report, "rolling", || {
+        cluster.run(&["rollout", "restart", "deployment/cart", "-n", "shop"], None);
+        cluster.run(&["rollout", "status", "deployment/cart", "-n", "shop", "--timeout=240s"], None);
+    });
+}
+
+fn scale_down(cluster: &Cluster, report: &Report) {
+    cluster.run(&["scale", "deployment/cart", "-n", "shop", "--replicas=3"], None);
+    cluster.ready("shop", "cart", 3);
+    under_load(cluster, report, "scaling", || {
+        cluster.run(&["scale", "deployment/cart", "-n", "shop", "--replicas=1"], None);
+        cluster.ready("shop", "cart", 1);
+    });
+    cluster.run(&["scale", "deployment/cart", "-n", "shop", "--replicas=2"], None);
+}
+
+/// Kills the broker, and starts it again with what it had.
+fn kafka_away(cluster: &Cluster, report: &Report) {
+    let Ok(directory) = std::env::var("BLUEBOX_TEST_BROKER_DIR") else { return println!("        SKIPPED: the broker is not this test's") };
+    let file = format!("{directory}/node-1/pid");
+    let pid = Pid::from_raw(std::fs::read_to_string(&file).unwrap().trim().parse().unwrap());
+    let from = caller(cluster);
+    signal::kill(pid, Signal::SIGKILL).unwrap();
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        cluster.deployment("shop", "late", 1, |_| {});
+        // Long before, it is known that the broker is away.
+        cluster.ready("shop", "late", 1);
+        let answer = wait("calls get 503", || {
+            let answer = cluster.call("shop", &from, "http://cart/work/away&wait=2");
+            (answer["status"] == 503).then_some(answer)
+        });
+        report.found("kafkaAwayAnswerMs", answer["ms"].clone());
+        assert!(answer["ms"].as_u64().unwrap() < 1000, "{answer}");
+    }));
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/kafka");
+    let output = std::fs::File::create(format!("{directory}/node-1/again.log")).unwrap();
+    let mut again = Command::new(script);
+    again.args(["node", "1", "--dir", &directory]).stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output);
+    // Who started the first one ends this one too.
+    std::fs::write(&file, again.spawn().unwrap().id().to_string()).unwrap();
+    if let Err(panic) = result {
+        std::panic::resume_unwind(panic);
+    }
+    wait("calls are answered again", || (cluster.call("shop", &from, "http://late/work/back")["status"] == 200).then_some(()));
+}
+
+fn injector_away(cluster: &Cluster, _: &Report) {
+    cluster.run(&["scale", "deployment/bluebox-injector", "-n", "bluebox", "--replicas=0"], None);
+    wait("no injector is left", || {
+        let list = cluster.get(&["pods", "-n", "bluebox"]);
+        list["items"].as_array().is_some_and(Vec::is_empty).then_some(())
+    });
+    cluster.deployment("shop", "waiting", 1, |_| {});
+    cluster.namespace("unlabelled", &[]);
+    cluster.deployment("unlabelled", "bare", 1, |_| {});
+    assert!(!has_proxy(&cluster.ready("unlabelled", "bare", 1)[0]));
+    wait("the ReplicaSet says why it waits", || {
+        let events = cluster.get(&["events", "-n", "shop"]).to_string();
+        events.contains("should have Bluebox's proxy").then_some(())
+    });
+    assert!(cluster.pods("shop", "waiting").is_empty());
+    cluster.run(&["scale", "deployment/bluebox-injector", "-n", "bluebox", "--replicas=2"], None);
+    cluster.run(&["rollout", "status", "deployment/bluebox-injector", "-n", "bluebox", "--timeout=240s"], None);
+    // It would get its pod by itself too, but with the controller's pause.
+    cluster.run(&["rollout", "restart", "deployment/waiting", "-n", "shop"], None);
+    assert!(has_proxy(&cluster.ready("shop", "waiting", 1)[0]));
+}
+
+fn logs(cluster: &Cluster, _: &Report) {
+    let said = cluster.run(&["logs", "-n", "shop", name(&cluster.ready("shop", "cart", 2)[0]), "-c", "proxy"], None);
+    assert!(said.contains("a proxy started") && said.contains("joined the group"), "{said}");
+    assert!(said.lines().all(|line| !line.contains('\u{1b}')), "colours for no one: {said}");
+}
+
+/// Whether a pod is as it was before; for messages.
+fn told(pod: &Value) -> String {
+    let containers = ["initContainerStatuses", "containerStatuses"].into_iter().flat_map(|list| pod["status"][list].as_array().into_iter().flatten());
+    let all: Vec<_> = containers.map(|c| format!("{} {} {}", c["name"], c["restartCount"], c["state"])).collect();
+    format!("ready {}, {}", is_ready(pod), all.join("; "))
+}
