@@ -53,7 +53,7 @@ test: fmt-check lint ## Formatting, lints and all tests, on the embedded log and
 	$(PLANTED)
 	$(MAKE) faults-some
 
-bench: bench-build ## What a durable call costs, beside the bare broker in the same run (target/bench.json); 4 minutes after the build; ROUNDS=30 CALLS=1000 for the long set
+bench: bench-build ## What a durable call costs, beside the bare broker in the same run (target/bench.json); some minutes after the build; ROUNDS=30 CALLS=1000 for the long set
 	scripts/kafka run -- $(SOME_BENCH)
 
 bench-all: bench ## The same, then with three brokers and with the embedded log, and the picture for docs/
