@@ -20,9 +20,19 @@ use crate::log::Health;
 /// How long a probe may take. While it runs, appends wait; so a caller learns within a second that the broker is away.
 const PROBE_LIMIT: Duration = Duration::from_millis(700);
 
-/// How long a probe may take when it is known that Kafka is away, and nothing waits for it: were it no longer than above, a broker that takes longer for each answer would
-/// be away for good.
+/// How long a probe may take at first when it is known that Kafka is away, and nothing waits for it: were it no longer than above, a broker that takes longer for each answer
+/// would be away for good. It grows from probe to probe for the same reason: a broker that opens thousands of partitions needs longer than any fixed time.
 const PATIENT_PROBE_LIMIT: Duration = Duration::from_secs(5);
+/// And at most.
+const MOST_PATIENT_PROBE_LIMIT: Duration = Duration::from_secs(40);
+
+/// How long a probe may take after so many that failed one after the other.
+fn probe_limit(failed: u32) -> Duration {
+    match failed.checked_sub(1) {
+        None => PROBE_LIMIT,
+        Some(since) => (PATIENT_PROBE_LIMIT * 2_u32.saturating_pow(since.min(8))).min(MOST_PATIENT_PROBE_LIMIT),
+    }
+}
 
 /// What is known of the connection to Kafka, by all clients together.
 pub(super) struct Link {
@@ -121,6 +131,7 @@ pub(super) fn start_prober(link: &Arc<Link>, control: Weak<Control>, appender: W
 
 fn probe_loop(link: &Link, control: &Weak<Control>, appender: &Weak<Appender>) {
     let mut known = false;
+    let mut failed = 0_u32;
     while !link.is_closed() {
         let (Some(control), Some(appender)) = (control.upgrade(), appender.upgrade()) else { return };
         control.drain_events();
@@ -129,12 +140,14 @@ fn probe_loop(link: &Link, control: &Weak<Control>, appender: &Weak<Appender>) {
                 appender.hold();
             }
             known = true;
-            match control.probe(if link.is_away() { PATIENT_PROBE_LIMIT } else { PROBE_LIMIT }) {
+            match control.probe(probe_limit(failed)) {
                 Ok(()) => {
+                    failed = 0;
                     link.set(Health::Up);
                     appender.open();
                 }
                 Err(error) => {
+                    failed = failed.saturating_add(1);
                     if link.complaint.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
                         link.complain(&error);
                     }
@@ -183,3 +196,15 @@ impl ClientContext for Observer {
 }
 
 impl ConsumerContext for Observer {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_probe_may_take_longer_each_time_until_one_is_answered() {
+        let limits: Vec<_> = (0..=6).map(|failed| probe_limit(failed).as_millis()).collect();
+        assert_eq!(limits, [700, 5_000, 10_000, 20_000, 40_000, 40_000, 40_000]);
+        assert_eq!(probe_limit(u32::MAX), MOST_PATIENT_PROBE_LIMIT);
+    }
+}
