@@ -11,6 +11,7 @@
 //! - [`app`]: an app whose answers are the test's.
 //! - [`client`]: a caller.
 //! - [`deadline`]: waiting for conditions.
+//! - [`kubectl`]: for tests with a cluster.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::missing_panics_doc, reason = "a test that can't go on says why and ends")]
 
@@ -18,6 +19,7 @@ pub mod app;
 pub mod client;
 pub mod deadline;
 pub mod faults;
+pub mod kubectl;
 pub mod process;
 pub mod proxy;
 pub mod supervise;

@@ -3,11 +3,13 @@
 //! None of them chooses an image, a command, a security context or a mount of what is injected.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use bluebox_core::ComponentName;
 
 use crate::mistake::Mistake;
 use crate::quantity::Quantity;
+use crate::redirect::Redirect;
 
 /// What the names of all annotations begin with.
 pub const PREFIX: &str = "bluebox.dev/";
@@ -44,6 +46,16 @@ pub enum Protocol {
     H2c,
 }
 
+/// How the calls to a component are shared among its boxes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Class {
+    /// Any box takes any call.
+    #[default]
+    Service,
+    /// A call goes to one ordinal: a pod of a StatefulSet.
+    Stateful,
+}
+
 /// What annotations ask for. What none of them says is `None`, or empty.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Asked {
@@ -51,6 +63,10 @@ pub struct Asked {
     pub components: Vec<Named>,
     /// The port at which the app listens, of a pod with one component.
     pub port: Option<u16>,
+    /// The class of all components of which `classes` says none.
+    pub class: Class,
+    /// The class of some of them.
+    pub classes: Vec<(ComponentName, Class)>,
     /// The ports at which the components can be called.
     pub call_ports: Vec<u16>,
     /// What the app speaks.
@@ -65,6 +81,10 @@ pub struct Asked {
     pub app_containers: Vec<String>,
     /// Hosts that the app reaches without the proxy.
     pub excluded_hosts: Vec<String>,
+    /// Ports elsewhere that it reaches so.
+    pub excluded_ports: Vec<u16>,
+    /// How the app's calls come to the proxy.
+    pub redirect: Option<Redirect>,
     /// Whether app and proxy are restarted each alone.
     pub separate: bool,
     /// Whether they are restarted when the app hangs.
@@ -85,11 +105,23 @@ pub struct Asked {
     pub limits: Vec<String>,
 }
 
+impl Asked {
+    /// The class of one of the components.
+    pub fn class_of(&self, component: &ComponentName) -> Class {
+        self.classes.iter().find(|(name, _)| name == component).map_or(self.class, |(_, class)| *class)
+    }
+
+    /// The networks among the excluded hosts, and the single addresses. The rest are names.
+    pub fn excluded_networks(&self) -> impl Iterator<Item = &str> {
+        self.excluded_hosts.iter().map(String::as_str).filter(|host| is_network(host))
+    }
+}
+
 const COMPONENT: &str = "component";
 const COMPONENTS: &str = "components";
 const PORT: &str = "port";
 /// All annotations but the limits, which the proxy knows.
-const OWN: [&str; 20] = [
+const OWN: [&str; 21] = [
     COMPONENT,
     COMPONENTS,
     "class",
@@ -101,6 +133,7 @@ const OWN: [&str; 20] = [
     "streams",
     "app-containers",
     "excluded-hosts",
+    "excluded-ports",
     "redirect",
     "restart",
     "restart-on-hang",
@@ -141,8 +174,8 @@ fn one(name: &str, value: &str, asked: &mut Asked, limits: &[String]) -> Result<
     match name {
         COMPONENT => asked.components = vec![Named { name: component(value)?, port: None }],
         COMPONENTS => asked.components = list(value, named)?,
-        "class" if value == "service" => {}
-        "class" => return Err("this version has one class: service".to_owned()),
+        "class" if value.contains('=') => asked.classes = list(value, classed)?,
+        "class" => asked.class = class(value)?,
         PORT => asked.port = Some(port(value)?),
         "call-ports" => asked.call_ports = list(value, port)?,
         "protocol" => {
@@ -171,8 +204,8 @@ fn one(name: &str, value: &str, asked: &mut Asked, limits: &[String]) -> Result<
         }
         "app-containers" => asked.app_containers = list(value, |name| Ok(name.to_owned()))?,
         "excluded-hosts" => asked.excluded_hosts = list(value, host)?,
-        "redirect" if value == "env" => {}
-        "redirect" => return Err("this version redirects in one way: env (HTTP_PROXY in the app's environment)".to_owned()),
+        "excluded-ports" => asked.excluded_ports = list(value, port)?,
+        "redirect" => asked.redirect = Some(value.parse::<Redirect>().map_err(|error| error.to_string())?),
         "restart" => {
             asked.separate = match value {
                 "together" => false,
@@ -218,6 +251,9 @@ fn contradictions(annotations: &BTreeMap<String, String>, asked: &Asked, mistake
     if asked.separate && asked.restart_on_hang {
         wrong("restart-on-hang", "leave it out: with bluebox.dev/restart: separate nothing restarts the app");
     }
+    if let Some((other, _)) = asked.classes.iter().find(|(name, _)| !asked.components.iter().any(|named| named.name == *name)) {
+        wrong("class", &format!("{other} is no component of this pod: name those in {PREFIX}components, or say the class alone"));
+    }
     let names: Vec<_> = asked.components.iter().map(|named| &named.name).collect();
     if names.iter().enumerate().any(|(at, name)| names[..at].contains(name)) {
         wrong(COMPONENTS, "name each component once");
@@ -240,6 +276,20 @@ fn named(text: &str) -> Result<Named, String> {
     Ok(Named { name: component(name.trim())?, port: Some(port(at.trim())?) })
 }
 
+fn class(text: &str) -> Result<Class, String> {
+    match text {
+        "service" => Ok(Class::Service),
+        "stateful" => Ok(Class::Stateful),
+        "actor" => Err("this version serves no actors yet; a component is a service or stateful".to_owned()),
+        _ => Err("a component is a service (any pod takes any call) or stateful (a call goes to one pod of a StatefulSet)".to_owned()),
+    }
+}
+
+fn classed(text: &str) -> Result<(ComponentName, Class), String> {
+    let (name, kind) = text.split_once('=').ok_or("write one class for all, or each component with its own: cart=stateful,stock=service")?;
+    Ok((component(name.trim())?, class(kind.trim())?))
+}
+
 fn port(text: &str) -> Result<u16, String> {
     text.parse().ok().filter(|port| *port != 0).ok_or_else(|| "write a port: 1 to 65535".to_owned())
 }
@@ -248,6 +298,14 @@ fn port(text: &str) -> Result<u16, String> {
 fn host(text: &str) -> Result<String, String> {
     let legal = |c: char| c.is_ascii_alphanumeric() || "-._:[]/*".contains(c);
     if text.len() <= 253 && text.chars().all(legal) { Ok(text.to_owned()) } else { Err("write names or addresses: db.example,10.0.0.7".to_owned()) }
+}
+
+/// Whether it is an address, or addresses that begin alike (`10.0.0.0/8`).
+fn is_network(text: &str) -> bool {
+    let (address, prefix) = text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
+    let Ok(address) = address.parse::<IpAddr>() else { return false };
+    let bits = if address.is_ipv4() { 32 } else { 128 };
+    prefix.is_none_or(|prefix| prefix.parse::<u8>().is_ok_and(|prefix| prefix <= bits))
 }
 
 fn level(text: &str) -> Result<String, String> {
@@ -311,7 +369,7 @@ pub(crate) mod tests {
     fn all_of_them() {
         let asked = reading(&[
             ("components", "cart=8080, stock=8081"),
-            ("class", "service"),
+            ("class", "stock=stateful"),
             ("call-ports", "80,8080"),
             ("protocol", "h2c"),
             ("partitions", "8"),
@@ -319,7 +377,8 @@ pub(crate) mod tests {
             ("streams", "pass"),
             ("app-containers", "app,helper"),
             ("excluded-hosts", "db.example,.corp,10.0.0.0/8"),
-            ("redirect", "env"),
+            ("excluded-ports", "5432,6379"),
+            ("redirect", "nftables"),
             ("restart", "together"),
             ("restart-on-hang", "true"),
             ("log-level", "info,bluebox_proxy=debug"),
@@ -334,8 +393,12 @@ pub(crate) mod tests {
         .unwrap();
         assert_eq!(asked.components.iter().map(|c| (c.name.as_str(), c.port)).collect::<Vec<_>>(), [("cart", Some(8080)), ("stock", Some(8081))]);
         assert_eq!(asked.limits, ["--attempt-timeout=30s"]);
-        assert_eq!((asked.call_ports, asked.partitions, asked.protocol), (vec![80, 8080], Some(8), Some(Protocol::H2c)));
-        assert_eq!(asked.excluded_hosts.len(), 3);
+        assert_eq!((&asked.call_ports[..], asked.partitions, asked.protocol), (&[80, 8080][..], Some(8), Some(Protocol::H2c)));
+        assert_eq!((asked.excluded_hosts.len(), asked.excluded_networks().collect::<Vec<_>>()), (3, vec!["10.0.0.0/8"]));
+        assert_eq!((&asked.excluded_ports[..], asked.redirect), (&[5432, 6379][..], Some(Redirect::Nftables)));
+        let class = |name: &str| asked.class_of(&ComponentName::try_new(name).unwrap());
+        assert_eq!((class("cart"), class("stock")), (Class::Service, Class::Stateful));
+        assert_eq!(reading(&[("class", "stateful")]).unwrap().class_of(&ComponentName::try_new("cart").unwrap()), Class::Stateful);
         assert_eq!(reading(&[("component", "cart"), ("port", "8080")]).unwrap().port, Some(8080));
     }
 
@@ -347,7 +410,11 @@ pub(crate) mod tests {
             ("components", "cart", "cart=8080"),
             ("components", "cart=8080,cart=8081", "once"),
             ("components", "cart=8080,,", "commas"),
-            ("class", "actor", "one class: service"),
+            ("class", "actor", "no actors yet"),
+            ("class", "database", "stateful (a call goes to one pod"),
+            ("class", "cart=stateful", "no component of this pod"),
+            ("class", "cart=stateful,stock", "cart=stateful,stock=service"),
+            ("excluded-ports", "http", "1 to 65535"),
             ("port", "http", "1 to 65535"),
             ("port", "0", "1 to 65535"),
             ("call-ports", "80+81", "1 to 65535"),
@@ -358,7 +425,7 @@ pub(crate) mod tests {
             ("streams", "maybe", "refuse"),
             ("excluded-hosts", "a b", "names or addresses"),
             ("excluded-hosts", "$(SECRET)", "names or addresses"),
-            ("redirect", "transparent", "env"),
+            ("redirect", "transparent", "nftables"),
             ("restart", "never", "together or separate"),
             ("restart-on-hang", "yes", "true or false"),
             ("log-level", "loud", "debug"),

@@ -2,13 +2,15 @@
 //!
 //! Every field that the API server would fill in by default is written out, so that a pod that was injected and then filled in is recognised as it is.
 
+use bluebox_core::ComponentName;
 use k8s_openapi::api::core::v1::{Container, ResourceRequirements};
 use serde_json::{Map, Value, json};
 
-use crate::annotations::{Asked, Protocol};
-use crate::identity::Identity;
+use crate::annotations::{Asked, Class, Protocol};
+use crate::identity::{Identity, POD_INDEX};
+use crate::redirect::Redirect;
 use crate::restart::{self, Restart};
-use crate::settings::{ADMIN_PORT, CONTROL_PORT, INCARNATE, OUTBOUND_PORT, PROGRAM, PROXY, Settings};
+use crate::settings::{ADMIN_PORT, CONTROL_PORT, DNS_PORT, INCARNATE, OUTBOUND_PORT, PROGRAM, PROXY, REDIRECT, Settings, TRANSPARENT_PORT};
 
 /// The volume with the Secret that says which Kafka.
 pub const KAFKA_VOLUME: &str = "bluebox-kafka";
@@ -59,8 +61,54 @@ pub struct Together {
 }
 
 /// The init containers that run before the proxy, in their order, each time that the box starts. Where calls are redirected, that comes first of all.
-pub fn before_the_proxy(asked: &Asked, guaranteed: bool, together: &Together, settings: &Settings) -> Vec<Value> {
-    if together.restart.together() { vec![incarnate(asked, guaranteed, together.program, settings)] } else { Vec::new() }
+pub fn before_the_proxy(asked: &Asked, guaranteed: bool, redirect: Redirect, together: &Together, settings: &Settings) -> Vec<Value> {
+    let redirect = (redirect == Redirect::Nftables).then(|| redirected(asked, guaranteed, settings));
+    let incarnate = together.restart.together().then(|| incarnate(asked, guaranteed, together.program, settings));
+    redirect.into_iter().chain(incarnate).collect()
+}
+
+/// Puts the kernel's rules into the pod's network, and ends. The only one of the containers that has a right over it, and that is root: the kernel gives the right to nobody else
+/// who is not told so by a file. It reads no file of the pod but its nameservers.
+fn redirected(asked: &Asked, guaranteed: bool, settings: &Settings) -> Value {
+    let mut arguments = vec![
+        "redirect".to_owned(),
+        format!("--proxy-uid={}", settings.uid()),
+        format!("--transparent-port={TRANSPARENT_PORT}"),
+        format!("--dns-port={DNS_PORT}"),
+    ];
+    if !asked.excluded_ports.is_empty() {
+        arguments.push(format!("--exclude-ports={}", comma(asked.excluded_ports.iter())));
+    }
+    if asked.excluded_networks().next().is_some() {
+        arguments.push(format!("--exclude-networks={}", comma(asked.excluded_networks())));
+    }
+    json!({
+        "name": REDIRECT,
+        "image": settings.image(),
+        "imagePullPolicy": "IfNotPresent",
+        "args": arguments,
+        "resources": resources(asked, guaranteed),
+        "securityContext": {
+            "runAsUser": 0,
+            "runAsGroup": 0,
+            "runAsNonRoot": false,
+            "privileged": false,
+            "allowPrivilegeEscalation": false,
+            "readOnlyRootFilesystem": true,
+            "capabilities": {"add": [NET_ADMIN], "drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "volumeMounts": [empty_mount()],
+        "terminationMessagePath": "/dev/termination-log",
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    })
+}
+
+/// The one right that the redirect needs: over the network of its pod.
+pub const NET_ADMIN: &str = "NET_ADMIN";
+
+fn comma(parts: impl Iterator<Item = impl ToString>) -> String {
+    parts.map(|part| part.to_string()).collect::<Vec<_>>().join(",")
 }
 
 /// Puts the token that the proxy takes, after a wait if the box keeps dying.
@@ -121,7 +169,7 @@ pub fn wait_for_drain(seconds: i64) -> Value {
 pub const DRAINED: &str = "/drained";
 
 /// The proxy's container, in a pod with that many seconds for its calls to end.
-pub fn proxy(identity: &Identity, asked: &Asked, guaranteed: bool, drain_seconds: i64, together: &Together, settings: &Settings) -> Value {
+pub fn proxy(identity: &Identity, asked: &Asked, guaranteed: bool, drain_seconds: i64, redirect: Redirect, together: &Together, settings: &Settings) -> Value {
     let probe = |path: &str, period: u32, failures: u32| {
         json!({
             "httpGet": {"path": path, "port": ADMIN_PORT, "scheme": "HTTP"},
@@ -140,8 +188,8 @@ pub fn proxy(identity: &Identity, asked: &Asked, guaranteed: bool, drain_seconds
         "image": settings.image(),
         "imagePullPolicy": "IfNotPresent",
         "restartPolicy": "Always",
-        "args": arguments(identity, asked, together),
-        "env": environment(settings),
+        "args": arguments(identity, asked, redirect, together),
+        "env": environment(identity, asked, settings),
         "ports": [{"name": "bluebox-admin", "containerPort": ADMIN_PORT, "protocol": "TCP"}],
         "resources": resources(asked, guaranteed),
         // Ready means that it listens. Neither readiness nor life depend on Kafka: with Kafka away pods start, and what needs no Kafka works.
@@ -172,10 +220,15 @@ pub fn liveness_of(proxy: &Value) -> Vec<Value> {
 }
 
 /// What the proxy is started with: `bluebox` and these.
-fn arguments(identity: &Identity, asked: &Asked, together: &Together) -> Vec<String> {
+fn arguments(identity: &Identity, asked: &Asked, redirect: Redirect, together: &Together) -> Vec<String> {
     let mut arguments = vec!["proxy".to_owned(), format!("--name={}", identity.name)];
-    arguments.extend(identity.serves.iter().map(|(name, port)| format!("--serve={name}=127.0.0.1:{port}{}", serve_options(*port, identity.protocol, asked))));
+    arguments
+        .extend(identity.serves.iter().map(|(name, port)| format!("--serve={name}=127.0.0.1:{port}{}", serve_options(name, *port, identity.protocol, asked))));
     arguments.push(format!("--listen=127.0.0.1:{OUTBOUND_PORT}"));
+    if redirect == Redirect::Nftables {
+        arguments.push(format!("--transparent=127.0.0.1:{TRANSPARENT_PORT}"));
+        arguments.push(format!("--dns=127.0.0.1:{DNS_PORT}"));
+    }
     arguments.push(format!("--admin=0.0.0.0:{ADMIN_PORT}"));
     arguments.push(format!("--control=127.0.0.1:{CONTROL_PORT}"));
     arguments.push(format!("--kafka-properties={KAFKA_PATH}/client.properties"));
@@ -198,12 +251,16 @@ fn arguments(identity: &Identity, asked: &Asked, together: &Together) -> Vec<Str
     arguments
 }
 
-fn serve_options(port: u16, protocol: Protocol, asked: &Asked) -> String {
+fn serve_options(name: &ComponentName, port: u16, protocol: Protocol, asked: &Asked) -> String {
     let mut options = String::new();
     let mut add = |option: String| {
         options.push(',');
         options.push_str(&option);
     };
+    if asked.class_of(name) == Class::Stateful {
+        // The StatefulSet's controller says which one the pod is, and Kubernetes puts it in here: a template does not know it.
+        add("class=stateful,ordinal=$(BLUEBOX_ORDINAL)".to_owned());
+    }
     if protocol == Protocol::H2c {
         add("protocol=h2c".to_owned());
     }
@@ -223,13 +280,15 @@ fn serve_options(port: u16, protocol: Protocol, asked: &Asked) -> String {
     options
 }
 
-fn environment(settings: &Settings) -> Value {
+fn environment(identity: &Identity, asked: &Asked, settings: &Settings) -> Value {
     let secret = |name: &str, key: &str, optional: bool| json!({"name": name, "valueFrom": {"secretKeyRef": {"name": settings.kafka_secret(), "key": key, "optional": optional}}});
-    json!([
-        secret("BLUEBOX_BROKERS", "brokers", false),
-        secret("BLUEBOX_TOPIC_PREFIX", "topic-prefix", true),
-        {"name": "BLUEBOX_POD_IP", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}},
-    ])
+    let of_pod = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}});
+    let mut environment =
+        vec![secret("BLUEBOX_BROKERS", "brokers", false), secret("BLUEBOX_TOPIC_PREFIX", "topic-prefix", true), of_pod("BLUEBOX_POD_IP", "status.podIP")];
+    if identity.serves.iter().any(|(name, _)| asked.class_of(name) == Class::Stateful) {
+        environment.push(of_pod("BLUEBOX_ORDINAL", &format!("metadata.labels['{POD_INDEX}']")));
+    }
+    Value::Array(environment)
 }
 
 fn resources(asked: &Asked, guaranteed: bool) -> Value {

@@ -3,10 +3,12 @@
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
 
-use crate::annotations::{self, Limits};
+use crate::annotations::{self, Limits, PREFIX};
 use crate::identity;
 use crate::inject::{self, Injected, inject};
+use crate::meshes;
 use crate::mistake::Mistake;
+use crate::redirect::{ENFORCE, Redirect, forbids_net_admin};
 use crate::selection::{Place, Why, exempt};
 use crate::settings::Settings;
 
@@ -42,7 +44,11 @@ fn judge(raw: &Value, place: &Place, settings: &Settings, limits: &dyn Limits) -
     }
     let Some(spec) = &pod.spec else { return Err(vec![Mistake::new("the pod", "", "it has no spec")]) };
     let asked = annotations::read(pod.metadata.annotations.as_ref().unwrap_or(&std::collections::BTreeMap::new()), limits)?;
-    let mut mistakes = inject::check(raw, spec, &asked, settings);
+    let redirect = Redirect::of(&asked, place, settings);
+    let mut mistakes = inject::check(raw, spec, &asked, redirect, settings);
+    if redirect == Redirect::Nftables {
+        mistakes.extend(meshes::check(&pod, spec, place));
+    }
     let identity = identity::find(&pod, spec, &asked).map_err(|more| {
         mistakes.extend(more);
         std::mem::take(&mut mistakes)
@@ -50,5 +56,11 @@ fn judge(raw: &Value, place: &Place, settings: &Settings, limits: &dyn Limits) -
     if !mistakes.is_empty() {
         return Err(mistakes);
     }
-    inject(raw, &pod, spec, &asked, &identity, settings).map(|injected| Decision::Injected(Box::new(injected)))
+    let mut injected = inject(raw, &pod, spec, &asked, &identity, redirect, settings)?;
+    if redirect == Redirect::Nftables && forbids_net_admin(place) {
+        injected
+            .warnings
+            .push(format!("{PREFIX}redirect: nftables needs a container with NET_ADMIN, which the namespace's Pod Security Standard ({ENFORCE}) forbids"));
+    }
+    Ok(Decision::Injected(Box::new(injected)))
 }

@@ -3,7 +3,7 @@
 use bluebox_core::ComponentName;
 use k8s_openapi::api::core::v1::{Container, ContainerPort, Pod, PodSpec};
 
-use crate::annotations::{Asked, Named, PREFIX, Protocol};
+use crate::annotations::{Asked, Class, Named, PREFIX, Protocol};
 use crate::mistake::Mistake;
 use crate::settings::PORTS;
 
@@ -30,6 +30,7 @@ pub fn find(pod: &Pod, spec: &PodSpec, asked: &Asked) -> Result<Identity, Vec<Mi
     if asked.components.iter().any(|named| named.port.is_some()) {
         let serves: Vec<_> = asked.components.iter().filter_map(|Named { name, port }| port.map(|port| (name.clone(), port))).collect();
         check_ports(&serves)?;
+        check_ordinals(pod, &serves, asked)?;
         let name = serves[0].0.clone();
         return Ok(Identity { name, serves, protocol: asked.protocol.unwrap_or(Protocol::Http1), warnings });
     }
@@ -49,6 +50,7 @@ pub fn find(pod: &Pod, spec: &PodSpec, asked: &Asked) -> Result<Identity, Vec<Mi
     if asked.port.is_some() {
         check_ports(&serves)?;
     }
+    check_ordinals(pod, &serves, asked)?;
     let spoken = found.map_or(Protocol::Http1, |(_, protocol)| protocol);
     Ok(Identity { name, serves, protocol: asked.protocol.unwrap_or(spoken), warnings })
 }
@@ -63,6 +65,42 @@ fn check_ports(serves: &[(ComponentName, u16)]) -> Result<(), Vec<Mistake>> {
     let remedy = || format!("the proxy itself listens at {PORTS:?}: let the app listen elsewhere");
     let mistakes: Vec<_> =
         serves.iter().filter(|(_, port)| taken(*port)).map(|(name, port)| Mistake::new(format!("the port of {name}"), &port.to_string(), remedy())).collect();
+    if mistakes.is_empty() { Ok(()) } else { Err(mistakes) }
+}
+
+/// The label by which a StatefulSet says which of its pods one is.
+pub const POD_INDEX: &str = "apps.kubernetes.io/pod-index";
+
+/// Whether the stateful components of a pod can be that: its ordinals are those of a StatefulSet. A box whose replicas are counted by somebody else has none.
+fn check_ordinals(pod: &Pod, serves: &[(ComponentName, u16)], asked: &Asked) -> Result<(), Vec<Mistake>> {
+    let Some((name, _)) = serves.iter().find(|(name, _)| asked.class_of(name) == Class::Stateful) else { return Ok(()) };
+    let mistake = |value: &str, remedy: String| Mistake::new(format!("the class of {name}"), value, remedy);
+    let mut mistakes = Vec::new();
+    match owner(pod) {
+        Some(("StatefulSet", _)) => {}
+        owner => {
+            let kind = owner.map_or("a pod without an owner", |(kind, _)| kind);
+            let remedy = format!(
+                "the boxes of a stateful component are the pods of a StatefulSet, which have ordinals, and this is one of {kind}; use a StatefulSet, or leave {PREFIX}class out"
+            );
+            mistakes.push(mistake("stateful", remedy));
+        }
+    }
+    let index = pod.metadata.labels.as_ref().and_then(|labels| labels.get(POD_INDEX));
+    match (asked.partitions, index.and_then(|index| index.parse::<u32>().ok())) {
+        (None, _) => {
+            let remedy = format!("say in {PREFIX}partitions how many replicas it can ever have; that is fixed when it is first registered");
+            mistakes.push(mistake("stateful", remedy));
+        }
+        (Some(partitions), Some(index)) if index >= partitions => {
+            let remedy = format!("with {PREFIX}partitions: {partitions} its ordinals are 0 to {}, and this pod is another", partitions - 1);
+            mistakes.push(mistake(&index.to_string(), remedy));
+        }
+        _ => {}
+    }
+    if asked.streams_pass {
+        mistakes.push(mistake("stateful", format!("leave {PREFIX}streams: pass out: a stream can't be passed to one ordinal")));
+    }
     if mistakes.is_empty() { Ok(()) } else { Err(mistakes) }
 }
 
@@ -186,6 +224,26 @@ mod tests {
         assert!(quiet.serves.is_empty() && quiet.warnings.is_empty());
         let asked = Asked { port: Some(8080), ..Asked::default() };
         assert_eq!(found(job(), port, &asked).unwrap().serves.len(), 1);
+    }
+
+    #[test]
+    fn a_stateful_component_is_a_stateful_sets() {
+        let asked = |partitions| Asked { class: Class::Stateful, partitions, ..Asked::default() };
+        let pod = |kind: &str, index: &str| found(owned(kind, "db", json!({POD_INDEX: index})), json!([{"containerPort": 8080}]), &asked(Some(3)));
+        assert_eq!(pod("StatefulSet", "2").unwrap().serves.len(), 1);
+        let error = pod("StatefulSet", "3").unwrap_err();
+        assert!(error.contains("bluebox.dev/partitions: 3") && error.contains("0 to 2"), "{error}");
+        for kind in ["ReplicaSet", "DaemonSet"] {
+            let error = pod(kind, "0").unwrap_err();
+            assert!(error.contains("pods of a StatefulSet") && error.contains(kind), "{error}");
+        }
+        let error = found(owned("StatefulSet", "db", json!({})), json!([{"containerPort": 8080}]), &asked(None)).unwrap_err();
+        assert!(error.contains("bluebox.dev/partitions"), "{error}");
+        let passing = Asked { streams_pass: true, ..asked(Some(3)) };
+        let error = found(owned("StatefulSet", "db", json!({})), json!([{"containerPort": 8080}]), &passing).unwrap_err();
+        assert!(error.contains("bluebox.dev/streams"), "{error}");
+        // What serves nothing has no ordinal.
+        found(owned("ReplicaSet", "db", json!({})), json!([]), &asked(None)).unwrap();
     }
 
     #[test]

@@ -7,13 +7,14 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, VolumeMount};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::annotations::{Asked, INJECTED, PREFIX};
+use crate::annotations::{Asked, Class, INJECTED, PREFIX};
 use crate::container::{self, PROGRAM_PATH, PROGRAM_VOLUME, Together, VOLUME_PREFIX};
 use crate::identity::{Identity, is_app};
 use crate::liveness;
 use crate::mistake::Mistake;
+use crate::redirect::Redirect;
 use crate::restart::{Restart, add_rules};
-use crate::settings::{INCARNATE, OUTBOUND_PORT, PORTS, PROXY, Settings};
+use crate::settings::{INCARNATE, OUTBOUND_PORT, PORTS, PROXY, REDIRECT, Settings};
 
 /// A pod with its proxy.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,7 +39,10 @@ pub struct Report {
     pub name: String,
     /// What it serves: `NAME=PORT`.
     pub serves: Vec<String>,
-    /// How the app's calls come to the proxy.
+    /// The components among them whose pods are ordinals.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stateful: Vec<String>,
+    /// How the app's calls come to the proxy: caught by `nftables`, or by `env`.
     pub redirect: String,
     /// How app and proxy are restarted: together by `rules` or by `probes`, or `separate`.
     pub restart: String,
@@ -47,7 +51,7 @@ pub struct Report {
 }
 
 /// The names of the init containers that are Bluebox's own.
-const OURS: [&str; 2] = [INCARNATE, PROXY];
+const OURS: [&str; 3] = [REDIRECT, INCARNATE, PROXY];
 
 /// The variables that send an app's calls to the proxy. Both spellings: curl only obeys the small one, others only the large one.
 const PROXY_VARIABLES: [&str; 2] = ["HTTP_PROXY", "http_proxy"];
@@ -55,9 +59,12 @@ const PROXY_VARIABLES: [&str; 2] = ["HTTP_PROXY", "http_proxy"];
 const NO_PROXY_VARIABLES: [&str; 2] = ["NO_PROXY", "no_proxy"];
 
 /// What in a pod stands against a proxy.
-pub fn check(raw: &Value, spec: &PodSpec, asked: &Asked, settings: &Settings) -> Vec<Mistake> {
+pub fn check(raw: &Value, spec: &PodSpec, asked: &Asked, redirect: Redirect, settings: &Settings) -> Vec<Mistake> {
     let mut mistakes = Vec::new();
     check_containers(spec, asked, settings, &mut mistakes);
+    if redirect == Redirect::Nftables {
+        check_users(spec, settings, &mut mistakes);
+    }
     check_volumes(raw, spec, settings, &mut mistakes);
     mistakes
 }
@@ -66,7 +73,15 @@ pub fn check(raw: &Value, spec: &PodSpec, asked: &Asked, settings: &Settings) ->
 ///
 /// # Errors
 /// What stands against it.
-pub fn inject(raw: &Value, pod: &Pod, spec: &PodSpec, asked: &Asked, identity: &Identity, settings: &Settings) -> Result<Injected, Vec<Mistake>> {
+pub fn inject(
+    raw: &Value,
+    pod: &Pod,
+    spec: &PodSpec,
+    asked: &Asked,
+    identity: &Identity,
+    redirect: Redirect,
+    settings: &Settings,
+) -> Result<Injected, Vec<Mistake>> {
     let mut mistakes = Vec::new();
     let mut warnings = identity.warnings.clone();
     let mut changed = raw.clone();
@@ -83,7 +98,10 @@ pub fn inject(raw: &Value, pod: &Pod, spec: &PodSpec, asked: &Asked, identity: &
         let app = spec_map.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten().filter_map(Value::as_object_mut);
         for container in app.filter(|container| container.get("name").and_then(Value::as_str).is_some_and(|name| app_containers.iter().any(|app| app == name)))
         {
-            point_to_proxy(container, asked, &mut mistakes, &mut warnings);
+            match redirect {
+                Redirect::Nftables => warn_of_other_proxies(container, &mut warnings),
+                Redirect::Env => point_to_proxy(container, asked, &mut mistakes, &mut warnings),
+            }
             match restart {
                 Restart::Rules if list == "containers" => add_rules(container, &mut warnings),
                 Restart::Probes if list == "containers" => {
@@ -112,8 +130,9 @@ pub fn inject(raw: &Value, pod: &Pod, spec: &PodSpec, asked: &Asked, identity: &
     if !mistakes.is_empty() {
         return Err(mistakes);
     }
-    let mut ours = container::before_the_proxy(asked, guaranteed, &together, settings);
-    ours.push(container::proxy(identity, asked, guaranteed, drain_seconds, &together, settings));
+    warnings.extend(without_effect(asked, redirect));
+    let mut ours = container::before_the_proxy(asked, guaranteed, redirect, &together, settings);
+    ours.push(container::proxy(identity, asked, guaranteed, drain_seconds, redirect, &together, settings));
     put_first(array(spec_map, "initContainers"), ours);
     for volume in container::volumes(&together, settings) {
         let volumes = array(spec_map, "volumes");
@@ -126,7 +145,8 @@ pub fn inject(raw: &Value, pod: &Pod, spec: &PodSpec, asked: &Asked, identity: &
         image: settings.image().to_owned(),
         name: identity.name.to_string(),
         serves: identity.serves.iter().map(|(name, port)| format!("{name}={port}")).collect(),
-        redirect: "env".to_owned(),
+        stateful: identity.serves.iter().filter(|(name, _)| asked.class_of(name) == Class::Stateful).map(|(name, _)| name.to_string()).collect(),
+        redirect: redirect.to_string(),
         restart: restart.name().to_owned(),
         app_containers,
     };
@@ -211,6 +231,45 @@ fn check_volumes(raw: &Value, spec: &PodSpec, settings: &Settings, mistakes: &mu
         if !raw.and_then(|raw| raw.get(at)).is_some_and(|raw| ours.contains(raw)) {
             mistakes.push(Mistake::new("volume", &volume.name, format!("names that begin with {VOLUME_PREFIX} are Bluebox's: give it another")));
         }
+    }
+}
+
+/// What runs as the proxy's user is not caught: the rules take it for the proxy.
+fn check_users(spec: &PodSpec, settings: &Settings, mistakes: &mut Vec<Mistake>) {
+    let of_pod = spec.security_context.as_ref().and_then(|context| context.run_as_user);
+    for container in spec.init_containers.iter().flatten().chain(&spec.containers).filter(|container| !OURS.contains(&container.name.as_str())) {
+        let user = container.security_context.as_ref().and_then(|context| context.run_as_user).or(of_pod);
+        if user == Some(settings.uid()) {
+            let remedy = "this is the proxy's user, and what it sends is not caught: let the app run as another";
+            mistakes.push(Mistake::new(format!("the user of container {}", container.name), &settings.uid().to_string(), remedy));
+        }
+    }
+}
+
+/// What an annotation asks for that comes to nothing, because calls come to the proxy in another way.
+fn without_effect(asked: &Asked, redirect: Redirect) -> Option<String> {
+    let names = asked.excluded_hosts.iter().map(String::as_str).filter(|host| !asked.excluded_networks().any(|network| network == *host)).collect::<Vec<_>>();
+    match redirect {
+        Redirect::Env if !asked.excluded_ports.is_empty() => {
+            Some(format!("{PREFIX}excluded-ports has no effect with {PREFIX}redirect: env: no variable says ports; {PREFIX}excluded-hosts says hosts"))
+        }
+        Redirect::Nftables if !names.is_empty() => Some(format!(
+            "{PREFIX}excluded-hosts: only addresses have an effect with {PREFIX}redirect: nftables, not {}: the kernel knows no names, and what is no component is passed on anyway",
+            names.join(", ")
+        )),
+        _ => None,
+    }
+}
+
+/// What goes to a proxy of the app's own goes past the kernel's rules, as far as they can see.
+fn warn_of_other_proxies(container: &Map<String, Value>, warnings: &mut Vec<String>) {
+    let ours = format!("http://127.0.0.1:{OUTBOUND_PORT}");
+    let env = container.get("env").and_then(Value::as_array).into_iter().flatten();
+    let own = env.filter(|variable| variable.get("value").and_then(Value::as_str) != Some(&ours));
+    let name = |variable: &Value| variable.get("name").and_then(Value::as_str).filter(|name| PROXY_VARIABLES.contains(name)).map(str::to_owned);
+    for variable in own.filter_map(name) {
+        let container = container.get("name").and_then(Value::as_str).unwrap_or_default();
+        warnings.push(format!("container {container} sets {variable}: calls that it sends to that proxy are not durable; name the components in NO_PROXY"));
     }
 }
 

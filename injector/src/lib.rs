@@ -6,6 +6,7 @@
 //! - [`selection`]: who gets a proxy, and the one list of exemptions.
 //! - [`annotations`]: what the pod's annotations ask for ([`quantity`]: amounts of CPU and memory).
 //! - [`identity`]: who the pod is and where its app listens, when no annotation says it.
+//! - [`redirect`]: how the app's calls come to the proxy; [`meshes`]: who else catches them.
 //! - [`inject`](mod@inject): puts the proxy ([`container`]) into the pod.
 //! - [`restart`]: how app and proxy are restarted together; [`liveness`]: and how where the cluster has no rules for that.
 //! - [`mistake`]: what is wrong, in words.
@@ -33,10 +34,12 @@ pub mod inject;
 pub mod keep;
 pub mod liveness;
 pub mod manifests;
+pub mod meshes;
 pub mod metrics;
 pub mod mistake;
 pub mod offline;
 pub mod quantity;
+pub mod redirect;
 pub mod restart;
 pub mod review;
 pub mod rules;

@@ -7,11 +7,12 @@ use k8s_openapi::api::admissionregistration::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement, ObjectMeta};
 
+use crate::container::{EMPTY_VOLUME, NET_ADMIN};
 use crate::keep::Names;
 use crate::review::TIMEOUT;
 use crate::selection::{DISABLED, ENABLED, EXEMPTIONS, INJECTION, KUBE_SYSTEM, NAMESPACE_NAME};
 use crate::serve;
-use crate::settings::{INCARNATE, PROXY};
+use crate::settings::{INCARNATE, PROXY, REDIRECT};
 
 /// The ConfigMap in the installation's namespace with what the policy compares with.
 pub const SETTINGS: &str = "bluebox-settings";
@@ -98,6 +99,9 @@ pub fn webhook(names: &Names) -> MutatingWebhookConfiguration {
 
 const POLICY: &str = "bluebox-injected";
 
+/// What the redirect can be told.
+const REDIRECT_FLAGS: [&str; 5] = ["proxy-uid", "transparent-port", "dns-port", "exclude-ports", "exclude-networks"];
+
 /// What the API server itself checks, so that nothing has to be up for it: a pod that should have the proxy has it.
 pub fn policy() -> ValidatingAdmissionPolicy {
     let ours = format!("object.spec.initContainers.filter(c, c.name == '{PROXY}')");
@@ -105,11 +109,30 @@ pub fn policy() -> ValidatingAdmissionPolicy {
         "has(object.spec.initContainers) && {ours}.exists(c, has(c.restartPolicy) && c.restartPolicy == 'Always' && c.image == params.data['{IMAGE_KEY}'])"
     );
     let confined = format!(
-        "!has(object.spec.initContainers) || object.spec.initContainers.filter(c, c.name == '{PROXY}' || c.name == '{INCARNATE}').all(c, !has(c.command) && has(c.securityContext) && \
+        "!has(object.spec.initContainers) || object.spec.initContainers.filter(c, c.name == '{PROXY}' || c.name == '{INCARNATE}').all(c, !has(c.command) && \
+         c.image == params.data['{IMAGE_KEY}'] && has(c.securityContext) && \
          has(c.securityContext.runAsUser) && string(c.securityContext.runAsUser) == params.data['{UID_KEY}'] && \
          has(c.securityContext.allowPrivilegeEscalation) && !c.securityContext.allowPrivilegeEscalation && \
          !(has(c.securityContext.privileged) && c.securityContext.privileged) && \
          !(has(c.securityContext.capabilities) && has(c.securityContext.capabilities.add) && size(c.securityContext.capabilities.add) > 0))"
+    );
+    // The only one with a right over the pod's network: it runs once, as what it is, with nothing of the pod in its hands.
+    let redirects = format!(
+        "!has(object.spec.initContainers) || object.spec.initContainers.filter(c, c.name == '{REDIRECT}').all(c, !has(c.command) && !has(c.restartPolicy) && \
+         !has(c.env) && !has(c.envFrom) && c.image == params.data['{IMAGE_KEY}'] && has(c.args) && size(c.args) > 1 && c.args[0] == 'redirect' && \
+         ('--proxy-uid=' + params.data['{UID_KEY}']) in c.args && c.args.filter(a, a != 'redirect').all(a, {flags}) && \
+         (!has(c.volumeMounts) || c.volumeMounts.all(m, m.name == '{EMPTY_VOLUME}')) && !has(c.volumeDevices) && has(c.securityContext) && \
+         has(c.securityContext.runAsUser) && c.securityContext.runAsUser == 0 && \
+         has(c.securityContext.allowPrivilegeEscalation) && !c.securityContext.allowPrivilegeEscalation && \
+         has(c.securityContext.readOnlyRootFilesystem) && c.securityContext.readOnlyRootFilesystem && \
+         !(has(c.securityContext.privileged) && c.securityContext.privileged) && has(c.securityContext.capabilities) && \
+         has(c.securityContext.capabilities.add) && c.securityContext.capabilities.add == ['{NET_ADMIN}'] && \
+         has(c.securityContext.capabilities.drop) && c.securityContext.capabilities.drop == ['ALL'])",
+        flags = REDIRECT_FLAGS.map(|flag| format!("a.startsWith('--{flag}=')")).join(" || ")
+    );
+    let both = format!(
+        "!has(object.spec.initContainers) || object.spec.initContainers.exists(c, c.name == '{REDIRECT}') == \
+         object.spec.initContainers.exists(c, c.name == '{PROXY}' && has(c.args) && c.args.exists(a, a.startsWith('--transparent=')))"
     );
     let validation = |expression: String, message: String| Validation { expression, message: Some(message), ..Validation::default() };
     ValidatingAdmissionPolicy {
@@ -138,7 +161,19 @@ pub fn policy() -> ValidatingAdmissionPolicy {
                 ),
                 validation(
                     confined,
-                    format!("the container `{PROXY}` or `{INCARNATE}` runs another command, as another user or with more rights than Bluebox gives it"),
+                    format!(
+                        "the container `{PROXY}` or `{INCARNATE}` runs another image or command, as another user or with more rights than Bluebox gives it"
+                    ),
+                ),
+                validation(
+                    redirects,
+                    format!(
+                        "the container `{REDIRECT}` runs another image or command, as another user or with other rights than Bluebox gives it ({NET_ADMIN}, and nothing else)"
+                    ),
+                ),
+                validation(
+                    both,
+                    format!("a proxy to which the kernel's rules send calls needs `{REDIRECT}`, which puts them in place, and that needs such a proxy"),
                 ),
             ]),
             ..ValidatingAdmissionPolicySpec::default()

@@ -1,17 +1,25 @@
 //! What an installation says of the proxies that it injects. No pod can change any of it.
 
+use crate::redirect::Redirect;
+
 /// The name of the container that is injected.
 pub const PROXY: &str = "proxy";
 /// The name of the init container that runs before it each time that the box starts, where app and proxy are restarted together.
 pub const INCARNATE: &str = "bluebox-incarnate";
+/// The name of the init container that puts the kernel's rules in place, before everything else in the pod.
+pub const REDIRECT: &str = "bluebox-redirect";
 /// Where the proxy takes the app's requests, on loopback.
 pub const OUTBOUND_PORT: u16 = 4140;
 /// Where the proxy answers `/metrics`, `/healthz`, `/readyz` and `/drained`, on all addresses: the kubelet asks.
 pub const ADMIN_PORT: u16 = 4141;
 /// Where the proxy is told to take no more calls, on loopback.
 pub const CONTROL_PORT: u16 = 4142;
+/// Where the proxy takes what the kernel's rules caught, on loopback.
+pub const TRANSPARENT_PORT: u16 = 4143;
+/// Where it takes the DNS that they caught, on loopback.
+pub const DNS_PORT: u16 = 4153;
 /// All of them.
-pub const PORTS: [u16; 3] = [OUTBOUND_PORT, ADMIN_PORT, CONTROL_PORT];
+pub const PORTS: [u16; 5] = [OUTBOUND_PORT, ADMIN_PORT, CONTROL_PORT, TRANSPARENT_PORT, DNS_PORT];
 /// Where the image of the proxies has the program.
 pub const PROGRAM: &str = "/bluebox";
 /// The user that the proxy runs as if the installation doesn't say another.
@@ -29,6 +37,7 @@ pub struct Settings {
     kafka_secret: String,
     namespace: String,
     restart_rules: bool,
+    redirect: Redirect,
 }
 
 /// A setting that an installation can't have.
@@ -55,6 +64,7 @@ impl Settings {
             kafka_secret: DEFAULT_KAFKA_SECRET.to_owned(),
             namespace: DEFAULT_NAMESPACE.to_owned(),
             restart_rules: false,
+            redirect: Redirect::default(),
         })
     }
 
@@ -62,6 +72,13 @@ impl Settings {
     #[must_use]
     pub fn with_restart_rules(mut self, there: bool) -> Self {
         self.restart_rules = there;
+        self
+    }
+
+    /// How calls come to the proxies of pods that say nothing about it, in namespaces that allow it; by default caught by the kernel.
+    #[must_use]
+    pub fn with_redirect(mut self, redirect: Redirect) -> Self {
+        self.redirect = redirect;
         self
     }
 
@@ -104,6 +121,11 @@ impl Settings {
     /// Whether the cluster has restart rules.
     pub fn restart_rules(&self) -> bool {
         self.restart_rules
+    }
+
+    /// How calls come to them where nothing else is said.
+    pub fn redirect(&self) -> Redirect {
+        self.redirect
     }
 
     /// The user that they run as.

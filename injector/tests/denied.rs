@@ -4,12 +4,17 @@
 mod common;
 
 use bluebox_injector::mistake::denial;
+use bluebox_injector::selection::Place;
 use bluebox_injector::{Decision, decide};
-use common::{FewLimits, labelled, settings};
+use common::{FewLimits, labelled, restricted, settings};
 use serde_json::{Value, json};
 
 fn refused(pod: Value) -> String {
-    match decide(&pod, &labelled("shop"), &settings(), &FewLimits) {
+    refused_in(&labelled("shop"), pod)
+}
+
+fn refused_in(place: &Place, pod: Value) -> String {
+    match decide(&pod, place, &settings(), &FewLimits) {
         Decision::Denied(mistakes) => denial(&mistakes),
         other => panic!("not refused: {other:?}"),
     }
@@ -47,11 +52,55 @@ fn ports_that_are_the_proxys() {
 #[test]
 fn an_app_with_a_proxy_of_its_own() {
     let env = json!([{"name": "http_proxy", "value": "http://corporate:3128"}]);
-    let text = refused(pod(json!({"containers": [{"name": "app", "env": env}]})));
+    let text = refused_in(&restricted("shop"), pod(json!({"containers": [{"name": "app", "env": env}]})));
     assert!(text.contains("http_proxy") && text.contains("corporate") && text.contains("app-containers"), "{text}");
     let from = json!([{"name": "HTTP_PROXY", "valueFrom": {"configMapKeyRef": {"name": "net", "key": "proxy"}}}]);
-    let text = refused(pod(json!({"containers": [{"name": "app", "env": from}]})));
+    let text = refused_in(&restricted("shop"), pod(json!({"containers": [{"name": "app", "env": from}]})));
     assert!(text.contains("HTTP_PROXY"), "{text}");
+    // Where the kernel catches calls it can work: whoever made it is told.
+    let decision = decide(&pod(json!({"containers": [{"name": "app", "env": env}]})), &labelled("shop"), &settings(), &FewLimits);
+    let Decision::Injected(injected) = decision else { panic!("refused: {decision:?}") };
+    assert!(injected.warnings.iter().any(|warning| warning.contains("http_proxy") && warning.contains("not durable")), "{:?}", injected.warnings);
+}
+
+/// Two redirects in one pod would catch each other's connections; where the app itself sends its calls to the proxy there is only one.
+#[test]
+fn another_mesh() {
+    let istio = || pod(json!({"containers": [{"name": "app"}, {"name": "istio-proxy", "image": "istio/proxyv2:1"}]}));
+    let text = refused(istio());
+    assert!(text.contains("Istio") && text.contains("istio-proxy") && text.contains("bluebox.dev/redirect: env"), "{text}");
+    let mut env = istio();
+    env["metadata"]["annotations"] = json!({"bluebox.dev/redirect": "env"});
+    for (pod, place) in [(env, labelled("shop")), (istio(), restricted("shop"))] {
+        assert!(matches!(decide(&pod, &place, &settings(), &FewLimits), Decision::Injected(_)));
+    }
+}
+
+/// The rules of the kernel know the proxy by its user.
+#[test]
+fn an_app_that_runs_as_the_proxys_user() {
+    let of_container = json!({"containers": [{"name": "app", "securityContext": {"runAsUser": 64140}}]});
+    let of_pod = json!({"containers": [{"name": "app"}], "securityContext": {"runAsUser": 64140}});
+    for spec in [of_container.clone(), of_pod] {
+        let text = refused(pod(spec));
+        assert!(text.contains("the user of container app") && text.contains("64140"), "{text}");
+    }
+    assert!(matches!(decide(&pod(of_container), &restricted("shop"), &settings(), &FewLimits), Decision::Injected(_)));
+    let other = json!({"containers": [{"name": "app", "securityContext": {"runAsUser": 1}}], "securityContext": {"runAsUser": 64140}});
+    assert!(matches!(decide(&pod(other), &labelled("shop"), &settings(), &FewLimits), Decision::Injected(_)));
+}
+
+/// Ordinals are counted by a StatefulSet, replicas by whatever else makes the pods.
+#[test]
+fn two_authorities_over_how_many_there_are() {
+    let mut pod = pod(json!({"containers": [{"name": "app"}]}));
+    pod["metadata"]["annotations"] =
+        json!({"bluebox.dev/components": "cart=8080,stock=8081", "bluebox.dev/class": "cart=service,stock=stateful", "bluebox.dev/partitions": "3"});
+    pod["metadata"]["ownerReferences"] = json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "cart-1", "uid": "1", "controller": true}]);
+    let text = refused(pod.clone());
+    assert!(text.contains("the class of stock") && text.contains("pods of a StatefulSet"), "{text}");
+    pod["metadata"]["ownerReferences"][0]["kind"] = "StatefulSet".into();
+    assert!(matches!(decide(&pod, &labelled("shop"), &settings(), &FewLimits), Decision::Injected(_)));
 }
 
 #[test]

@@ -5,8 +5,9 @@ mod common;
 
 use std::path::Path;
 
+use bluebox_injector::selection::Place;
 use bluebox_injector::{Decision, Settings, decide};
-use common::{FewLimits, labelled, settings};
+use common::{FewLimits, labelled, restricted, settings};
 use serde_json::Value;
 
 fn becomes(name: &str) {
@@ -14,9 +15,13 @@ fn becomes(name: &str) {
 }
 
 fn becomes_in(name: &str, settings: &Settings) {
+    becomes_there(name, settings, &labelled("shop"));
+}
+
+fn becomes_there(name: &str, settings: &Settings, place: &Place) {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     let pod: Value = serde_saphyr::from_str(&std::fs::read_to_string(directory.join(format!("{name}.in.yaml"))).unwrap()).unwrap();
-    let Decision::Injected(injected) = decide(&pod, &labelled("shop"), settings, &FewLimits) else { panic!("{name} is not injected") };
+    let Decision::Injected(injected) = decide(&pod, place, settings, &FewLimits) else { panic!("{name} is not injected") };
     let warnings: String = injected.warnings.iter().map(|warning| format!("# warning: {warning}\n")).collect();
     let text = format!("{warnings}{}", serde_saphyr::to_string(&injected.pod).unwrap());
     let file = directory.join(format!("{name}.out.yaml"));
@@ -27,7 +32,7 @@ fn becomes_in(name: &str, settings: &Settings) {
     // What was written reads as what it was.
     assert_eq!(serde_saphyr::from_str::<Value>(&text).unwrap(), injected.pod);
 
-    let Decision::Injected(again) = decide(&injected.pod, &labelled("shop"), settings, &FewLimits) else { panic!("{name} can't be injected again") };
+    let Decision::Injected(again) = decide(&injected.pod, place, settings, &FewLimits) else { panic!("{name} can't be injected again") };
     assert!(again.patch.0.is_empty(), "{name} is changed again: {}", again.patch);
 }
 
@@ -50,6 +55,18 @@ fn a_guaranteed_pod() {
 #[test]
 fn a_cluster_without_rules() {
     becomes_in("probes", &settings().with_restart_rules(false));
+}
+
+/// A namespace where no container may change the pod's network.
+#[test]
+fn a_restricted_namespace() {
+    becomes_there("restricted", &settings(), &restricted("shop"));
+}
+
+/// A pod of a StatefulSet whose component has ordinals.
+#[test]
+fn a_stateful_pod() {
+    becomes("stateful");
 }
 
 #[test]

@@ -3,8 +3,9 @@
 
 mod common;
 
+use bluebox_injector::selection::Place;
 use bluebox_injector::{Decision, decide};
-use common::{FewLimits, labelled, settings};
+use common::{FewLimits, labelled, restricted, settings};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
@@ -44,7 +45,7 @@ fn containers() -> BoxedStrategy<Value> {
         ("lifecycle", any_of(json!([{"preStop": {"exec": {"command": ["x"]}}}, {"preStop": {"sleep": {"seconds": 3}}}]))),
         ("restartPolicy", any_of(json!(["Always", "Never"]))),
     ]);
-    let named = (container, any_of(json!(["app", "web", "proxy", "logs", "init-1", "init-2"]))).prop_map(|(mut container, name)| {
+    let named = (container, any_of(json!(["app", "web", "proxy", "logs", "init-1", "init-2", "bluebox-redirect"]))).prop_map(|(mut container, name)| {
         container["name"] = name;
         container
     });
@@ -63,6 +64,10 @@ fn pods() -> impl Strategy<Value = Value> {
             ["bluebox.dev/streams", "pass"],
             ["bluebox.dev/memory-limit", "1Gi"],
             ["bluebox.dev/cpu-request", "2"],
+            ["bluebox.dev/redirect", "env"],
+            ["bluebox.dev/redirect", "nftables"],
+            ["bluebox.dev/excluded-ports", "5432"],
+            ["bluebox.dev/excluded-hosts", "db.example,10.0.0.0/8,::1/200"],
             ["bluebox.dev/injected", "{}"],
             ["bluebox.dev/route", "/$(BLUEBOX_BROKERS) attempt-timeout=1s"],
             ["bluebox.dev/log-level", "debug"],
@@ -91,13 +96,23 @@ fn pods() -> impl Strategy<Value = Value> {
     })
 }
 
+/// Where a pod is made: with and without a standard that forbids the kernel's rules.
+fn places() -> impl Strategy<Value = Place> {
+    any::<bool>().prop_map(|strict| if strict { restricted("shop") } else { labelled("shop") })
+}
+
 fn proxy_of(pod: &Value) -> &Value {
     pod["spec"]["initContainers"].as_array().unwrap().iter().find(|container| container["name"] == "proxy").unwrap()
 }
 
-/// The names of the first two init containers.
-fn first_two(pod: &Value) -> [Option<&str>; 2] {
-    [0, 1].map(|at| pod["spec"]["initContainers"][at]["name"].as_str())
+/// The names of the init containers that come first.
+fn first(pod: &Value, count: usize) -> Vec<&str> {
+    pod["spec"]["initContainers"].as_array().unwrap().iter().take(count).filter_map(|container| container["name"].as_str()).collect()
+}
+
+/// Bluebox's own containers, in their order.
+fn ours(redirect: &str) -> Vec<&'static str> {
+    if redirect == "nftables" { vec!["bluebox-redirect", "bluebox-incarnate", "proxy"] } else { vec!["bluebox-incarnate", "proxy"] }
 }
 
 /// The containers, without what the injector adds to their environment.
@@ -106,7 +121,7 @@ fn apps(pod: &Value, list: &str) -> Vec<Value> {
         .as_array()
         .into_iter()
         .flatten()
-        .filter(|container| container["name"] != "proxy" && container["name"] != "bluebox-incarnate")
+        .filter(|container| !["proxy", "bluebox-incarnate", "bluebox-redirect"].iter().any(|name| container["name"] == *name))
         .cloned()
         .collect();
     for app in &mut apps {
@@ -134,8 +149,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn a_pod_is_injected_whole_or_not_at_all(pod in pods()) {
-        let Decision::Injected(injected) = decide(&pod, &labelled("shop"), &settings(), &FewLimits) else { return Ok(()) };
+    fn a_pod_is_injected_whole_or_not_at_all(pod in pods(), place in places()) {
+        let Decision::Injected(injected) = decide(&pod, &place, &settings(), &FewLimits) else { return Ok(()) };
         let mut applied = pod.clone();
         json_patch::patch(&mut applied, &injected.patch).unwrap();
         prop_assert_eq!(&applied, &injected.pod);
@@ -149,33 +164,50 @@ proptest! {
         }
 
         // Nothing that a pod says chooses what is run, as whom, and with which files.
-        let plain = json!({"metadata": {"name": "plain"}, "spec": {"containers": [{"name": "app"}]}});
-        let Decision::Injected(plain) = decide(&plain, &labelled("shop"), &settings(), &FewLimits) else { panic!("a plain pod is injected") };
+        let redirect = &injected.report.redirect;
+        let plain = json!({"metadata": {"name": "plain", "annotations": {"bluebox.dev/redirect": redirect}}, "spec": {"containers": [{"name": "app"}]}});
+        let Decision::Injected(plain) = decide(&plain, &place, &settings(), &FewLimits) else { panic!("a plain pod is injected") };
         for field in ["name", "image", "imagePullPolicy", "command", "restartPolicy", "securityContext", "volumeMounts", "env", "ports", "startupProbe", "readinessProbe", "livenessProbe", "lifecycle", "restartPolicyRules"] {
             prop_assert_eq!(&proxy_of(&applied)[field], &proxy_of(&plain.pod)[field], "{}", field);
         }
         prop_assert_eq!(&proxy_of(&applied)["args"][0], "proxy");
+        // The one container with a right over the pod's network is as it should be, there where it should be, and nowhere else.
+        prop_assert_eq!(first(&applied, ours(redirect).len()), ours(redirect));
+        for container in applied["spec"]["initContainers"].as_array().unwrap().iter().filter(|container| container["name"] == "bluebox-redirect") {
+            let mut container = container.clone();
+            let arguments = container["args"].take();
+            let arguments: Vec<_> = arguments.as_array().unwrap().iter().map(|argument| argument.as_str().unwrap()).collect();
+            prop_assert_eq!(&arguments[..4], &["redirect", "--proxy-uid=64140", "--transparent-port=4143", "--dns-port=4153"]);
+            prop_assert!(arguments[4..].iter().all(|argument| argument.starts_with("--exclude-")), "{:?}", arguments);
+            let mut usual = plain.pod["spec"]["initContainers"][0].clone();
+            usual["args"].take();
+            // Who may have how much can be asked for.
+            container["resources"].take();
+            usual["resources"].take();
+            prop_assert_eq!(container, usual);
+        }
         let expands = |argument: &str| argument.replace("$$", "").contains("$(") && !argument.contains("direct=$(BLUEBOX_POD_IP)");
         prop_assert!(!proxy_of(&applied)["args"].as_array().unwrap().iter().any(|argument| expands(argument.as_str().unwrap())));
         prop_assert_eq!(applied["spec"]["initContainers"].as_array().unwrap().iter().filter(|container| container["name"] == "proxy").count(), 1);
 
         // Twice is once.
-        let Decision::Injected(again) = decide(&applied, &labelled("shop"), &settings(), &FewLimits) else { panic!("what was injected is refused") };
+        let Decision::Injected(again) = decide(&applied, &place, &settings(), &FewLimits) else { panic!("what was injected is refused") };
         prop_assert!(again.patch.0.is_empty(), "{}", again.patch);
     }
 
     /// Another webhook added a container after the first time: it is pointed to the proxy too, and nothing else changes.
     #[test]
-    fn what_others_add_is_taken_in(pod in pods()) {
-        let Decision::Injected(first) = decide(&pod, &labelled("shop"), &settings(), &FewLimits) else { return Ok(()) };
-        let mut more = first.pod.clone();
+    fn what_others_add_is_taken_in(pod in pods(), place in places()) {
+        let Decision::Injected(once) = decide(&pod, &place, &settings(), &FewLimits) else { return Ok(()) };
+        let mut more = once.pod.clone();
         let added = json!({"name": "added-by-another"});
         let Some(containers) = more["spec"]["containers"].as_array_mut() else { return Ok(()) };
         containers.push(added);
         more["spec"]["initContainers"].as_array_mut().unwrap().insert(0, json!({"name": "first", "image": "x:1"}));
-        let Decision::Injected(second) = decide(&more, &labelled("shop"), &settings(), &FewLimits) else { panic!("it is refused the second time") };
-        prop_assert_eq!(first_two(&second.pod), [Some("bluebox-incarnate"), Some("proxy")]);
-        let Decision::Injected(third) = decide(&second.pod, &labelled("shop"), &settings(), &FewLimits) else { panic!("it is refused the third time") };
+        let Decision::Injected(second) = decide(&more, &place, &settings(), &FewLimits) else { panic!("it is refused the second time") };
+        let ours = ours(&second.report.redirect);
+        prop_assert_eq!(first(&second.pod, ours.len()), ours);
+        let Decision::Injected(third) = decide(&second.pod, &place, &settings(), &FewLimits) else { panic!("it is refused the third time") };
         prop_assert!(third.patch.0.is_empty(), "{}", third.patch);
     }
 

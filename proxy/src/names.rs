@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bluebox_core::ComponentName;
 use bluebox_core::name::RESERVED;
+use bluebox_core::registry::ordinal_of;
 
 /// The search list of a pod. Cheap to clone. Without one only bare names are those of components.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -27,6 +28,12 @@ impl Names {
         let (label, domain) = name.split_once('.').unwrap_or((name, ""));
         let own = domain.is_empty() || self.search.first().is_some_and(|own| own == domain);
         (own && may_be_one(label)).then_some(label)
+    }
+
+    /// The component in the name of one of its ordinals, as a resolver asks for it: `db` in `db-2.db` and in `db-2.db.shop.svc.cluster.local`.
+    pub fn asked_ordinal<'a>(&self, name: &'a str) -> Option<&'a str> {
+        let bare = self.search.first().and_then(|own| name.strip_suffix(own.as_str())?.strip_suffix('.')).unwrap_or(name);
+        ordinal_of(bare).map(|(component, _)| component)
     }
 
     /// What could be a component's name in the host of a request, in lower case: besides those above, what the search list completes, such as `cart.shop` and `cart.shop.svc`.
@@ -77,6 +84,16 @@ mod tests {
         }
         assert_eq!(Names::default().asked("cart"), Some("cart"));
         assert_eq!(Names::default().asked("cart.shop.svc.cluster.local"), None);
+    }
+
+    #[test]
+    fn ordinals_have_names_too() {
+        for name in ["db-2.db", "db-2.db.shop.svc.cluster.local"] {
+            assert_eq!(pod().asked_ordinal(name), Some("db"), "{name}");
+        }
+        for name in ["db", "db-2.cart", "db-x.db", "db-2.db.other.svc.cluster.local", "db-2.shop.svc.cluster.local"] {
+            assert_eq!(pod().asked_ordinal(name), None, "{name}");
+        }
     }
 
     #[test]

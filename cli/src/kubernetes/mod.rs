@@ -6,6 +6,7 @@ pub(crate) mod inject;
 pub(crate) mod injector;
 
 use bluebox_injector::Settings;
+use bluebox_injector::redirect::Redirect;
 use bluebox_injector::settings::{DEFAULT_KAFKA_SECRET, DEFAULT_NAMESPACE, DEFAULT_UID};
 use clap::Args;
 
@@ -24,6 +25,9 @@ pub(crate) struct SettingsOptions {
     /// The Secret in each namespace that says which Kafka.
     #[arg(long, env = "BLUEBOX_KAFKA_SECRET", value_name = "NAME", default_value = DEFAULT_KAFKA_SECRET)]
     kafka_secret: String,
+    /// How the calls of an app come to its proxy where neither its pod nor its namespace's Pod Security Standard says it: caught by `nftables`, or by `env` (HTTP_PROXY).
+    #[arg(long, env = "BLUEBOX_REDIRECT", value_name = "nftables|env", default_value_t)]
+    redirect: Redirect,
     /// Bluebox's own namespace.
     #[arg(long, env = "BLUEBOX_NAMESPACE", value_name = "NAMESPACE", default_value = DEFAULT_NAMESPACE)]
     namespace: String,
@@ -31,7 +35,7 @@ pub(crate) struct SettingsOptions {
 
 impl SettingsOptions {
     fn settings(&self) -> anyhow::Result<Settings> {
-        let settings = Settings::try_new(&self.proxy_image)?.with_uid(self.proxy_uid)?;
+        let settings = Settings::try_new(&self.proxy_image)?.with_uid(self.proxy_uid)?.with_redirect(self.redirect);
         Ok(settings.with_kafka_secret(&self.kafka_secret)?.with_namespace(&self.namespace)?)
     }
 }

@@ -7,7 +7,10 @@
 //	/hang              from now on answers nothing, at no connection
 //	/call?to=URL&wait=S calls, and answers with what came of it
 //	/load?to=URL&rate=N&seconds=N&name=NAME   makes calls to URL/NAME-NUMBER in the background; /loaded says what came of them
+//	/greeted?at=HOST:PORT what a server there says that speaks first
 //	/ledger            a ledger: POST adds an entry, GET says what there is
+//
+// It can also be a server that speaks first, one for metrics (greet.go), and a nameserver (names.go).
 //
 // `app healthy` ends with 0 if the app beside it answers.
 package main
@@ -62,6 +65,9 @@ func main() {
 	http.HandleFunc("/load", load)
 	http.HandleFunc("/loaded", loaded)
 	http.HandleFunc("/ledger", keep)
+	http.HandleFunc("/greeted", greeted)
+	serveOthers()
+	serveNames()
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)

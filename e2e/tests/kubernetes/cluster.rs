@@ -1,12 +1,11 @@
 //! A control plane with Bluebox installed from `manifests/base`, and kubectl.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bluebox_e2e::Process;
+use bluebox_e2e::kubectl::{Done, Kubectl, wait_for};
 use bluebox_e2e::process::bluebox;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -16,17 +15,11 @@ const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The cluster.
 pub(crate) struct Cluster {
-    kubeconfig: String,
+    kubectl: Kubectl,
     directory: TempDir,
     injector: Option<Process>,
     /// Where the webhook listens; the API server was told so.
     listen: String,
-}
-
-/// What kubectl did.
-pub(crate) struct Done {
-    pub(crate) right: bool,
-    pub(crate) said: String,
 }
 
 impl Cluster {
@@ -36,11 +29,11 @@ impl Cluster {
             eprintln!("SKIPPED: needs a control plane: make test-kubernetes");
             return None;
         };
-        let mut cluster = Self { kubeconfig, directory: tempfile::tempdir().unwrap(), injector: None, listen: "127.0.0.1:0".to_owned() };
+        let mut cluster = Self { kubectl: Kubectl::new(kubeconfig), directory: tempfile::tempdir().unwrap(), injector: None, listen: "127.0.0.1:0".to_owned() };
         // The injector runs as a process here, because the cluster has no node. It is who it is in a cluster: its service account, with that one's rights and no more.
         cluster.apply(1);
-        let token = cluster.kubectl(&["create", "token", "bluebox-injector", "-n", "bluebox"], None).output();
-        let mut config: Value = serde_json::from_str(&cluster.kubectl(&["config", "view", "--raw", "-o", "json"], None).output()).unwrap();
+        let token = cluster.kubectl.must(&["create", "token", "bluebox-injector", "-n", "bluebox"], None);
+        let mut config: Value = serde_json::from_str(&cluster.kubectl.must(&["config", "view", "--raw", "-o", "json"], None)).unwrap();
         config["users"][0]["user"] = serde_json::json!({"token": token.trim()});
         std::fs::write(cluster.directory.path().join("injector.kubeconfig"), config.to_string()).unwrap();
         cluster.start_injector();
@@ -66,8 +59,7 @@ impl Cluster {
         let at = |number: u8| format!(r#"{{"op": "replace", "path": "/webhooks/{number}/clientConfig/service/port", "value": {port}}}"#);
         patch("MutatingWebhookConfiguration", &format!("[{}, {}]", at(0), at(1)));
         std::fs::write(self.directory.path().join("kustomization.yaml"), overlay).unwrap();
-        let done = self.kubectl(&["apply", "-k", &self.directory.path().to_string_lossy()], None);
-        assert!(done.right, "{}", done.said);
+        self.kubectl.must(&["apply", "-k", &self.directory.path().to_string_lossy()], None);
     }
 
     /// Starts the injector, where it was before if it ran already, and waits until it listens.
@@ -120,11 +112,9 @@ impl Cluster {
 
     /// A namespace with or without the label.
     pub(crate) fn namespace(&self, name: &str, label: Option<&str>) {
-        let done = self.kubectl(&["create", "namespace", name], None);
-        assert!(done.right, "{}", done.said);
+        self.kubectl.must(&["create", "namespace", name], None);
         if let Some(label) = label {
-            let done = self.kubectl(&["label", "namespace", name, &format!("bluebox.dev/injection={label}")], None);
-            assert!(done.right, "{}", done.said);
+            self.kubectl.must(&["label", "namespace", name, &format!("bluebox.dev/injection={label}")], None);
         }
         wait("the namespace has its service account", || self.kubectl(&["get", "serviceaccount", "default", "-n", name], None).right.then_some(()));
     }
@@ -133,48 +123,23 @@ impl Cluster {
     pub(crate) fn make(&self, namespace: &str, object: &Value) -> Result<(Value, String), String> {
         let done = self.kubectl(&["create", "-n", namespace, "-o", "json", "-f", "-"], Some(object));
         if !done.right {
-            return Err(done.said);
+            return Err(done.errors);
         }
-        let json = done.said.find('{').unwrap();
-        Ok((serde_json::from_str(&done.said[json..]).unwrap(), done.said[..json].to_owned()))
+        Ok((serde_json::from_str(&done.output).unwrap(), done.errors))
     }
 
     /// Gets something as JSON.
     pub(crate) fn get(&self, arguments: &[&str]) -> Value {
-        serde_json::from_str(&self.kubectl(&[&["get", "-o", "json"], arguments].concat(), None).output()).unwrap()
+        self.kubectl.get(arguments)
     }
 
     /// Runs kubectl.
     pub(crate) fn kubectl(&self, arguments: &[&str], input: Option<&Value>) -> Done {
-        let mut command = Command::new("kubectl");
-        command.arg("--kubeconfig").arg(&self.kubeconfig).args(arguments);
-        command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() }).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        if let Some(input) = input {
-            child.stdin.take().unwrap().write_all(input.to_string().as_bytes()).unwrap();
-        }
-        let output = child.wait_with_output().unwrap();
-        // Warnings come first.
-        let said = format!("{}{}", String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
-        Done { right: output.status.success(), said }
-    }
-}
-
-impl Done {
-    fn output(self) -> String {
-        assert!(self.right, "{}", self.said);
-        self.said
+        self.kubectl.run(arguments, input)
     }
 }
 
 /// Asks until the answer is `Some`.
-pub(crate) fn wait<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let began = Instant::now();
-    loop {
-        if let Some(value) = ask() {
-            return value;
-        }
-        assert!(began.elapsed() < PATIENCE, "waited in vain until {what}");
-        std::thread::sleep(Duration::from_millis(100));
-    }
+pub(crate) fn wait<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
+    wait_for(PATIENCE, what, ask)
 }

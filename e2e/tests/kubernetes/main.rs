@@ -74,7 +74,8 @@ fn unannotated_deployment(cluster: &mut Cluster) {
     let proxy = proxy(pod).unwrap();
     assert_eq!((proxy["restartPolicy"].as_str(), proxy["image"].as_str()), (Some("Always"), Some("bluebox:0.1.0")));
     assert!(proxy["args"].as_array().unwrap().contains(&json!("--serve=cart=127.0.0.1:8080")), "{proxy}");
-    assert!(pod["spec"]["containers"][0]["env"].as_array().unwrap().contains(&json!({"name": "HTTP_PROXY", "value": "http://127.0.0.1:4140"})));
+    assert_eq!(pod["spec"]["initContainers"][0]["name"], "bluebox-redirect");
+    assert!(proxy["args"].as_array().unwrap().contains(&json!("--transparent=127.0.0.1:4143")), "{proxy}");
     assert_eq!(proxy["lifecycle"]["preStop"]["exec"]["command"][1], "drain");
     assert_eq!(pod["spec"]["containers"][0]["lifecycle"]["preStop"]["httpGet"]["path"], "/drained?within=20");
     let report: Value = serde_json::from_str(pod["metadata"]["annotations"]["bluebox.dev/injected"].as_str().unwrap()).unwrap();
@@ -132,6 +133,10 @@ fn denied(cluster: &mut Cluster) {
     labelled["metadata"]["labels"] = json!({"bluebox.dev/injection": "yes"});
     let said = cluster.make("shop", &labelled).unwrap_err();
     assert!(said.contains("write enabled or disabled"), "{said}");
+    let mut meshed = pod("meshed");
+    meshed["spec"]["containers"].as_array_mut().unwrap().push(json!({"name": "istio-proxy", "image": "istio:1"}));
+    let said = cluster.make("shop", &meshed).unwrap_err();
+    assert!(said.contains("the mesh Istio") && said.contains("bluebox.dev/redirect: env"), "{said}");
     // No port: it is made, and whoever makes it is warned.
     let mut mute = pod("mute");
     mute["spec"]["containers"][0].as_object_mut().unwrap().remove("ports");
@@ -206,14 +211,14 @@ fn workloads(cluster: &mut Cluster) {
     cluster.namespace("cron", Some("enabled"));
     cluster.make("cron", &cron).unwrap();
     let done = cluster.kubectl(&["create", "job", "nightly-29384756", "--from=cronjob/nightly", "-n", "cron"], None);
-    assert!(done.right, "{}", done.said);
+    assert!(done.right, "{}", done.errors);
     assert_eq!(name(&pods(cluster, "cron")[0]), (json!("nightly"), json!([])));
 }
 
 fn restricted(cluster: &mut Cluster) {
     cluster.namespace("restricted", Some("enabled"));
     let done = cluster.kubectl(&["label", "namespace", "restricted", "pod-security.kubernetes.io/enforce=restricted"], None);
-    assert!(done.right, "{}", done.said);
+    assert!(done.right, "{}", done.errors);
     let said = wait("the standard is enforced", || {
         cluster
             .make(
@@ -227,7 +232,13 @@ fn restricted(cluster: &mut Cluster) {
     let mut strict = pod("strict");
     strict["spec"]["securityContext"] = json!({"runAsNonRoot": true, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}});
     strict["spec"]["containers"][0]["securityContext"] = json!({"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}});
-    assert!(proxy(&cluster.make("restricted", &strict).unwrap().0).is_some());
+    let (made, _) = cluster.make("restricted", &strict).unwrap();
+    assert!(proxy(&made).is_some());
+    assert!(made["spec"]["containers"][0]["env"].as_array().unwrap().contains(&json!({"name": "HTTP_PROXY", "value": "http://127.0.0.1:4140"})));
+    // Who asks for the kernel's rules there is told that it can't be.
+    strict["metadata"] = json!({"name": "wide", "annotations": {"bluebox.dev/redirect": "nftables"}});
+    let said = cluster.make("restricted", &strict).unwrap_err();
+    assert!(said.contains("NET_ADMIN") && said.contains("bluebox-redirect"), "{said}");
 }
 
 /// Both find that there are no certificates. One makes them, and the other takes them over.
@@ -239,7 +250,7 @@ fn two_injectors(cluster: &mut Cluster) {
     let before = (shown(&other.said()), shown(&cluster.injector_said()), bundle(cluster));
     let done =
         cluster.kubectl(&["patch", "secret", "bluebox-injector-certificates", "-n", "bluebox", "--type=merge", "-p", &json!({"data": null}).to_string()], None);
-    assert!(done.right, "{}", done.said);
+    assert!(done.right, "{}", done.errors);
     wait("both show a new one, and it is trusted", || {
         (shown(&other.said()) > before.0 && shown(&cluster.injector_said()) > before.1 && bundle(cluster) != before.2).then_some(())
     });
@@ -257,7 +268,7 @@ fn certificates(cluster: &mut Cluster) {
     assert!(before.as_str().unwrap().len() > 100);
     let empty = json!({"data": null}).to_string();
     let done = cluster.kubectl(&["patch", "secret", "bluebox-injector-certificates", "-n", "bluebox", "--type=merge", "-p", &empty], None);
-    assert!(done.right, "{}", done.said);
+    assert!(done.right, "{}", done.errors);
     wait("there are new authorities", || (bundle(cluster) != before).then_some(()));
     // Nothing was restarted; a moment later pods are injected again.
     let made = wait("pods are injected again", || {
@@ -266,6 +277,44 @@ fn certificates(cluster: &mut Cluster) {
             .ok()
     });
     assert!(proxy(&made.0).is_some());
+}
+
+/// With nobody to put it right, the policy lets the one container with a right over the network through as Bluebox makes it, and in no other way.
+fn forged_redirects(cluster: &mut Cluster) {
+    let injected = cluster.get(&["pods", "-n", "shop", "-l", "app=cart"])["items"][0].clone();
+    let mut number = 0;
+    let mut made = |change: &dyn Fn(&mut Value)| {
+        number += 1;
+        let mut spec = injected["spec"].clone();
+        for field in ["nodeName", "tolerations", "priority", "preemptionPolicy"] {
+            spec.as_object_mut().unwrap().remove(field);
+        }
+        let mut pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": format!("redirect-{number}"), "labels": {"a": "b"}}, "spec": spec});
+        change(&mut pod["spec"]);
+        cluster.make("shop", &pod)
+    };
+    made(&|_| {}).unwrap();
+    let wider: [&dyn Fn(&mut Value); 12] = [
+        &|spec| spec["initContainers"][0]["image"] = "evil:1".into(),
+        &|spec| spec["initContainers"][0]["command"] = json!(["/bin/sh"]),
+        &|spec| spec["initContainers"][0]["args"] = json!(["redirect", "--proxy-uid=64140", "--remove"]),
+        &|spec| spec["initContainers"][0]["args"] = json!(["proxy", "--proxy-uid=64140"]),
+        &|spec| spec["initContainers"][0]["args"][1] = "--proxy-uid=1000".into(),
+        &|spec| spec["initContainers"][0]["env"] = json!([{"name": "BLUEBOX_EXCLUDE_NETWORKS", "value": "0.0.0.0/0"}]),
+        &|spec| spec["initContainers"][0]["securityContext"]["capabilities"]["add"] = json!(["NET_ADMIN", "SYS_ADMIN"]),
+        &|spec| spec["initContainers"][0]["securityContext"]["capabilities"]["drop"] = json!([]),
+        &|spec| spec["initContainers"][0]["securityContext"]["privileged"] = true.into(),
+        &|spec| spec["initContainers"][0]["securityContext"]["readOnlyRootFilesystem"] = false.into(),
+        &|spec| spec["initContainers"][0]["volumeMounts"].as_array_mut().unwrap().push(json!({"name": "bluebox-kafka", "mountPath": "/kafka"})),
+        &|spec| spec["initContainers"][0]["restartPolicy"] = "Always".into(),
+    ];
+    for (number, change) in wider.iter().enumerate() {
+        let said = made(change).err().unwrap_or_else(|| panic!("{number} was let through"));
+        // A privileged container that may not have more rights than it has is no container at all.
+        assert!(said.contains("`bluebox-redirect` runs another image or command") || said.contains("allowPrivilegeEscalation"), "{number}: {said}");
+    }
+    let said = made(&|spec| drop(spec["initContainers"].as_array_mut().unwrap().remove(0))).unwrap_err();
+    assert!(said.contains("needs `bluebox-redirect`"), "{said}");
 }
 
 fn injector_away(cluster: &mut Cluster) {
@@ -279,6 +328,7 @@ fn injector_away(cluster: &mut Cluster) {
     let mut forged = pod("forged-2");
     forged["spec"]["initContainers"] = json!([{"name": "proxy", "image": "bluebox:0.1.0", "restartPolicy": "Always"}]);
     assert!(cluster.make("shop", &forged).unwrap_err().contains("as another user or with more rights"));
+    forged_redirects(cluster);
 
     assert!(proxy(&cluster.make("elsewhere", &pod("plain-2")).unwrap().0).is_none());
     let mut opted_out = pod("opted-out-2");

@@ -1,10 +1,10 @@
 //! A cluster with nodes, Bluebox installed in it from `manifests/base`, and the apps of the tests.
 
-use std::io::Write as _;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
+use bluebox_e2e::kubectl::{Done, Kubectl, wait_for};
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -19,19 +19,12 @@ pub(crate) const BUSYBOX: &str = "bluebox-test/busybox:1";
 
 /// The cluster.
 pub(crate) struct Cluster {
-    kubeconfig: String,
+    kubectl: Kubectl,
     /// The directory of the node, if it runs on this machine: then its processes can be killed.
     pub(crate) node: Option<PathBuf>,
     brokers: String,
     /// Where the ledger is.
     ledger: String,
-}
-
-/// What kubectl did.
-pub(crate) struct Done {
-    pub(crate) right: bool,
-    pub(crate) output: String,
-    pub(crate) errors: String,
 }
 
 impl Cluster {
@@ -42,7 +35,7 @@ impl Cluster {
             return None;
         };
         let node = std::env::var_os("E2E_NODE").map(PathBuf::from);
-        let mut cluster = Self { kubeconfig, node, brokers, ledger: String::new() };
+        let mut cluster = Self { kubectl: Kubectl::new(kubeconfig), node, brokers, ledger: String::new() };
         cluster.load_images();
         let base = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/base");
         cluster.run(&["apply", "-k", base], None);
@@ -95,29 +88,17 @@ impl Cluster {
 
     /// Gets something as JSON.
     pub(crate) fn get(&self, arguments: &[&str]) -> Value {
-        let done = self.kubectl(&[&["get", "-o", "json"], arguments].concat(), None);
-        serde_json::from_str(&done.output).unwrap_or(Value::Null)
+        self.kubectl.get(arguments)
     }
 
     /// Runs kubectl, which must do right; what it printed.
     pub(crate) fn run(&self, arguments: &[&str], input: Option<&Value>) -> String {
-        let done = self.kubectl(arguments, input);
-        assert!(done.right, "kubectl {}: {}", arguments.join(" "), done.errors);
-        done.output
+        self.kubectl.must(arguments, input)
     }
 
     /// Runs kubectl.
     pub(crate) fn kubectl(&self, arguments: &[&str], input: Option<&Value>) -> Done {
-        let mut command = Command::new("kubectl");
-        command.arg("--kubeconfig").arg(&self.kubeconfig).args(arguments);
-        command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() }).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        if let Some(input) = input {
-            child.stdin.take().unwrap().write_all(input.to_string().as_bytes()).unwrap();
-        }
-        let output = child.wait_with_output().unwrap();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Done { right: output.status.success(), output: text(&output.stdout), errors: text(&output.stderr) }
+        self.kubectl.run(arguments, input)
     }
 
     /// The pods with a label `app`, that are not about to go.
@@ -208,13 +189,6 @@ pub(crate) fn has_proxy(pod: &Value) -> bool {
 }
 
 /// Asks until the answer is `Some`.
-pub(crate) fn wait<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let began = Instant::now();
-    loop {
-        if let Some(value) = ask() {
-            return value;
-        }
-        assert!(began.elapsed() < PATIENCE, "waited in vain until {what}");
-        std::thread::sleep(Duration::from_millis(200));
-    }
+pub(crate) fn wait<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
+    wait_for(PATIENCE, what, ask)
 }

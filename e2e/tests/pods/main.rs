@@ -4,6 +4,7 @@
 
 mod cluster;
 mod losses;
+mod redirected;
 mod report;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -24,12 +25,14 @@ type Check = fn(&Cluster, &Report);
 fn real_pods() {
     let Some(cluster) = Cluster::start() else { return };
     let report = Report::default();
-    let checks: [(&str, Check); 12] = [
+    let checks: [(&str, Check); 14] = [
         ("an unannotated Deployment gets its proxies and serves", deployment),
         ("a call between two apps that know nothing of Bluebox", call),
         ("an app that is no more than busybox httpd, and a Job that calls it and completes", job),
         ("who opted out and who never asked run bare; a label of a pod's own asks", selection),
         ("the pods of a StatefulSet", stateful_set),
+        ("a component with a Service, its metrics, and a server that speaks first", redirected::services),
+        ("ordinals of a StatefulSet, and a second component of their name", redirected::ordinals),
         ("a namespace with the standard `restricted`", restricted),
         ("each loss of a half restarts the whole box", losses::all),
         ("a rolling update under load", rolling_update),
@@ -80,6 +83,8 @@ fn deployment(cluster: &Cluster, report: &Report) {
     let injected: Value = serde_json::from_str(pods[0]["metadata"]["annotations"]["bluebox.dev/injected"].as_str().unwrap()).unwrap();
     assert_eq!((&injected["name"], &injected["serves"]), (&json!("cart"), &json!(["cart=8080"])));
     report.found("restart", injected["restart"].clone());
+    assert_eq!(injected["redirect"], "nftables");
+    assert!(pods.iter().all(|pod| !redirected::is_told_of_a_proxy(pod) && redirected::init_containers(pod)[0] == "bluebox-redirect"));
     caller(cluster);
 }
 
@@ -156,7 +161,9 @@ fn restricted(cluster: &Cluster, _: &Report) {
         });
     }
     cluster.ready("restricted", "strict", 1);
-    let from = name(&cluster.ready("restricted", "strict-caller", 1)[0]).to_owned();
+    let caller = cluster.ready("restricted", "strict-caller", 1).remove(0);
+    assert!(redirected::is_told_of_a_proxy(&caller) && !redirected::init_containers(&caller).contains(&"bluebox-redirect"));
+    let from = name(&caller).to_owned();
     answered(cluster, "restricted", &from, "http://strict/work/strict");
 }
 

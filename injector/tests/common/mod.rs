@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use bluebox_injector::redirect::ENFORCE;
 use bluebox_injector::selection::{ENABLED, INJECTION, Place};
 use bluebox_injector::{Limits, Settings};
 
@@ -27,6 +28,13 @@ pub fn settings() -> Settings {
 /// A namespace that asks for proxies.
 pub fn labelled(namespace: &str) -> Place {
     Place { namespace: namespace.to_owned(), labels: BTreeMap::from([(INJECTION.to_owned(), ENABLED.to_owned())]) }
+}
+
+/// One whose standard forbids that a container changes the pod's network.
+pub fn restricted(namespace: &str) -> Place {
+    let mut place = labelled(namespace);
+    place.labels.insert(ENFORCE.to_owned(), "restricted".to_owned());
+    place
 }
 
 /// What the API server asks when a pod is made.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bluebox_core::log::{Health, Log};
 use bluebox_core::name::RESERVED;
+use bluebox_core::registry::Class;
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
@@ -85,7 +86,8 @@ impl Resolver {
 
     async fn resolve(&self, bytes: &[u8], query: &Query<'_>, over: Over) -> (Vec<u8>, How) {
         let names = self.directory.borrow().names.clone();
-        let name = if query.asks == Asks::OtherClass { None } else { names.asked(&query.name) };
+        let asked = || names.asked(&query.name).or_else(|| names.asked_ordinal(&query.name).filter(|name| self.may_have_ordinals(name)));
+        let name = if query.asks == Asks::OtherClass { None } else { asked() };
         let Some(name) = name else {
             return match forward::ask(&self.nameservers, bytes, over, PATIENCE).await {
                 Ok(answer) => (answer, How::Forwarded),
@@ -124,6 +126,11 @@ impl Resolver {
                 (query.failed(), How::Failed)
             }
         }
+    }
+
+    /// Whether a component is stateful. What is in no registry yet may become it.
+    fn may_have_ordinals(&self, name: &str) -> bool {
+        self.directory.borrow().registry.get(name).is_none_or(|(_, component)| component.class == Class::Stateful)
     }
 
     fn is_component(&self, name: &str) -> bool {

@@ -1,0 +1,113 @@
+//! The redirect in real pods: apps that obey no variable, names with and without a Service, and all else that goes on as if nobody were there.
+
+use serde_json::{Value, json};
+
+use crate::answered;
+use crate::cluster::{Cluster, app, is_ready, name, wait};
+use crate::report::Report;
+
+/// The init containers of a pod, in their order.
+pub(crate) fn init_containers(pod: &Value) -> Vec<&str> {
+    pod["spec"]["initContainers"].as_array().into_iter().flatten().filter_map(|container| container["name"].as_str()).collect()
+}
+
+/// Whether a container of the app is told of a proxy.
+pub(crate) fn is_told_of_a_proxy(pod: &Value) -> bool {
+    let env = pod["spec"]["containers"][0]["env"].as_array().into_iter().flatten();
+    env.into_iter().any(|variable| ["HTTP_PROXY", "http_proxy"].iter().any(|name| variable["name"] == *name))
+}
+
+/// A component with a Service, which has other ports too: its metrics, and a server that speaks first.
+pub(crate) fn services(cluster: &Cluster, _: &Report) {
+    cluster.namespace("redirect", &["bluebox.dev/injection=enabled"]);
+    cluster.deployment("redirect", "bank", 1, |pod| {
+        let app = &mut pod["spec"]["containers"][0];
+        app["ports"] = json!([{"containerPort": 8080, "name": "http"}, {"containerPort": 8090}, {"containerPort": 9090}]);
+        let env = app["env"].as_array_mut().unwrap();
+        env.extend([json!({"name": "GREET", "value": ":8090"}), json!({"name": "METRICS", "value": ":9090"})]);
+    });
+    let ports: Vec<_> =
+        [(80, 8080), (8090, 8090), (9090, 9090)].map(|(port, to)| json!({"name": format!("port-{port}"), "port": port, "targetPort": to})).into();
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "bank", "namespace": "redirect"}, "spec": {"selector": {"app": "bank"}, "ports": ports}});
+    cluster.apply(&service);
+    let address = cluster.get(&["service", "bank", "-n", "redirect"])["spec"]["clusterIP"].clone();
+    let nameserver = nameserver(cluster, &json!({"bank.redirect.svc.cluster.local": address}));
+    let named = |pod: &mut Value| {
+        pod["spec"]["dnsPolicy"] = "None".into();
+        let searches = ["redirect.svc.cluster.local", "svc.cluster.local", "cluster.local"];
+        pod["spec"]["dnsConfig"] = json!({"nameservers": [nameserver], "searches": searches, "options": [{"name": "ndots", "value": "5"}]});
+    };
+    cluster.deployment("redirect", "teller", 1, named);
+    cluster.deployment("redirect", "past", 1, |pod| {
+        named(pod);
+        pod["metadata"]["annotations"] = json!({"bluebox.dev/excluded-ports": "80"});
+    });
+    cluster.ready("redirect", "bank", 1);
+    let teller = cluster.ready("redirect", "teller", 1).remove(0);
+    assert_eq!(init_containers(&teller), ["bluebox-redirect", "bluebox-incarnate", "proxy"]);
+    assert!(!is_told_of_a_proxy(&teller));
+    let from = name(&teller).to_owned();
+    for host in ["bank", "bank.redirect", "bank.redirect.svc.cluster.local"] {
+        let answer = answered(cluster, "redirect", &from, &format!("http://{host}/work/{host}"));
+        assert!(answer["body"].as_str().unwrap().contains("\"attempt\":\"1\""), "it was no durable call: {answer}");
+    }
+    // Without a Service, its name is the proxy's to answer.
+    let answer = answered(cluster, "redirect", &from, "http://past/work/without");
+    assert!(answer["body"].as_str().unwrap().contains("\"attempt\":\"1\""), "it was no durable call: {answer}");
+    let metrics = answered(cluster, "redirect", &from, "http://bank:9090/metrics");
+    assert!(metrics["body"].as_str().unwrap().contains("attempt=\"\""), "metrics are no call: {metrics}");
+    let greeted = cluster.ask("redirect", &from, "/greeted?at=bank:8090").unwrap();
+    assert!(greeted["said"].as_str().is_some_and(|said| said.starts_with("220 bank-")), "{greeted}");
+    // What is excluded goes straight to a pod.
+    let past = name(&cluster.ready("redirect", "past", 1)[0]).to_owned();
+    let answer = answered(cluster, "redirect", &past, "http://bank/work/past");
+    assert!(answer["body"].as_str().unwrap().contains("\"attempt\":\"\""), "it was a durable call: {answer}");
+}
+
+/// The cluster has none of its own: a pod that knows these names. Its address.
+fn nameserver(cluster: &Cluster, names: &Value) -> String {
+    let mut container = app(&[("NAMES", &names.to_string())]);
+    container["securityContext"] = json!({"runAsUser": 0});
+    cluster.apply(&json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "names", "namespace": "ledger"}, "spec": {"containers": [container]}}));
+    wait("the nameserver runs", || {
+        let pod = cluster.get(&["pod", "names", "-n", "ledger"]);
+        is_ready(&pod).then(|| pod["status"]["podIP"].as_str().unwrap_or_default().to_owned())
+    })
+}
+
+/// The pods of a StatefulSet as ordinals: each is called by its own name, and a call to one that is not there yet waits for it.
+pub(crate) fn ordinals(cluster: &Cluster, _: &Report) {
+    let set = |replicas: u32| {
+        json!({
+            "apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "safe", "namespace": "shop"},
+            "spec": {"replicas": replicas, "serviceName": "safe", "podManagementPolicy": "Parallel", "selector": {"matchLabels": {"app": "safe"}}, "template": {
+                "metadata": {"labels": {"app": "safe"}, "annotations": {"bluebox.dev/class": "stateful", "bluebox.dev/partitions": "3"}},
+                "spec": {"containers": [app(&[])]},
+            }},
+        })
+    };
+    cluster.apply(&set(2));
+    cluster.ready("shop", "safe", 2);
+    let from = crate::caller(cluster);
+    let at = |answer: &Value| answer["body"].as_str().and_then(|body| serde_json::from_str::<Value>(body).ok()).map(|body| body["pod"].clone());
+    for pod in ["safe-1", "safe-0", "safe-1"] {
+        let answer = answered(cluster, "shop", &from, &format!("http://{pod}.safe/work/{pod}"));
+        assert_eq!(at(&answer), Some(pod.into()), "{answer}");
+    }
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| cluster.call("shop", &from, "http://safe-2.safe/work/safe-2"));
+        cluster.apply(&set(3));
+        let answer = waiting.join().unwrap();
+        assert_eq!((&answer["status"], at(&answer)), (&json!(200), Some("safe-2".into())), "{answer}");
+    });
+    // The second of two components of one name and different classes doesn't start, and says why.
+    cluster.apply(&json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "late-safe", "namespace": "shop", "labels": {"app": "late-safe"}, "annotations": {"bluebox.dev/component": "safe"}},
+        "spec": {"containers": [app(&[])]}}));
+    let said = wait("the loser says why it doesn't start", || {
+        let pod = cluster.get(&["pod", "late-safe", "-n", "shop"]);
+        let proxy = crate::cluster::status_of(&pod, "proxy").to_string();
+        proxy.contains("class").then_some(proxy)
+    });
+    assert!(said.contains("safe") && said.contains("stateful"), "{said}");
+    cluster.run(&["delete", "pod", "late-safe", "-n", "shop", "--wait=false"], None);
+}
