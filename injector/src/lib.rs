@@ -22,10 +22,12 @@
 //! - [`review`]: the admission review, as the API server asks and is answered.
 //! - [`serve`]: the webhook's server, [`metrics`] what it counts.
 //! - [`rules`]: whether the cluster has restart rules.
+//! - [`bare`]: which pods run without a proxy because they are older than the label.
 //! - [`certificates`]: which certificates there should be; [`keep`]: keeps them so in the cluster.
 //! - [`run`](mod@run): all of that.
 
 pub mod annotations;
+pub mod bare;
 pub mod certificates;
 pub mod container;
 pub mod decide;

@@ -1,5 +1,6 @@
 //! What the injector counts, and where that and its state of health can be asked.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
+use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -26,6 +27,7 @@ pub struct Metrics {
     certificate_until: IntGauge,
     failures: IntCounterVec,
     restart_rules: IntGauge,
+    bare: IntGaugeVec,
 }
 
 impl Metrics {
@@ -54,6 +56,13 @@ impl Metrics {
                 "bluebox_injector_restart_rules",
                 "Whether app and proxy of new pods are restarted together by restart rules: 1, or 0 where the cluster has none.",
             )?,
+            bare: IntGaugeVec::new(
+                Opts::new(
+                    "bluebox_injector_bare_pods",
+                    "Pods that run without a proxy, because they are older than the label that asks for one, by namespace.",
+                ),
+                &["namespace"],
+            )?,
         };
         for collector in [&metrics.reviews, &metrics.refused, &metrics.failures] {
             metrics.registry.register(Box::new(collector.clone()))?;
@@ -61,6 +70,7 @@ impl Metrics {
         metrics.registry.register(Box::new(metrics.seconds.clone()))?;
         metrics.registry.register(Box::new(metrics.certificate_until.clone()))?;
         metrics.registry.register(Box::new(metrics.restart_rules.clone()))?;
+        metrics.registry.register(Box::new(metrics.bare.clone()))?;
         Ok(metrics)
     }
 
@@ -82,6 +92,14 @@ impl Metrics {
 
     pub(crate) fn restart_rules(&self, usable: bool) {
         self.restart_rules.set(i64::from(usable));
+    }
+
+    /// How many bare pods there are in which namespaces; in all others there are none.
+    pub(crate) fn bare(&self, counts: &BTreeMap<String, i64>) {
+        self.bare.reset();
+        for (namespace, count) in counts {
+            self.bare.with_label_values(&[namespace]).set(*count);
+        }
     }
 
     pub(crate) fn failed(&self, what: &str) {
@@ -164,10 +182,13 @@ mod tests {
         metrics.refused("size");
         metrics.failed("secret");
         metrics.took(Duration::from_millis(1));
+        metrics.bare(&[("old".to_owned(), 7)].into());
+        metrics.bare(&[("shop".to_owned(), 2)].into());
+        assert!(metrics.text().contains(r#"bare_pods{namespace="shop"} 2"#) && !metrics.text().contains("old"), "{}", metrics.text());
         metrics.certificate_until(1_800_000_000);
         assert!(metrics.text().contains("bluebox_injector_certificate_until_seconds 1800000000"), "{}", metrics.text());
         let families = metrics.registry.gather();
-        assert_eq!(families.len(), 6);
+        assert_eq!(families.len(), 7);
         for family in families {
             assert!(include_str!("../../docs/kubernetes.md").contains(&format!("| `{}`", family.name())), "docs/kubernetes.md does not have {}", family.name());
         }

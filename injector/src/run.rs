@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::annotations::Limits;
+use crate::bare;
 use crate::keep::{self, Names};
 use crate::metrics::{self, Metrics, Readiness};
 use crate::rules;
@@ -65,6 +66,7 @@ pub async fn run(config: Config, client: Client, limits: impl Limits + 'static, 
     beside.spawn(metrics::serve(admin, metrics.clone(), Ready { trusted, rules: rules.clone() }));
     beside.spawn(keep::keep(client.clone(), config.names, show, trust, metrics.clone()));
     beside.spawn(rules::watch(client.clone(), config.settings.namespace().to_owned(), tell_rules, metrics.clone()));
+    beside.spawn(bare::watch(client.clone(), config.settings.clone(), metrics.clone()));
     let (tell_settings, settings) = watch::channel(config.settings.clone());
     beside.spawn(set_rules(config.settings.clone(), rules, tell_settings));
     // Port 0 takes one that is free: what is said is what it became.

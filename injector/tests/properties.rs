@@ -5,7 +5,8 @@ mod common;
 
 use bluebox_injector::selection::Place;
 use bluebox_injector::{Decision, decide};
-use common::{FewLimits, labelled, restricted, settings};
+use common::legal::faults;
+use common::{FewLimits, cases, labelled, restricted, settings};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
@@ -96,6 +97,105 @@ fn pods() -> impl Strategy<Value = Value> {
     })
 }
 
+/// Pods with everything that the API allows and few use; most of them are legal.
+fn odd_pods() -> impl Strategy<Value = Value> {
+    let port = any_of(json!([8080, "web", "none"]));
+    let handler = prop_oneof![
+        port.clone().prop_map(|port| json!({"httpGet": {"path": "/live", "port": port, "httpHeaders": [{"name": "X-$", "value": "$(Y)"}]}})),
+        port.clone().prop_map(|port| json!({"httpGet": {"port": port, "scheme": "HTTPS", "path": "live"}})),
+        port.clone().prop_map(|port| json!({"httpGet": {"port": port, "host": "elsewhere"}})),
+        port.prop_map(|port| json!({"tcpSocket": {"port": port}})),
+        Just(json!({"grpc": {"port": 8080, "service": "cart"}})),
+        Just(json!({"exec": {"command": ["cat", "/alive"]}})),
+        Just(json!({"exec": {"command": []}})),
+        Just(json!({"exec": {"command": null}})),
+    ];
+    let probe = (handler.clone(), any_of(json!([null, 0, 1, 7, 99999]))).prop_map(|(mut probe, timeout)| {
+        probe["timeoutSeconds"] = timeout;
+        probe["terminationGracePeriodSeconds"] = 5.into();
+        probe
+    });
+    let hook = prop_oneof![3 => handler, 1 => Just(json!({"sleep": {"seconds": 1}}))];
+    let container = some_of(vec![
+        ("image", any_of(json!(["a:1"]))),
+        ("ports", any_of(json!([[{"containerPort": 8080, "name": "web"}, {"containerPort": 9090, "protocol": "SCTP"}], [], null]))),
+        (
+            "env",
+            any_of(json!([[{"name": "A", "value": "$(B)"}, {"name": "A"}], [{"name": "B", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}], null])),
+        ),
+        ("envFrom", any_of(json!([[{"configMapRef": {"name": "c"}}]]))),
+        ("livenessProbe", probe.clone().boxed()),
+        ("lifecycle", some_of(vec![("preStop", hook.clone().boxed()), ("postStart", hook.boxed()), ("stopSignal", any_of(json!(["SIGUSR1"])))])),
+        ("volumeMounts", any_of(json!([[{"name": "data", "mountPath": "/d"}, {"name": "data", "mountPath": "/e", "subPathExpr": "$(A)"}], null]))),
+        ("volumeDevices", any_of(json!([[{"name": "block", "devicePath": "/dev/x"}]]))),
+        (
+            "resources",
+            any_of(
+                json!([{"limits": {"cpu": "1", "memory": "1Gi"}}, {"claims": [{"name": "gpu"}]}, {"requests": {"cpu": "0"}, "limits": {"example.com/gpu": "1"}}, null]),
+            ),
+        ),
+        ("resizePolicy", any_of(json!([[{"resourceName": "cpu", "restartPolicy": "NotRequired"}]]))),
+        ("securityContext", any_of(json!([{"runAsUser": 0, "privileged": true}, {"procMount": "Unmasked"}, {"windowsOptions": {}}, null]))),
+        ("stdin", any_of(json!([true]))),
+        ("restartPolicyRules", any_of(json!([[{"action": "Restart", "exitCodes": {"operator": "In", "values": [1]}}]]))),
+        ("restartPolicy", any_of(json!(["Always", "Never", "OnFailure"]))),
+    ]);
+    let containers = |names: &'static [&'static str]| {
+        let container = container.clone();
+        proptest::sample::subsequence(names, 0..=names.len())
+            .prop_flat_map(move |names| {
+                names
+                    .into_iter()
+                    .map(|name| {
+                        container.clone().prop_map(move |mut container| {
+                            container["name"] = name.into();
+                            container
+                        })
+                    })
+                    .collect::<Vec<_>>()
+            })
+            .prop_map(Value::Array)
+            .boxed()
+    };
+    // What ends has neither probes nor hooks.
+    let init = containers(&["init", "helper"]).prop_map(|mut all| {
+        for container in all.as_array_mut().unwrap().iter_mut().filter(|container| container["restartPolicy"] != "Always") {
+            let container = container.as_object_mut().unwrap();
+            container.remove("livenessProbe");
+            container.remove("lifecycle");
+        }
+        all
+    });
+    let annotations = any_of(json!([
+        {"bluebox.dev/app-containers": "app"}, {"bluebox.dev/restart": "separate"}, {"bluebox.dev/restart-on-hang": "true"}, {"bluebox.dev/redirect": "env"},
+        {"bluebox.dev/excluded-ports": "1,2", "bluebox.dev/excluded-hosts": "10.0.0.1"}, {"bluebox.dev/cpu-limit": "1m"}, {"bluebox.dev/memory-request": "2Gi"},
+        {"bluebox.dev/class": "stateful", "bluebox.dev/partitions": "2"}, {"bluebox.dev/components": "a=1,b=2", "bluebox.dev/class": "b=stateful", "bluebox.dev/partitions": "9"},
+    ]));
+    let owner = |kind: &str| json!([{"apiVersion": "apps/v1", "kind": kind, "name": "cart-1", "uid": "1", "controller": true}]);
+    let metadata = some_of(vec![
+        ("annotations", annotations),
+        ("labels", any_of(json!([{"app": "cart", "apps.kubernetes.io/pod-index": "1"}, {"app": "cart"}]))),
+        ("ownerReferences", any_of(json!([owner("StatefulSet"), owner("Job"), owner("ReplicaSet"), owner("Example")]))),
+    ]);
+    let spec = some_of(vec![
+        ("initContainers", init.boxed()),
+        ("containers", containers(&["app", "web"])),
+        ("ephemeralContainers", any_of(json!([[{"name": "debugger", "targetContainerName": "app"}]]))),
+        ("hostUsers", any_of(json!([false]))),
+        ("dnsPolicy", any_of(json!(["None"]))),
+        ("shareProcessNamespace", any_of(json!([true]))),
+        ("terminationGracePeriodSeconds", any_of(json!([0, 1, 30, 86400]))),
+        ("securityContext", any_of(json!([{"runAsNonRoot": true, "runAsUser": 7}, {"runAsUser": 64140}, {"sysctls": []}]))),
+        ("restartPolicy", any_of(json!(["Always", "OnFailure", "Never"]))),
+        ("os", any_of(json!([{"name": "linux"}]))),
+    ]);
+    (metadata, spec).prop_map(|(mut metadata, mut spec)| {
+        metadata["name"] = "cart".into();
+        spec["volumes"] = json!([{"name": "data", "emptyDir": {}}, {"name": "block", "persistentVolumeClaim": {"claimName": "b"}}]);
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+    })
+}
+
 /// Where a pod is made: with and without a standard that forbids the kernel's rules.
 fn places() -> impl Strategy<Value = Place> {
     any::<bool>().prop_map(|strict| if strict { restricted("shop") } else { labelled("shop") })
@@ -146,7 +246,7 @@ fn apps(pod: &Value, list: &str) -> Vec<Value> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(cases(2000)))]
 
     #[test]
     fn a_pod_is_injected_whole_or_not_at_all(pod in pods(), place in places()) {
@@ -193,6 +293,21 @@ proptest! {
         // Twice is once.
         let Decision::Injected(again) = decide(&applied, &place, &settings(), &FewLimits) else { panic!("what was injected is refused") };
         prop_assert!(again.patch.0.is_empty(), "{}", again.patch);
+    }
+
+    /// A pod that the API server would take is one that it takes with its proxy, in a cluster with restart rules and in one without, and twice is once there too.
+    #[test]
+    fn a_legal_pod_stays_legal(pod in odd_pods(), place in places(), rules in any::<bool>()) {
+        prop_assume!(faults(&pod).is_empty());
+        let settings = settings().with_restart_rules(rules);
+        let Decision::Injected(injected) = decide(&pod, &place, &settings, &FewLimits) else { return Ok(()) };
+        prop_assert_eq!(faults(&injected.pod), Vec::<String>::new());
+        let Decision::Injected(again) = decide(&injected.pod, &place, &settings, &FewLimits) else { panic!("what was injected is refused") };
+        prop_assert!(again.patch.0.is_empty(), "{}", again.patch);
+        // What nobody asked the injector about is as it was.
+        for field in ["hostUsers", "dnsPolicy", "shareProcessNamespace", "ephemeralContainers", "terminationGracePeriodSeconds", "securityContext", "restartPolicy", "os"] {
+            prop_assert_eq!(&injected.pod["spec"][field], &pod["spec"][field], "{}", field);
+        }
     }
 
     /// Another webhook added a container after the first time: it is pointed to the proxy too, and nothing else changes.

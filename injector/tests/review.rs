@@ -6,7 +6,7 @@ mod common;
 use base64::Engine as _;
 use bluebox_injector::review::{Answer, BadReview, read};
 use bluebox_injector::selection::Place;
-use common::{FewLimits, labelled, review_of, settings};
+use common::{FewLimits, cases, labelled, review_of, settings};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -99,7 +99,7 @@ fn what_is_no_review_is_told_so() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(cases(2000)))]
 
     /// The door that strangers knock at: whatever bytes come, there is an answer or an error, and no panic.
     #[test]

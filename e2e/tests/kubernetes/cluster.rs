@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The cluster.
 pub(crate) struct Cluster {
-    kubectl: Kubectl,
+    pub(crate) kubectl: Kubectl,
     directory: TempDir,
     injector: Option<Process>,
     /// Where the webhook listens; the API server was told so.

@@ -13,41 +13,85 @@ use crate::{caller, told};
 /// How a half is lost.
 struct Loss {
     name: &'static str,
-    /// The app's liveness probe.
-    probe: Option<&'static str>,
     inflict: fn(&Cluster, &Value),
     /// Whether it takes a signal from outside.
     from_outside: bool,
 }
 
-const LOSSES: [Loss; 10] = [
-    Loss { name: "app-exits-0", probe: None, inflict: |cluster, pod| cluster.tell("losses", name(pod), "/exit?code=0"), from_outside: false },
-    Loss { name: "app-exits-1", probe: None, inflict: |cluster, pod| cluster.tell("losses", name(pod), "/exit?code=1"), from_outside: false },
-    Loss { name: "app-crashes", probe: None, inflict: |cluster, pod| cluster.signal(pod, "app", Signal::SIGKILL), from_outside: true },
+const LOSSES: [Loss; 7] = [
+    Loss { name: "app-exits-0", inflict: |cluster, pod| cluster.tell("losses", name(pod), "/exit?code=0"), from_outside: false },
+    Loss { name: "app-exits-1", inflict: |cluster, pod| cluster.tell("losses", name(pod), "/exit?code=1"), from_outside: false },
+    Loss { name: "app-crashes", inflict: |cluster, pod| cluster.signal(pod, "app", Signal::SIGKILL), from_outside: true },
+    // Its probe fails, and the kubelet kills it; without one, the proxy finds it out.
+    Loss { name: "app-hangs", inflict: |cluster, pod| cluster.tell("losses", name(pod), "/hang"), from_outside: false },
+    Loss { name: "proxy-exits", inflict: |cluster, pod| cluster.signal(pod, "proxy", Signal::SIGTERM), from_outside: true },
+    Loss { name: "proxy-crashes", inflict: |cluster, pod| cluster.signal(pod, "proxy", Signal::SIGKILL), from_outside: true },
     // Its probe fails, and the kubelet kills it.
-    Loss { name: "app-hangs", probe: Some(HTTP), inflict: |cluster, pod| cluster.tell("losses", name(pod), "/hang"), from_outside: false },
-    Loss { name: "proxy-exits", probe: None, inflict: |cluster, pod| cluster.signal(pod, "proxy", Signal::SIGTERM), from_outside: true },
-    Loss { name: "proxy-crashes", probe: None, inflict: |cluster, pod| cluster.signal(pod, "proxy", Signal::SIGKILL), from_outside: true },
-    // Its probe fails, and the kubelet kills it.
-    Loss { name: "proxy-hangs", probe: None, inflict: |cluster, pod| cluster.signal(pod, "proxy", Signal::SIGSTOP), from_outside: true },
-    Loss { name: "proxy-crashes-tcp", probe: Some(TCP), inflict: |cluster, pod| cluster.signal(pod, "proxy", Signal::SIGKILL), from_outside: true },
-    Loss { name: "proxy-crashes-grpc", probe: Some(GRPC), inflict: |cluster, pod| cluster.signal(pod, "proxy", Signal::SIGKILL), from_outside: true },
-    Loss { name: "proxy-crashes-exec", probe: Some(EXEC), inflict: |cluster, pod| cluster.signal(pod, "proxy", Signal::SIGKILL), from_outside: true },
+    Loss { name: "proxy-hangs", inflict: |cluster, pod| cluster.signal(pod, "proxy", Signal::SIGSTOP), from_outside: true },
 ];
 
-const HTTP: &str = r#"{"httpGet": {"path": "/healthz", "port": 8080}}"#;
-const TCP: &str = r#"{"tcpSocket": {"port": 8080}}"#;
-const GRPC: &str = r#"{"grpc": {"port": 8080}}"#;
-const EXEC: &str = r#"{"exec": {"command": ["/app", "healthy"]}}"#;
+/// How an app is asked whether it lives.
+struct Probe {
+    name: &'static str,
+    probe: Option<&'static str>,
+}
 
+const PROBES: [Probe; 5] = [
+    Probe { name: "none", probe: None },
+    Probe { name: "http", probe: Some(r#"{"httpGet": {"path": "/healthz", "port": 8080}}"#) },
+    Probe { name: "tcp", probe: Some(r#"{"tcpSocket": {"port": 8080}}"#) },
+    Probe { name: "grpc", probe: Some(r#"{"grpc": {"port": 8080}}"#) },
+    Probe { name: "exec", probe: Some(r#"{"exec": {"command": ["/app", "healthy"]}}"#) },
+];
+
+/// A loss of a box whose app is probed in a way.
+struct Case {
+    name: String,
+    loss: &'static Loss,
+    probe: &'static Probe,
+}
+
+/// The cases that are tried each time: every loss, and one that goes through each kind of probe.
+fn usual(loss: &Loss, probe: &Probe) -> bool {
+    match loss.name {
+        "app-hangs" => probe.name == "http",
+        "proxy-crashes" => probe.name != "http",
+        _ => probe.name == "none",
+    }
+}
+
+/// What can't be seen: a hung app still takes connections, which is all that such a probe asks. It is found out by its attempts, as one without a probe is.
+fn goes_unseen(loss: &Loss, probe: &Probe) -> bool {
+    loss.name == "app-hangs" && ["none", "tcp"].contains(&probe.name)
+}
+
+/// Every loss; with `FULL=1` of apps with every kind of probe.
 pub(crate) fn all(cluster: &Cluster, report: &Report) {
+    // Boxes at once: one broker has the topics of them all, and in a later check it has to start again with them.
+    const AT_ONCE: usize = 12;
+    let full = std::env::var_os("FULL").is_some();
     cluster.namespace("losses", &["bluebox.dev/injection=enabled"]);
-    let losses: Vec<_> = LOSSES.iter().filter(|loss| cluster.node.is_some() || !loss.from_outside).collect();
-    for loss in &losses {
-        cluster.deployment("losses", loss.name, 1, |pod| {
-            // One broker has them all, and in a later check it has to start again with them.
-            pod["metadata"]["annotations"] = serde_json::json!({"bluebox.dev/partitions": "2"});
-            if let Some(probe) = loss.probe {
+    let every = LOSSES.iter().flat_map(|loss| PROBES.iter().map(move |probe| (loss, probe)));
+    let wanted = every.filter(|(loss, probe)| (full || usual(loss, probe)) && (cluster.node.is_some() || !loss.from_outside));
+    let cases: Vec<_> = wanted.map(|(loss, probe)| Case { name: format!("{}-{}", loss.name, probe.name), loss, probe }).collect();
+    let mut failed = Vec::new();
+    for some in cases.chunks(AT_ONCE) {
+        failed.extend(some_of_them(cluster, report, some));
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+/// All of these at once, in a pod each; which of them failed, and why.
+fn some_of_them(cluster: &Cluster, report: &Report, cases: &[Case]) -> Vec<String> {
+    for Case { name, loss, probe } in cases {
+        cluster.deployment("losses", name, 1, |pod| {
+            let mut annotations = serde_json::json!({"bluebox.dev/partitions": "2"});
+            if goes_unseen(loss, probe) {
+                annotations["bluebox.dev/restart-on-hang"] = "true".into();
+                annotations["bluebox.dev/attempt-timeout"] = "3s".into();
+            }
+            pod["metadata"]["annotations"] = annotations;
+            if let Some(probe) = probe.probe {
                 let mut probe: Value = serde_json::from_str(probe).unwrap();
                 for (field, value) in [("periodSeconds", 2), ("failureThreshold", 2), ("timeoutSeconds", 2)] {
                     probe[field] = value.into();
@@ -57,26 +101,32 @@ pub(crate) fn all(cluster: &Cluster, report: &Report) {
         });
     }
     let from = caller(cluster);
-    thread::scope(|scope| {
-        let cases: Vec<_> = losses.iter().map(|loss| (loss.name, scope.spawn(|| one(cluster, report, loss, &from)))).collect();
-        let failed: Vec<_> = cases
-            .into_iter()
-            .filter_map(|(name, case)| {
-                let panic = case.join().err()?;
-                Some(format!("{name}: {}", panic.downcast_ref::<String>().cloned().unwrap_or_else(|| "?".to_owned())))
-            })
-            .collect();
-        assert!(failed.is_empty(), "{}", failed.join("\n"));
+    let failed = thread::scope(|scope| {
+        let running: Vec<_> = cases.iter().map(|case| (&case.name, scope.spawn(|| one(cluster, report, case, &from)))).collect();
+        let ended = running.into_iter().filter_map(|(name, case)| {
+            let panic = case.join().err()?;
+            Some(format!("{name}: {}", panic.downcast_ref::<String>().cloned().unwrap_or_else(|| "?".to_owned())))
+        });
+        ended.collect()
     });
+    for Case { name, .. } in cases {
+        cluster.run(&["delete", "deployment", name, "-n", "losses", "--wait=false"], None);
+    }
+    failed
 }
 
-fn one(cluster: &Cluster, report: &Report, loss: &Loss, from: &str) {
-    let case = loss.name;
+fn one(cluster: &Cluster, report: &Report, Case { name: case, loss, probe }: &Case, from: &str) {
     let before = cluster.ready("losses", case, 1).remove(0);
     let to = format!("http://{case}/work/{case}");
     wait(&format!("{case} answers at first"), || (cluster.call("shop", from, &format!("{to}-first"))["status"] == 200).then_some(()));
     (loss.inflict)(cluster, &before);
     let lost = Instant::now();
+    if goes_unseen(loss, probe) {
+        // An attempt lasts as long as its caller waits: these wait for less than others.
+        for number in 0..3 {
+            cluster.call("shop", from, &format!("{to}-hung-{number}&wait=2"));
+        }
+    }
     let answer = cluster.call("shop", from, &format!("{to}-then"));
     let took = lost.elapsed();
     let after = wait(&format!("{case}: both halves were started again"), || {

@@ -4,12 +4,13 @@
 
 mod cluster;
 mod losses;
+mod reboot;
 mod redirected;
 mod report;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cluster::{BUSYBOX, Cluster, app, has_proxy, is_ready, name, status_of, wait};
 use nix::sys::signal::{self, Signal};
@@ -25,7 +26,7 @@ type Check = fn(&Cluster, &Report);
 fn real_pods() {
     let Some(cluster) = Cluster::start() else { return };
     let report = Report::default();
-    let checks: [(&str, Check); 14] = [
+    let checks: [(&str, Check); 16] = [
         ("an unannotated Deployment gets its proxies and serves", deployment),
         ("a call between two apps that know nothing of Bluebox", call),
         ("an app that is no more than busybox httpd, and a Job that calls it and completes", job),
@@ -37,9 +38,12 @@ fn real_pods() {
         ("each loss of a half restarts the whole box", losses::all),
         ("a rolling update under load", rolling_update),
         ("scaling down under load", scale_down),
+        ("what a proxy adds to the start of a pod", start_up),
         ("with Kafka away pods start, and calls get 503", kafka_away),
         ("with the injector away labelled pods wait, and others start", injector_away),
         ("the logs of a proxy can be read", logs),
+        // Last: what is at an address afterwards is another pod.
+        ("a node that starts again", reboot::check),
     ];
     let only = std::env::var("E2E_ONLY").unwrap_or_default();
     for (number, (name, check)) in checks.into_iter().enumerate() {
@@ -197,6 +201,30 @@ fn scale_down(cluster: &Cluster, report: &Report) {
     cluster.run(&["scale", "deployment/cart", "-n", "shop", "--replicas=2"], None);
 }
 
+/// From the making of a pod until it is ready, with a proxy and without, in turns.
+fn start_up(cluster: &Cluster, report: &Report) {
+    const PAIRS: usize = 10;
+    cluster.namespace("start", &["bluebox.dev/injection=enabled"]);
+    let mut times = [Vec::new(), Vec::new()];
+    for number in 0..PAIRS {
+        for (label, times) in ["disabled", "enabled"].into_iter().zip(&mut times) {
+            let pod_name = format!("{label}-{number}");
+            // One name for all of them: which components there are is no question of theirs.
+            let metadata = json!({"name": pod_name, "namespace": "start", "labels": {"app": "start", "bluebox.dev/injection": label}});
+            let began = Instant::now();
+            cluster.apply(
+                &json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": [app(&[])], "terminationGracePeriodSeconds": 2}}),
+            );
+            wait("a pod is ready", || is_ready(&cluster.get(&["pod", &pod_name, "-n", "start"])).then_some(()));
+            times.push(u64::try_from(began.elapsed().as_millis()).unwrap());
+            cluster.run(&["delete", "pod", &pod_name, "-n", "start"], None);
+        }
+    }
+    times.iter_mut().for_each(|times| times.sort_unstable());
+    let [without, with] = times.map(|times| times[PAIRS / 2]);
+    report.found("startUpMs", json!({"without": without, "with": with, "added": with.saturating_sub(without)}));
+}
+
 /// Kills the broker, and starts it again with what it had.
 fn kafka_away(cluster: &Cluster, report: &Report) {
     let Ok(directory) = std::env::var("BLUEBOX_TEST_BROKER_DIR") else { return println!("        SKIPPED: the broker is not this test's") };
@@ -241,6 +269,10 @@ fn injector_away(cluster: &Cluster, _: &Report) {
         let events = cluster.get(&["events", "-n", "shop"]).to_string();
         events.contains("should have Bluebox's proxy").then_some(())
     });
+    if std::env::var_os("FULL").is_some() {
+        // Long enough for controllers to lose their patience.
+        std::thread::sleep(Duration::from_secs(120));
+    }
     assert!(cluster.pods("shop", "waiting").is_empty());
     cluster.run(&["scale", "deployment/bluebox-injector", "-n", "bluebox", "--replicas=2"], None);
     cluster.run(&["rollout", "status", "deployment/bluebox-injector", "-n", "bluebox", "--timeout=240s"], None);

@@ -1,6 +1,8 @@
 //! What the tests have in common.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, reason = "each test takes what it needs, and fails by panicking")]
 
+pub mod legal;
+
 use std::collections::BTreeMap;
 
 use bluebox_injector::redirect::ENFORCE;
@@ -18,6 +20,11 @@ impl Limits for FewLimits {
     fn flag(&self, name: &str, value: &str) -> Result<String, String> {
         if name == "route" || value.ends_with('s') { Ok(format!("--{name}={value}")) } else { Err("write a duration".to_owned()) }
     }
+}
+
+/// How many cases a property is tried with: `CASES=1000000` for a long run.
+pub fn cases(usual: u32) -> u32 {
+    std::env::var("CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(usual)
 }
 
 /// Those of a cluster with restart rules.
