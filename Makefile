@@ -11,6 +11,9 @@ CONTRACT = $(CARGO) test --locked --package bluebox-e2e -- --test-threads=6
 # Mistakes that are planted into the state machines, and must be found by the simulation or the model. With the same packages as the other tests, so that what they are made of is built once.
 PLANTED = $(CARGO) test --locked --workspace --exclude bluebox-e2e --features bluebox/faults,bluebox-txmgr/faults --test simulation --test model planted
 
+# How long the parts of `make e2e` take.
+E2E_TIMES = target/e2e.times
+TIMED = scripts/timed $(E2E_TIMES)
 # More flags for the node of `make e2e`: NODE=--without-restart-rules
 NODE ?=
 
@@ -100,14 +103,15 @@ images: ## The image of Bluebox, as an archive: target/images/bluebox.tar
 
 # The app and busybox know nothing of Bluebox.
 e2e: ## Real pods on a real Kubernetes node on this machine (as root), or on the cluster that E2E_KUBECONFIG names, whose pods reach BLUEBOX_TEST_BROKERS; writes target/e2e.json
-	scripts/kubernetes build
-	scripts/kubernetes packages
-	$(MAKE) images
-	scripts/images app bluebox-test/app:1 target/images/app.tar
-	scripts/images busybox bluebox-test/busybox:1 target/images/busybox.tar '["/bin/busybox", "sh"]'
-	$(CARGO) test --locked --package bluebox-e2e --test pods --no-run
-	scripts/kafka fetch
-	$(if $(E2E_KUBECONFIG),,scripts/kubernetes run --node $(NODE) -- bash -c 'exec scripts/kafka run --address "$$E2E_ADDRESS" -- "$$@"' --) $(CARGO) test --locked --offline --package bluebox-e2e --test pods -- --nocapture
+	rm -f $(E2E_TIMES)
+	$(TIMED) "build Kubernetes" scripts/kubernetes build
+	$(TIMED) "install packages" scripts/kubernetes packages
+	$(TIMED) "image of Bluebox" $(MAKE) images
+	$(TIMED) "image of the tests' app" scripts/images app bluebox-test/app:1 target/images/app.tar
+	$(TIMED) "image of busybox" scripts/images busybox bluebox-test/busybox:1 target/images/busybox.tar '["/bin/busybox", "sh"]'
+	$(TIMED) "build the tests" $(CARGO) test --locked --package bluebox-e2e --test pods --no-run
+	$(TIMED) "fetch Kafka" scripts/kafka fetch
+	$(TIMED) "cluster and checks" $(if $(E2E_KUBECONFIG),,scripts/kubernetes run --node $(NODE) -- bash -c 'exec scripts/kafka run --address "$$E2E_ADDRESS" -- "$$@"' --) $(CARGO) test --locked --offline --package bluebox-e2e --test pods -- --nocapture
 
 fmt: ## Format the code
 	$(CARGO) fmt --all

@@ -226,6 +226,17 @@ pub(crate) async fn run(options: ProxyOptions) -> anyhow::Result<()> {
             false
         }
     };
+    let place = options.incarnation.as_ref().map(Place::new);
+    let ended = serve(options, replaces).await;
+    // Where the box is started again in place, nobody else keeps what it ended with.
+    if let (Err(error), Some(place)) = (&ended, place) {
+        place.leave_word_if_none(&format!("{error:#}"))?;
+    }
+    ended
+}
+
+/// Runs the proxy, whose box has begun.
+async fn serve(options: ProxyOptions, replaces: bool) -> anyhow::Result<()> {
     if options.with_parent {
         crate::family::end_with_parent()?;
     }

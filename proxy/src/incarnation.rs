@@ -123,7 +123,7 @@ impl Place {
             Err(problem) if problem.kind() == io::ErrorKind::NotFound && self.0.is_dir() => false,
             Err(problem) => return Err(PlaceError { path: self.file(TOKEN), problem }),
         };
-        let why = self.read(WHY)?.filter(|why| !why.is_empty());
+        let why = self.word()?;
         if why.is_some() {
             self.write(WHY, "")?;
         }
@@ -147,6 +147,22 @@ impl Place {
             self.write(APP_IS_NEW, "yes")?;
         }
         self.write(WHY, why)
+    }
+
+    /// Leaves word to the next proxy as [`leave_word`](Self::leave_word) does, unless that was done: what ends a proxy that has said why says less.
+    ///
+    /// # Errors
+    /// When the directory can't be read or written into.
+    pub fn leave_word_if_none(&self, why: &str) -> Result<(), PlaceError> {
+        if self.word()?.is_some() { Ok(()) } else { self.leave_word(why, false) }
+    }
+
+    /// The word that was left to the next proxy, which is still to come.
+    ///
+    /// # Errors
+    /// When the directory can't be read.
+    pub fn word(&self) -> Result<Option<String>, PlaceError> {
+        Ok(self.read(WHY)?.filter(|why| !why.is_empty()))
     }
 
     fn read(&self, name: &str) -> Result<Option<String>, PlaceError> {
@@ -210,6 +226,8 @@ mod tests {
 
         // Both were started again, and the word comes with the token.
         place.leave_word("the app is gone", false).unwrap();
+        place.leave_word_if_none("an error").unwrap();
+        assert_eq!(place.word().unwrap().as_deref(), Some("the app is gone"));
         let (history, _) = place.former(S(2)).unwrap();
         place.prepare(history, S(2)).unwrap();
         assert_eq!(place.take().unwrap(), Taken::WithTheBox { incarnation: 2, why: Some("the app is gone".to_owned()) });

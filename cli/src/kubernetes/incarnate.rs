@@ -33,7 +33,10 @@ pub(crate) fn run(options: &IncarnateOptions) -> anyhow::Result<()> {
     let place = Place::new(&options.incarnation);
     let (history, wait) = place.former(since_the_machine_started()?)?;
     if !wait.is_zero() {
+        // While it waits there is no proxy that could say it.
+        let former_proxy = place.word()?.unwrap_or_else(|| "it died without a word".to_owned());
         warn!(
+            former_proxy,
             incarnation = history.incarnations,
             short_lived = history.short_lived,
             wait_seconds = wait.as_secs(),

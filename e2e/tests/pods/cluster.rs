@@ -141,13 +141,17 @@ impl Cluster {
 
     /// Sends the first process of a container a signal, past Kubernetes. Only where the node is on this machine.
     pub(crate) fn signal(&self, pod: &Value, container: &str, signal: Signal) {
+        signal::kill(Pid::from_raw(self.process(pod, container)), signal).unwrap();
+    }
+
+    /// The first process of a container. Only where the node is on this machine.
+    pub(crate) fn process(&self, pod: &Value, container: &str) -> i32 {
         let node = self.node.as_ref().expect("the node is on this machine");
         let id = status_of(pod, container)["containerID"].as_str().unwrap().trim_start_matches("containerd://").to_owned();
         let tasks = Command::new("ctr").arg("--address").arg(node.join("containerd.sock")).args(["--namespace", "k8s.io", "tasks", "list"]).output().unwrap();
         let tasks = String::from_utf8_lossy(&tasks.stdout).into_owned();
         let line = tasks.lines().find(|line| line.starts_with(&id)).unwrap_or_else(|| panic!("no task {id} in {tasks}"));
-        let pid = line.split_whitespace().nth(1).unwrap().parse().unwrap();
-        signal::kill(Pid::from_raw(pid), signal).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
     /// A Deployment of the tests' app.

@@ -1,5 +1,7 @@
 //! The redirect in real pods: apps that obey no variable, names with and without a Service, and all else that goes on as if nobody were there.
 
+use std::process::Command;
+
 use serde_json::{Value, json};
 
 use crate::answered;
@@ -62,6 +64,27 @@ pub(crate) fn services(cluster: &Cluster, _: &Report) {
     let past = name(&cluster.ready("redirect", "past", 1)[0]).to_owned();
     let answer = answered(cluster, "redirect", &past, "http://bank/work/past");
     assert!(answer["body"].as_str().unwrap().contains("\"attempt\":\"\""), "it was a durable call: {answer}");
+    without_rules(cluster, &teller, &nameserver);
+}
+
+/// A pod whose rules are gone is not ready until they are back.
+fn without_rules(cluster: &Cluster, pod: &Value, nameserver: &str) {
+    if cluster.node.is_none() {
+        return println!("        SKIPPED: the node is not on this machine");
+    }
+    let process = cluster.process(pod, "proxy").to_string();
+    let program = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/images/bluebox");
+    let redirect = |flags: &[&str]| {
+        let done = Command::new("nsenter").args(["--target", &process, "--net", program, "redirect"]).args(flags).output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    };
+    let now = || cluster.get(&["pod", name(pod), "-n", "redirect"]);
+    redirect(&["--remove"]);
+    wait("a pod without rules is not ready", || (!is_ready(&now())).then_some(()));
+    let said = cluster.run(&["logs", "-n", "redirect", name(pod), "-c", "proxy"], None);
+    assert!(said.contains("the redirect is not in place any more"), "{said}");
+    redirect(&["--proxy-uid=64140", "--transparent-port=4143", "--dns-port=4153", &format!("--nameservers={nameserver}")]);
+    wait("it is ready again", || is_ready(&now()).then_some(()));
 }
 
 /// The cluster has none of its own: a pod that knows these names. Its address.
@@ -104,10 +127,10 @@ pub(crate) fn ordinals(cluster: &Cluster, _: &Report) {
     cluster.apply(&json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "late-safe", "namespace": "shop", "labels": {"app": "late-safe"}, "annotations": {"bluebox.dev/component": "safe"}},
         "spec": {"containers": [app(&[])]}}));
     let said = wait("the loser says why it doesn't start", || {
-        let pod = cluster.get(&["pod", "late-safe", "-n", "shop"]);
-        let proxy = crate::cluster::status_of(&pod, "proxy").to_string();
-        proxy.contains("class").then_some(proxy)
+        // While it waits to be started again, only what waits can say it.
+        let said = ["proxy", "bluebox-incarnate"].map(|container| cluster.kubectl(&["logs", "late-safe", "-n", "shop", "-c", container], None).output);
+        said.into_iter().find(|said| said.contains("former_proxy") && said.contains("registered"))
     });
-    assert!(said.contains("safe") && said.contains("stateful"), "{said}");
+    assert!(said.contains("component safe") && said.contains("Stateful"), "{said}");
     cluster.run(&["delete", "pod", "late-safe", "-n", "shop", "--wait=false"], None);
 }
