@@ -99,7 +99,7 @@ impl Cluster {
         self.namespace("probe", Some("enabled"));
         wait("the webhook and the policy work", || {
             let mut pod = crate::pod("probe");
-            pod["spec"]["containers"][0]["env"] = serde_json::json!([{"name": "HTTP_PROXY", "value": "x"}]);
+            pod["metadata"]["annotations"] = serde_json::json!({"bluebox.dev/port": "none"});
             // Denied by the webhook, and an opted-out one of the same is not denied by the policy.
             self.make("probe", &pod).err().filter(|said| said.contains("Bluebox can't put"))
         });

@@ -158,6 +158,10 @@ impl Cluster {
     pub(crate) fn deployment(&self, namespace: &str, name: &str, replicas: u32, change: impl FnOnce(&mut Value)) {
         let mut pod = json!({"metadata": {"labels": {"app": name}}, "spec": {"containers": [app(&[("LEDGER", &self.ledger)])]}});
         change(&mut pod);
+        // One broker has them all, and in a later check it has to start again with them. Only the first Deployment says nothing about Bluebox.
+        if name != "cart" && pod["metadata"]["annotations"]["bluebox.dev/partitions"].is_null() {
+            pod["metadata"]["annotations"]["bluebox.dev/partitions"] = "4".into();
+        }
         self.apply(&json!({
             "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "namespace": namespace},
             "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": name}}, "template": pod},
