@@ -182,9 +182,9 @@ mod tests {
         metrics.refused("size");
         metrics.failed("secret");
         metrics.took(Duration::from_millis(1));
-        metrics.bare(&[("old".to_owned(), 7)].into());
+        metrics.bare(&[("emptied".to_owned(), 7)].into());
         metrics.bare(&[("shop".to_owned(), 2)].into());
-        assert!(metrics.text().contains(r#"bare_pods{namespace="shop"} 2"#) && !metrics.text().contains("old"), "{}", metrics.text());
+        assert!(metrics.text().contains(r#"bare_pods{namespace="shop"} 2"#) && !metrics.text().contains("emptied"), "{}", metrics.text());
         metrics.certificate_until(1_800_000_000);
         assert!(metrics.text().contains("bluebox_injector_certificate_until_seconds 1800000000"), "{}", metrics.text());
         let families = metrics.registry.gather();
