@@ -93,8 +93,7 @@ pub async fn follow(log: Arc<dyn Log>, mine: Registration, directory: watch::Sen
     }
     let topic = mine.prefix.registry();
     let partition = topic.partition(0);
-    make_topics(&*log, &mine, &topic).await;
-    check_partitions(&*log, &mine).await?;
+    make_topics(&*log, own_topics(&mine, &topic)).await;
 
     let bounds = persist("the registry can't be read", || log.bounds(&partition)).await;
     let mut following = Following { reader: log.read(&partition, bounds.start), registry: Registry::default(), next: bounds.start, directory };
@@ -102,6 +101,13 @@ pub async fn follow(log: Arc<dyn Log>, mine: Registration, directory: watch::Sen
         return Ok(());
     }
     following.directory.send_modify(|d| d.complete = true);
+
+    // Who comes second is told so before anything is made for it, or said about topics that are another's.
+    for served in &mine.serves {
+        following.registry.agrees(&served.name, &served.component)?;
+    }
+    make_topics(&*log, served_topics(&mine)).await;
+    check_partitions(&*log, &mine).await?;
 
     for served in &mine.serves {
         following.registry.agrees(&served.name, &served.component)?;
@@ -154,9 +160,16 @@ fn can_be_served(served: &Served) -> Result<(), String> {
     }
 }
 
-async fn make_topics(log: &dyn Log, mine: &Registration, registry: &Topic) {
+/// The topics that a box needs to call.
+fn own_topics(mine: &Registration, registry: &Topic) -> Vec<TopicSpec> {
     let mut specs = vec![TopicSpec { topic: registry.clone(), partitions: 1, retention: None, compacted: true }];
     specs.extend(mine.prefix.topics(&mine.caller).caller_specs(&mine.retention));
+    specs
+}
+
+/// Those of the components that it serves.
+fn served_topics(mine: &Registration) -> Vec<TopicSpec> {
+    let mut specs = Vec::new();
     for served in &mine.serves {
         let topics = mine.prefix.topics(&served.name);
         specs.extend(topics.callee_specs(served.component.class, served.component.partitions, &mine.retention));
@@ -164,7 +177,13 @@ async fn make_topics(log: &dyn Log, mine: &Registration, registry: &Topic) {
             specs.extend(topics.caller_specs(&mine.retention));
         }
     }
-    persist("the topics can't be made", || log.create_topics(specs.clone())).await;
+    specs
+}
+
+async fn make_topics(log: &dyn Log, specs: Vec<TopicSpec>) {
+    if !specs.is_empty() {
+        persist("the topics can't be made", || log.create_topics(specs.clone())).await;
+    }
 }
 
 async fn check_partitions(log: &dyn Log, mine: &Registration) -> Result<(), RegisterError> {

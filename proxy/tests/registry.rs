@@ -77,12 +77,21 @@ async fn who_comes_second_with_something_else_is_told() {
 
     let (_directory, task) = start(log.clone(), registration("cart", &[("cart", of(8))]));
     let error = tokio::time::timeout(PATIENCE, task).await.unwrap().unwrap().unwrap_err();
+    assert!(matches!(&error, RegisterError::Conflict(c) if (c.there_partitions, c.asked_partitions) == (4, 8)), "{error}");
+
+    // Of topics that nobody has registered a component for, it is said what they are like.
+    let stray = Prefix::default().topics(&name("stock")).callee_specs(Class::Service, 4, &Retention::default());
+    log.create_topics(stray).await.unwrap();
+    let (_directory, task) = start(log.clone(), registration("stock", &[("stock", of(8))]));
+    let error = tokio::time::timeout(PATIENCE, task).await.unwrap().unwrap().unwrap_err();
     assert!(matches!(&error, RegisterError::Partitions { there: 4, wanted: 8, .. }), "{error}");
 
     let (_directory, task) = start(log.clone(), registration("cart", &[("cart", Component { class: Class::Stateful, ..of(4) })]));
     let error = tokio::time::timeout(PATIENCE, task).await.unwrap().unwrap().unwrap_err();
     assert!(matches!(&error, RegisterError::Conflict(c) if c.there == Class::Service), "{error}");
     assert_eq!(first.borrow().registry.get("cart").unwrap().1, &of(4));
+    // Nothing was made for it.
+    assert_eq!(log.partitions(&Prefix::default().topics(&name("cart")).frontier).await.unwrap(), None);
 
     // A proxy ends with it.
     let mut config = common::config();
