@@ -108,7 +108,6 @@ fn odd_pods() -> impl Strategy<Value = Value> {
         Just(json!({"grpc": {"port": 8080, "service": "cart"}})),
         Just(json!({"exec": {"command": ["cat", "/alive"]}})),
         Just(json!({"exec": {"command": []}})),
-        Just(json!({"exec": {"command": null}})),
     ];
     let probe = (handler.clone(), any_of(json!([null, 0, 1, 7, 99999]))).prop_map(|(mut probe, timeout)| {
         probe["timeoutSeconds"] = timeout;
@@ -140,15 +139,18 @@ fn odd_pods() -> impl Strategy<Value = Value> {
         ("restartPolicyRules", any_of(json!([[{"action": "Restart", "exitCodes": {"operator": "In", "values": [1]}}]]))),
         ("restartPolicy", any_of(json!(["Always", "Never", "OnFailure"]))),
     ]);
-    let containers = |names: &'static [&'static str]| {
+    let containers = |names: &'static [&'static str], least: usize| {
         let container = container.clone();
-        proptest::sample::subsequence(names, 0..=names.len())
+        proptest::sample::subsequence(names, least..=names.len())
             .prop_flat_map(move |names| {
                 names
                     .into_iter()
                     .map(|name| {
                         container.clone().prop_map(move |mut container| {
                             container["name"] = name.into();
+                            if container["restartPolicy"].is_null() {
+                                container.as_object_mut().unwrap().remove("restartPolicyRules");
+                            }
                             container
                         })
                     })
@@ -158,7 +160,7 @@ fn odd_pods() -> impl Strategy<Value = Value> {
             .boxed()
     };
     // What ends has neither probes nor hooks.
-    let init = containers(&["init", "helper"]).prop_map(|mut all| {
+    let init = containers(&["init", "helper"], 0).prop_map(|mut all| {
         for container in all.as_array_mut().unwrap().iter_mut().filter(|container| container["restartPolicy"] != "Always") {
             let container = container.as_object_mut().unwrap();
             container.remove("livenessProbe");
@@ -179,7 +181,7 @@ fn odd_pods() -> impl Strategy<Value = Value> {
     ]);
     let spec = some_of(vec![
         ("initContainers", init.boxed()),
-        ("containers", containers(&["app", "web"])),
+        ("containers", containers(&["app", "web"], 1)),
         ("ephemeralContainers", any_of(json!([[{"name": "debugger", "targetContainerName": "app"}]]))),
         ("hostUsers", any_of(json!([false]))),
         ("dnsPolicy", any_of(json!(["None"]))),
@@ -298,7 +300,9 @@ proptest! {
     /// A pod that the API server would take is one that it takes with its proxy, in a cluster with restart rules and in one without, and twice is once there too.
     #[test]
     fn a_legal_pod_stays_legal(pod in odd_pods(), place in places(), rules in any::<bool>()) {
-        prop_assume!(faults(&pod).is_empty());
+        if !faults(&pod).is_empty() {
+            return Ok(());
+        }
         let settings = settings().with_restart_rules(rules);
         let Decision::Injected(injected) = decide(&pod, &place, &settings, &FewLimits) else { return Ok(()) };
         prop_assert_eq!(faults(&injected.pod), Vec::<String>::new());
