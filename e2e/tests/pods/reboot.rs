@@ -66,6 +66,10 @@ pub(crate) fn check(cluster: &Cluster, report: &Report) {
         command.args(&daemon.command[1..]).process_group(0).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         // It ends with the namespace that all of it is in.
         drop(command.spawn().unwrap());
+        wait("what runs containers answers", || {
+            let asked = Command::new("ctr").args(["--address", &format!("{node}/containerd.sock"), "version"]).output().unwrap();
+            asked.status.success().then_some(())
+        });
     }
     println!("        {} sandboxes are gone", shims.len());
     wait("the node has noticed", || {
