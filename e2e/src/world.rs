@@ -165,6 +165,7 @@ impl World {
     pub fn proxy(&self, name: &str) -> ProxySpec {
         let number = self.labels.replace(self.labels.get() + 1);
         let spec = ProxySpec {
+            program: "proxy",
             label: format!("proxy-{number}-{name}"),
             listen: self.address(),
             arguments: self.log_flags(),
@@ -178,6 +179,24 @@ impl World {
             .flag("--first-backoff", "20ms")
             .flag("--max-backoff", "500ms")
             .flag("--shared-by-callers", "false")
+    }
+
+    /// A replica of the transaction manager, with this number of partitions. It takes the requests of those who are in no box.
+    pub fn txmgr(&self, partitions: u32) -> ProxySpec {
+        let number = self.labels.replace(self.labels.get() + 1);
+        let spec = ProxySpec {
+            program: "txmgr",
+            label: format!("txmgr-{number}"),
+            listen: self.address(),
+            arguments: self.log_flags(),
+            directory: self.directory().to_owned(),
+            faults: None,
+        };
+        spec.flag("--partitions", &partitions.to_string())
+            .flag("--session-timeout", if self.log == LogKind::Kafka { "8s" } else { "3s" })
+            .flag("--lease", "1s")
+            .flag("--first-pause", "50ms")
+            .flag("--longest-pause", "500ms")
     }
 }
 
