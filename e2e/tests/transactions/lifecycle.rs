@@ -47,18 +47,20 @@ pub async fn both_ends_can_be_asked_for_again_and_the_other_one_comes_too_late(w
     let hotel = scene.service("hotel").await;
     let lra = scene.start().await;
     scene.join(&lra, &hotel).await;
-    let (close, again) = tokio::join!(scene.put(&format!("{lra}/close")), scene.put(&format!("{lra}/close")));
+    let (close_it, cancel_it) = (format!("{lra}/close"), format!("{lra}/cancel"));
+    let (close, again) = tokio::join!(scene.put(&close_it), scene.put(&close_it));
     close.is(200, "Closed");
     again.is(200, "Closed");
-    scene.put(&format!("{lra}/close")).await.is(200, "Closed");
-    is_problem(&scene.put(&format!("{lra}/cancel")).await, 412, "other-end");
+    scene.put(&close_it).await.is(200, "Closed");
+    is_problem(&scene.put(&cancel_it).await, 412, "other-end");
     is_problem(&scene.client.call(Call::new(Method::PUT, &lra).with("link", &hotel.links())).await, 412, "not-active");
     is_problem(&scene.put(&format!("{lra}/renew?TimeLimit=1000")).await, 412, "not-active");
     hotel.was_asked_only(&["/complete"]);
     // Close against cancel: one of them is decided, and both say so.
     let lra = scene.start().await;
     scene.join(&lra, &hotel).await;
-    let (close, cancel) = tokio::join!(scene.put(&format!("{lra}/close")), scene.put(&format!("{lra}/cancel")));
+    let (close_it, cancel_it) = (format!("{lra}/close"), format!("{lra}/cancel"));
+    let (close, cancel) = tokio::join!(scene.put(&close_it), scene.put(&cancel_it));
     let codes = [close.status.as_u16(), cancel.status.as_u16()];
     assert!(codes == [200, 412] || codes == [412, 200], "{codes:?}");
 }
