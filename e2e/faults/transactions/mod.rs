@@ -94,7 +94,12 @@ async fn one(options: &TransactionsOptions, log: LogKind, seed: u64, bluebox: &s
     let wanted = Arc::new(client::Wanted::default());
     let clients: Vec<_> = (0..options.clients)
         .map(|number| {
-            let client = Client { proxies: scene.client_proxies(), wanted: Arc::clone(&wanted), random: Random::new(seed ^ (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)), number };
+            let client = Client {
+                proxies: scene.client_proxies(),
+                wanted: Arc::clone(&wanted),
+                random: Random::new(seed ^ (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)),
+                number,
+            };
             tokio::spawn(client.run())
         })
         .collect();

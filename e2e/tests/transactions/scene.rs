@@ -20,7 +20,7 @@ pub struct Scene {
 /// A participant: an app and its proxy.
 pub struct Service {
     pub app: App,
-    pub proxy: Proxy,
+    _proxy: Proxy,
     pub name: &'static str,
 }
 
@@ -49,7 +49,7 @@ impl Scene {
         app.rule(|_| Some(says(200, "")));
         let proxy = self.world.proxy(name).serves(name, &app, 2).start().await;
         self.client.knows(name).await;
-        Service { app, proxy, name }
+        Service { app, _proxy: proxy, name }
     }
 
     pub async fn put(&self, url: &str) -> Answer {
