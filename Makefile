@@ -87,7 +87,7 @@ faults-some: faults-build
 	$(SOME_FAULTS) --log kafka --kills 5 --only kill-caller-proxy,kill-callee-app,kill-callee-proxy,kill-log,stop-callee-proxy,cut,half-open
 
 faults-build:
-	$(CARGO) build --locked --bin bluebox --bin bluebox-faults
+	$(CARGO) build --locked --bin bluebox --bin bluebox-faults --bin bluebox-e2e-app
 
 test-fast: ## The tests that need no Kafka
 	$(CARGO) test --locked --workspace --exclude bluebox-e2e

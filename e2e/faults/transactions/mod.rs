@@ -60,6 +60,7 @@ const COME_BACK: Duration = Duration::from_secs(60);
 pub(crate) async fn all(options: &TransactionsOptions) -> anyhow::Result<bool> {
     let program = std::env::current_exe().context("this program")?;
     let binaries = program.parent().context("this program has no directory")?.to_owned();
+    bluebox_e2e::process::use_binaries(&binaries);
     let target = binaries.parent().context("the directory of this program has none above it")?.to_owned();
     let report_at = options.report.clone().unwrap_or_else(|| target.join("txn-faults.json"));
     let mut runs = Vec::new();

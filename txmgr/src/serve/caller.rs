@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 use tracing::debug;
 
 use super::counts::Counts;
-use super::{Settings, Surroundings};
+use super::{IsComponent, Settings, Surroundings};
 use crate::TransactionId;
 use crate::callback::{Callback, Outcome, Phase};
 use crate::wire::answer::meaning;
@@ -48,7 +48,7 @@ pub(super) struct Caller {
     name: ComponentName,
     proxy: Authority,
     client: Http,
-    is_component: Arc<dyn Fn(&ComponentName, u16) -> bool + Send + Sync>,
+    is_component: IsComponent,
     allowed: Vec<Allowed>,
     places: Semaphore,
     counts: Counts,

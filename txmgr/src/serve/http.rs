@@ -23,7 +23,7 @@ use super::caller::Caller;
 use super::owner::Command;
 use super::partitions::Partitions;
 use super::problem::{Answered, Problem};
-use super::{Settings, Surroundings, door, lra, operate, sagas};
+use super::{IsComponent, Settings, Surroundings, door, lra, operate, sagas};
 use crate::TransactionId;
 use crate::effect::Answer;
 use crate::id::Absent;
@@ -94,7 +94,7 @@ impl Asked {
 /// Answers requests.
 pub(super) struct Service {
     pub(super) settings: Settings,
-    is_component: Arc<dyn Fn(&bluebox_core::ComponentName, u16) -> bool + Send + Sync>,
+    is_component: IsComponent,
     pub(super) partitions: Arc<Partitions>,
     pub(super) caller: Arc<Caller>,
 }

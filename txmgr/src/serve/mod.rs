@@ -54,6 +54,9 @@ pub struct Settings {
     pub end_wait: Duration,
 }
 
+/// Whether there is such a component, with this port.
+pub type IsComponent = Arc<dyn Fn(&ComponentName, u16) -> bool + Send + Sync>;
+
 /// What is around it.
 #[derive(Clone)]
 pub struct Surroundings {
@@ -64,7 +67,7 @@ pub struct Surroundings {
     /// Where its own proxy takes calls.
     pub proxy: SocketAddr,
     /// Whether there is such a component, with this port.
-    pub is_component: Arc<dyn Fn(&ComponentName, u16) -> bool + Send + Sync>,
+    pub is_component: IsComponent,
     /// The partitions of its calls that this process has, and which tenure of each this is.
     pub tenures: watch::Receiver<BTreeMap<(ComponentName, u32), u64>>,
 }
