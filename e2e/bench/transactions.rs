@@ -20,6 +20,7 @@ use crate::numbers::{Rounds, Times, rounded};
 use crate::options::{LogKind, RunOptions};
 use crate::report::Report;
 use crate::system::System;
+use crate::usage;
 
 /// Round trips of the floor that are one transaction.
 const ROUND_TRIPS: u64 = 8;
@@ -73,7 +74,7 @@ impl Client {
 pub(crate) async fn measure(options: &RunOptions, report: &mut Report) -> anyhow::Result<()> {
     let system = System::start(options).await?;
     let pair = system.pair(&[], &[]).await?;
-    let _txmgr = system.txmgr(options.partitions).await?;
+    let txmgr = system.txmgr(options.partitions).await?;
     proxy::knows(pair.caller.at, "txmgr").await;
     let mut floor = match (options.log, &options.brokers) {
         (LogKind::Kafka, Some(brokers)) => Some(Floor::start(brokers, system.prefix(), options.body).await?),
@@ -135,6 +136,36 @@ pub(crate) async fn measure(options: &RunOptions, report: &mut Report) -> anyhow
         figures["floor_round_trips"] = json!(ROUND_TRIPS);
         figures["times_the_floor_p50"] = json!(rounded(alone.percentile(50.0) / of_floor.percentile(50.0)));
     }
+    // Many that are open, and how long it takes until the next owner has them all.
+    let each = options.waiting.div_ceil(AT_ONCE);
+    let began = Instant::now();
+    let starts = clients.into_iter().map(|mut client| async move {
+        for _ in 0..each {
+            client.ask(Method::POST, &format!("{COORDINATOR}/start"), None).await?;
+        }
+        anyhow::Ok(())
+    });
+    for done in futures_util::future::join_all(starts).await {
+        done?;
+    }
+    let begun_in = began.elapsed();
+    let resident = usage::resident_bytes(txmgr.process.pid())?;
+    txmgr.process.terminate().await;
+    let began = Instant::now();
+    let txmgr = system.txmgr(options.partitions).await?;
+    let mut client = Client::open(txmgr.at).await?;
+    loop {
+        // Whole, or an error.
+        if let Ok(closing) = client.ask(Method::GET, &format!("{COORDINATOR}?Status=Closing"), None).await {
+            ensure!(&closing.body()[..] == b"[]", "there are none that are closing");
+            break;
+        }
+        ensure!(began.elapsed() < Duration::from_secs(120), "{} open transactions were not recovered within 120 s", each * AT_ONCE);
+        client = Client::open(txmgr.at).await?;
+    }
+    figures["recovery"] = json!({
+        "open": each * AT_ONCE, "begun_in_s": rounded(begun_in.as_secs_f64()), "recovered_in_s": rounded(began.elapsed().as_secs_f64()), "rss_bytes": resident,
+    });
     report.put("transactions", figures);
     Ok(())
 }

@@ -298,3 +298,25 @@ fn encoded(text: &str) -> String {
         encoded
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::path::decoded;
+
+    #[test]
+    fn a_url_in_a_segment_comes_back_and_names_its_lra() {
+        let url = "http://txmgr:80/lra-coordinator/0007-019b2c3d4e5f-0123456789abcdef?a=ä b";
+        let segment = encoded(url);
+        assert!(segment.starts_with("http%3A%2F%2Ftxmgr%3A80%2F") && !segment.contains('/'), "{segment}");
+        assert_eq!(decoded(&segment).as_deref(), Some(url));
+        assert!(matches!(resource(&format!("/recovery/{segment}/3")), Ok(Resource::Participant(_, Callee(3)))));
+    }
+
+    #[test]
+    fn links_are_written_as_they_are_read() {
+        let links = Links { compensate: Some("http://a/c?x=1".into()), after: Some("http://a/after".into()), ..Links::default() };
+        let read = links_of_join(Some(&written(&links)), "").unwrap();
+        assert_eq!((read.compensate.as_deref(), read.complete, read.after.as_deref()), (Some("http://a/c?x=1"), None, Some("http://a/after")));
+    }
+}

@@ -195,6 +195,8 @@ impl Owner<'_> {
             Command::Start(start, reply) => (self.partition.start(now, request, start, &mut self.out).map_err(NoAnswer::from), reply),
             Command::StartSaga(start, reply) => (self.partition.start_saga(now, request, start, &mut self.out).map_err(NoAnswer::from), reply),
             Command::Ask(id, ask, reply) => (self.partition.request(now, request, id, ask, &mut self.out), reply),
+            // Who has not read all of it must not show a part for the whole: the reply is dropped.
+            Command::Show(..) if !self.partition.is_serving() => return,
             Command::Show(filter, reply) => {
                 let shown = self.partition.transactions().filter(|state| filter.passes(state, now)).map(view::transaction).collect();
                 // Who asked may have gone.

@@ -180,3 +180,56 @@ fn wait(asked: &Asked) -> Option<Timestamp> {
     };
     Some(later(wall_clock(), wait.min(LONGEST_WAIT)))
 }
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderMap;
+
+    use super::super::http::Query;
+    use super::*;
+
+    fn request(json: &str) -> Result<StepRequest, Problem> {
+        serde_json::from_str::<WantedRequest>(json).unwrap().step()
+    }
+
+    #[test]
+    fn a_body_is_json_or_a_text_as_it_is() {
+        for (json, content_type, body) in [
+            (r#"{"url": "u"}"#, None, ""),
+            (r#"{"url": "u", "body": {"a": 1}}"#, Some("application/json"), r#"{"a":1}"#),
+            (r#"{"url": "u", "body": "a"}"#, Some("application/json"), r#""a""#),
+            (r#"{"url": "u", "body": "a", "content_type": "text/plain"}"#, Some("text/plain"), "a"),
+            (r#"{"url": "u", "content_type": "text/plain"}"#, Some("text/plain"), ""),
+        ] {
+            let request = request(json).unwrap();
+            assert_eq!((request.content_type.as_deref(), &request.body[..], request.method), (content_type, body.as_bytes(), Method::POST), "{json}");
+        }
+        assert!(request(r#"{"url": "u", "method": "a b"}"#).is_err());
+        assert!(request(r#"{"url": "u", "body": 1, "content_type": "a\nb"}"#).is_err());
+    }
+
+    #[test]
+    fn a_wait_is_shorter_than_the_proxys() {
+        let until = |prefer: &'static str| {
+            let headers = HeaderMap::from_iter([(PREFER, http::HeaderValue::from_static(prefer))]);
+            let asked = Asked {
+                method: Method::GET,
+                path: String::new(),
+                query: Query::default(),
+                raw_query: String::new(),
+                headers,
+                body: Bytes::new(),
+                origin: String::new(),
+                call: None,
+                partition: None,
+            };
+            wait(&asked)
+        };
+        let before = wall_clock();
+        let seconds = |prefer| until(prefer).map(|until| until.since(before).as_secs_f64().round());
+        assert_eq!((seconds("respond-async"), seconds("wait=soon")), (None, None));
+        assert_eq!((seconds("wait"), seconds("return=minimal, wait=100")), (Some(60.0), Some(100.0)));
+        assert!(until("wait=100").unwrap().since(before) < Duration::from_secs(100));
+        assert_eq!(seconds("wait=99999"), Some(240.0));
+    }
+}

@@ -132,3 +132,34 @@ pub(super) fn saga(all: &Saga) -> Value {
         "why": all.why, "forgotten": all.forgotten, "steps": steps.collect::<Vec<_>>(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::line::Rules;
+    use crate::transaction::{Start, Transaction};
+
+    fn filter(query: &str) -> Result<Filter, String> {
+        Filter::of(&Query::parse(query).unwrap())
+    }
+
+    #[test]
+    fn filters_pass_what_they_say() {
+        let at = Timestamp::from_millis(1_000_000);
+        let id = TransactionId::new(0, at, None, 1);
+        let start = Start { id, origin: None, client: Arc::from(""), base: Arc::from("http://txmgr/lra-coordinator"), limit: None, parent: None };
+        let transaction = Transaction::start(Arc::new(Rules::default()), at, crate::effect::RequestId(0), start, &mut Vec::new());
+        let passes = |query: &str| filter(query).unwrap().passes(&StateRef::Lra(transaction.lra()), Timestamp::from_millis(1_005_000));
+        for query in ["", "kind=lra", "status=Active", "Status=Active", "older-than=5000", "failed=false"] {
+            assert!(passes(query), "{query}");
+        }
+        for query in ["kind=saga", "status=Closed", "older-than=5001", "failed", "in-doubt", "recovering"] {
+            assert!(!passes(query), "{query}");
+        }
+        for wrong in ["kind=x", "status=open", "older-than=1s"] {
+            assert!(filter(wrong).is_err(), "{wrong}");
+        }
+    }
+}
