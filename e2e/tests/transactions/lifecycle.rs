@@ -18,6 +18,15 @@ pub async fn start_answers_201_with_the_url_in_location_and_body(world: World) {
     assert_eq!((&lra["lraId"], &lra["clientId"], &lra["status"]), (&Value::from(url.as_str()), &Value::from("a b"), &Value::from("Active")), "{lra}");
     assert_eq!((&lra["isTopLevel"], &lra["isRecovering"], &lra["finishTime"]), (&Value::from(true), &Value::from(false), &Value::from(0)), "{lra}");
     assert!(lra["startTime"].as_u64().unwrap() > 1_600_000_000_000, "{lra}");
+    // Narayana's clients know it in this form, and in no other.
+    for (path, version) in [(url.as_str(), "1.2"), (COORDINATOR, "2.0")] {
+        let answer = scene.client.call(Call::get(path).with("narayana-lra-api-version", version)).await;
+        let lra: Value = serde_json::from_slice(&answer.body).unwrap();
+        let lra = lra.get(0).unwrap_or(&lra);
+        let mut names: Vec<&str> = lra.as_object().unwrap().keys().map(String::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["clientId", "finishTime", "lraId", "recovering", "startTime", "status", "topLevel"], "{lra}");
+    }
 }
 
 pub async fn close_completes_all_and_cancel_compensates_in_reverse_order(world: World) {

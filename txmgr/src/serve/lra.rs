@@ -203,7 +203,7 @@ impl Coordinator<'_> {
 
     async fn read(&self, id: TransactionId) -> Result<Answered, Problem> {
         match self.ask(id, Request::Read).await? {
-            Answer::Lra(lra) => Ok(json(StatusCode::OK, &view::lra(&lra))),
+            Answer::Lra(lra) => Ok(json(StatusCode::OK, &self.named(view::lra(&lra)))),
             answer => Err(unexpected(&answer)),
         }
     }
@@ -221,7 +221,21 @@ impl Coordinator<'_> {
 
     async fn gathered(&self, query: &str) -> Result<Answered, Problem> {
         let all = operate::gather(self.service, query).await?;
-        Ok(json(StatusCode::OK, &Value::Array(all.iter().map(view::as_on_the_wire).collect())))
+        Ok(json(StatusCode::OK, &Value::Array(all.iter().map(|one| self.named(view::as_on_the_wire(one))).collect())))
+    }
+
+    /// Narayana's clients, which are those that name a version, know two of the properties by other names, and refuse a document with one that they don't know.
+    fn named(&self, mut lra: Value) -> Value {
+        if self.asked.headers.contains_key(VERSION)
+            && let Some(properties) = lra.as_object_mut()
+        {
+            for (name, narayanas) in [("isTopLevel", "topLevel"), ("isRecovering", "recovering")] {
+                if let Some(value) = properties.remove(name) {
+                    properties.insert(narayanas.to_owned(), value);
+                }
+            }
+        }
+        lra
     }
 
     async fn forget(&self, id: TransactionId) -> Result<Answered, Problem> {
