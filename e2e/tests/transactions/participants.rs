@@ -89,6 +89,7 @@ pub async fn a_failure_stays_until_it_is_forgotten(world: World) {
     let forgotten = scene.client.call(Call::new(Method::DELETE, &recovery)).await;
     assert_eq!(forgotten.status, 204, "{forgotten:?}");
     assert_eq!(scene.client.call(Call::new(Method::DELETE, &recovery)).await.status, 204, "once more");
+    scene.get(&format!("{COORDINATOR}/recovery/failed")).await.is(200, "[]");
     let open = scene.start().await.replace("/lra-coordinator/", "/lra-coordinator/recovery/");
     is_problem(&scene.client.call(Call::new(Method::DELETE, &open)).await, 412, "not-failed");
 }

@@ -47,13 +47,14 @@ impl Filter {
     }
 
     pub(super) fn passes(&self, state: &StateRef<'_>, now: Timestamp) -> bool {
-        let (kind, status, started, recovering) = match state {
-            StateRef::Lra(lra) => ("lra", lra.status, lra.started, lra.is_recovering()),
-            StateRef::Saga(saga) => ("saga", saga.status, saga.started, saga.status.is_ending()),
+        let (kind, status, started, recovering, forgotten) = match state {
+            StateRef::Lra(lra) => ("lra", lra.status, lra.started, lra.is_recovering(), lra.forgotten),
+            StateRef::Saga(saga) => ("saga", saga.status, saga.started, saga.status.is_ending(), saga.forgotten),
         };
         self.kind.is_none_or(|wanted| wanted == kind)
             && self.status.is_none_or(|wanted| wanted == status)
-            && (!self.failed || status.is_failed())
+            // What an operator has forgotten waits for nobody any more.
+            && (!self.failed || (status.is_failed() && !forgotten))
             && (!self.recovering || recovering)
             && (!self.in_doubt || status.is_ending() || recovering)
             && self.older_than.is_none_or(|age| now.since(started) >= age)
