@@ -21,6 +21,11 @@ NODE ?=
 KILLS ?= 30
 LOGS ?= embedded,kafka,kafka-3
 FAULTS ?=
+# How many SIGKILLs and transactions `make txn-faults` makes on each log, and on which; more flags for it.
+TXN_KILLS ?= 20
+TRANSACTIONS ?= 500
+TXN_LOGS ?= embedded,kafka
+TXN_FAULTS ?=
 # What `make test` has of it: a fixed set on the embedded log and on a Kafka of its own, which takes about a minute.
 FAULTS_BINARY = "$${CARGO_TARGET_DIR:-target}/debug/bluebox-faults"
 SOME_FAULTS = $(FAULTS_BINARY) --seed 1 --without log-down
@@ -33,7 +38,7 @@ BENCH ?=
 BENCH_BINARY = "$${CARGO_TARGET_DIR:-target}/release/bluebox-bench"
 SOME_BENCH = $(BENCH_BINARY) --rounds $(ROUNDS) --calls $(CALLS) --time $(LOAD_TIME) $(BENCH)
 
-.PHONY: help build release bench bench-all bench-growth bench-plot bench-build demo demo-kafka test test-fast faults faults-build faults-some fmt fmt-check lint doc deny kafka kafka-stop test-redirect test-kubernetes e2e images clean
+.PHONY: help build release bench bench-all bench-growth bench-plot bench-build demo demo-kafka test test-fast faults txn-faults faults-build faults-some fmt fmt-check lint doc deny kafka kafka-stop test-redirect test-kubernetes e2e images clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,12 +81,16 @@ bench-build:
 faults: faults-build ## Injure a running system and check that nothing accepted is lost, on all logs; KILLS=1000 for the long set, LOGS=kafka, FAULTS="--seed 7"
 	$(FAULTS_BINARY) --log $(LOGS) --kills $(KILLS) $(FAULTS)
 
+txn-faults: faults-build ## Kill the transaction manager, participants, proxies and the log, and judge how every transaction ended (target/txn-faults.json); TXN_KILLS=300 TRANSACTIONS=10000 for the long set
+	$(FAULTS_BINARY) transactions --log $(TXN_LOGS) --kills $(TXN_KILLS) --transactions $(TRANSACTIONS) $(TXN_FAULTS)
+
 faults-some: faults-build
+	$(FAULTS_BINARY) transactions --seed 1 --log embedded --kills 8 --transactions 150
 	$(SOME_FAULTS) --log embedded --kills 10
 	$(SOME_FAULTS) --log kafka --kills 5 --only kill-caller-proxy,kill-callee-app,kill-callee-proxy,kill-log,stop-callee-proxy,cut,half-open
 
 faults-build:
-	$(CARGO) build --locked --bin bluebox --bin bluebox-faults
+	$(CARGO) build --locked --bin bluebox --bin bluebox-faults --bin bluebox-e2e-app
 
 test-fast: ## The tests that need no Kafka
 	$(CARGO) test --locked --workspace --exclude bluebox-e2e

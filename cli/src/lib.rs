@@ -4,9 +4,10 @@
 //! - [`file`](mod@file): the file that says which boxes there are; `bluebox validate FILE`.
 //! - [`family`]: processes that end together.
 //! - [`proxy`]: `bluebox proxy`: one proxy as a process; [`log_server`]: the embedded log as one.
+//! - [`txmgr`]: `bluebox txmgr`: the transaction manager as a process.
 //! - [`redirect`]: `bluebox redirect`: the rules that send what an app sends to its proxy.
 //! - [`kubernetes`]: `bluebox injector`, the admission webhook; `bluebox inject`, the same by hand; what runs in pods beside the proxy.
-//! - [`operate`]: looking into a running system: `bluebox ps`, `calls`, `drain`, `dlq`.
+//! - [`operate`]: looking into a running system: `bluebox ps`, `calls`, `drain`, `dlq`, `txn`.
 //! - [`serve`], [`limits`], [`log`], [`logging`], [`tail`], [`units`]: what flags and the file have in common.
 
 mod family;
@@ -21,6 +22,7 @@ mod proxy;
 mod redirect;
 mod serve;
 mod tail;
+mod txmgr;
 mod units;
 mod up;
 mod validate;
@@ -45,6 +47,8 @@ enum Command {
     Validate(validate::ValidateOptions),
     /// Run one proxy
     Proxy(Box<proxy::ProxyOptions>),
+    /// Run the transaction manager
+    Txmgr(Box<txmgr::TxmgrOptions>),
     /// Send what an app sends to its proxy, by rules in the kernel
     Redirect(redirect::RedirectOptions),
     /// Put the proxy into the pods of Kubernetes manifests
@@ -59,6 +63,8 @@ enum Command {
     Drain(operate::drain::DrainOptions),
     /// Look after dead letters: list, show, replay, drop
     Dlq(operate::dlq::DlqOptions),
+    /// Look after transactions: list, show, retry, cancel, forget
+    Txn(operate::txn::TxnOptions),
     /// What the init container of a box runs.
     #[command(hide = true)]
     Incarnate(kubernetes::incarnate::IncarnateOptions),
@@ -86,6 +92,10 @@ pub fn main() -> ExitCode {
             open_many_files();
             in_runtime(proxy::run(*options))
         }
+        Command::Txmgr(options) => {
+            open_many_files();
+            in_runtime(txmgr::run(*options))
+        }
         Command::Redirect(options) => redirect::run(&options),
         Command::Inject(options) => kubernetes::inject::run(&options),
         Command::Injector(options) => in_runtime(kubernetes::injector::run(options)),
@@ -95,6 +105,7 @@ pub fn main() -> ExitCode {
         Command::Calls(options) => in_runtime(operate::calls::run(options)),
         Command::Drain(options) => in_runtime(operate::drain::run(options)),
         Command::Dlq(options) => in_runtime(operate::dlq::run(options)),
+        Command::Txn(options) => in_runtime(operate::txn::run(options)),
         Command::Log(options) => {
             open_many_files();
             in_runtime(log_server::run(options))

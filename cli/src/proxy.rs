@@ -308,7 +308,7 @@ async fn tell_about_the_log(log: std::sync::Arc<dyn bluebox_core::Log>, options:
 }
 
 /// Done with the first SIGTERM or SIGINT. The second ends the process at once.
-async fn asked_to_end(mut terminate: Signal, mut interrupt: Signal) {
+pub(crate) async fn asked_to_end(mut terminate: Signal, mut interrupt: Signal) {
     let mut next = async move || tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} };
     next().await;
     info!("asked to end: no new calls, what is under way is finished");

@@ -115,7 +115,7 @@ pub(crate) fn parse(text: &str) -> Result<Served, String> {
 
 /// Writes it as [`parse`] reads it; what is as always is left out.
 pub(crate) fn spell(served: &Served) -> String {
-    let Component { class, partitions, ports, body_limit_bytes, streams, direct } = &served.component;
+    let Component { class, partitions, ports, body_limit_bytes, streams, direct, routing: _ } = &served.component;
     let usual = Component::default();
     let mut text = format!("{}={}", served.name, served.app);
     let mut add = |key: &str, value: String| {

@@ -5,6 +5,7 @@
 //!
 //! - [`name`]: what can be called: a [`ComponentName`].
 //! - [`registry`]: which components exist, and where their calls go.
+//! - [`routing`]: how a call finds its partition where its path says it.
 //! - [`topics`]: the topics that belong to a component, and the partition that a call goes to.
 //! - [`id`]: a call's one id for life.
 //! - [`call`]: the call and its outcome as values.
@@ -22,6 +23,7 @@ pub mod id;
 pub mod log;
 pub mod name;
 pub mod registry;
+pub mod routing;
 pub mod topics;
 pub mod wire;
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::ComponentName;
+use crate::routing::Routing;
 
 /// What kind of component.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +54,9 @@ pub struct Component {
     /// Where a box of it can be reached without the log: `host:port`. Only for `streams: pass`. Of a stateful component, in the order of its ordinals.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub direct: Vec<String>,
+    /// How a call finds its partition.
+    #[serde(default, skip_serializing_if = "Routing::is_usual")]
+    pub routing: Routing,
 }
 
 fn default_ports() -> Vec<u16> {
@@ -78,6 +82,7 @@ impl Default for Component {
             body_limit_bytes: DEFAULT_BODY_LIMIT_BYTES,
             streams: Streams::default(),
             direct: Vec::new(),
+            routing: Routing::default(),
         }
     }
 }

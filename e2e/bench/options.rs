@@ -42,6 +42,8 @@ pub(crate) enum Part {
     Slow,
     /// What a proxy takes at rest, with many who wait, and for a large body.
     Memory,
+    /// Start, two joins, close of an LRA.
+    Transactions,
     /// Many components and many replicas. Takes long.
     Growth,
 }

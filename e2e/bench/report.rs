@@ -146,6 +146,18 @@ pub(crate) fn tables(figures: &Map<String, Value>) -> String {
             of("without_slow", "p99_us")
         );
     }
+    if let Some(transactions) = figures.get("transactions").and_then(Value::as_object) {
+        let of = |name, field| figure(transactions, name, field).map_or_else(String::new, millis);
+        let times = transactions.get("times_the_floor_p50").and_then(Value::as_f64).map_or_else(String::new, |times| format!(": {times:.2} times the floor"));
+        let _ = writeln!(
+            text,
+            "\nA transaction (start, two joins, close): p50 {}, p99 {}; as many bare round trips {}, {}{times}",
+            of("alone", "p50_us"),
+            of("alone", "p99_us"),
+            of("floor", "p50_us"),
+            of("floor", "p99_us")
+        );
+    }
     let _ = writeln!(text, "\n| a proxy | |\n|---|---|");
     let mut line = |what: &str, value: Option<String>| {
         if let Some(value) = value {

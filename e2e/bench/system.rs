@@ -123,6 +123,18 @@ impl System {
         Ok(proxy)
     }
 
+    /// Starts a transaction manager.
+    pub(crate) async fn txmgr(&self, partitions: u32) -> anyhow::Result<Listening> {
+        let mut txmgr = self.start_process("txmgr", |at| {
+            let mut command = Command::new(&self.bluebox);
+            command.args(["txmgr", "--with-parent", "--log-level=warn", &self.log_flag]);
+            command.arg(format!("--listen={at}")).arg(format!("--topic-prefix={}", self.prefix)).arg(format!("--partitions={partitions}"));
+            Ok(command)
+        })?;
+        txmgr.listens().await?;
+        Ok(txmgr)
+    }
+
     /// The flag of a proxy that serves the called component.
     pub(crate) fn serve(&self, app: SocketAddr) -> String {
         format!("--serve=cart={app},partitions={}", self.partitions)

@@ -8,6 +8,7 @@
 //! - [`history`]: what was done to them.
 //! - [`witness`]: the judge. Pure.
 //! - [`run`]: one run, from start to verdict. [`steady`]: the same without faults, for a long time.
+//! - [`transactions`]: the same for the transaction manager: other boxes, another judge.
 //! - [`report`]: what is printed, and written to `target/faults.json`.
 //! - [`random`], [`clock`]: what the rest is made with.
 
@@ -26,6 +27,7 @@ mod report;
 mod run;
 mod steady;
 mod system;
+mod transactions;
 mod witness;
 
 use std::process::ExitCode;
@@ -40,6 +42,10 @@ async fn main() -> ExitCode {
     let done = match cli.command {
         Some(Command::Caller(options)) => caller::run(options).await.map(|()| true),
         Some(Command::Callee(options)) => callee::run(options).await.map(|()| true),
+        Some(Command::Transactions(options)) => tokio::select! {
+            done = transactions::all(&options) => done,
+            name = asked_to_end() => Err(anyhow::anyhow!("ended by {name}")),
+        },
         // Dropped, it ends all its processes and gives back what it has mounted.
         None => tokio::select! {
             done = run::all(&cli.run) => done,

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::callee::CalleeOptions;
 use crate::caller::CallerOptions;
 use crate::plan::{Kind, LogKind};
+use crate::transactions::TransactionsOptions;
 
 /// Injures a running system, and checks from outside that nothing accepted is lost.
 ///
@@ -31,6 +32,8 @@ pub(crate) enum Command {
     /// An app that is called.
     #[command(hide = true)]
     Callee(CalleeOptions),
+    /// Kill replicas of the transaction manager, participants, proxies and the log, and judge how every transaction ended.
+    Transactions(TransactionsOptions),
 }
 
 #[derive(Debug, Clone, Args)]

@@ -95,7 +95,16 @@ impl Drop for Process {
 /// The `bluebox` of this build; it is built if it has to be.
 pub fn bluebox() -> Command {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    Command::new(BUILT.get_or_init(|| build("bluebox", &[])))
+    Command::new(BUILT.get_or_init(|| BINARIES.get().map_or_else(|| build("bluebox", &[]), |there| there.join("bluebox"))))
+}
+
+/// Where the binaries are, for programs that are no tests: these don't build.
+static BINARIES: OnceLock<PathBuf> = OnceLock::new();
+
+/// From now on the binaries in this directory are used, as they are.
+pub fn use_binaries(directory: &Path) {
+    // Said twice, the first counts.
+    let _ = BINARIES.set(directory.to_owned());
 }
 
 /// The `bluebox` that has fail points and planted bugs.
@@ -117,7 +126,7 @@ fn build(program: &str, flags: &[&str]) -> PathBuf {
 
 /// The app of this crate.
 pub fn app() -> Command {
-    Command::new(directory().join("bluebox-e2e-app"))
+    Command::new(BINARIES.get().cloned().unwrap_or_else(directory).join("bluebox-e2e-app"))
 }
 
 /// Where cargo puts binaries: above the `deps` that the test is in.

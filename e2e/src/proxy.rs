@@ -19,6 +19,7 @@ use crate::supervise::Supervised;
 /// What a proxy will be told.
 #[derive(Debug, Clone)]
 pub struct ProxySpec {
+    pub(crate) program: &'static str,
     pub(crate) label: String,
     pub(crate) listen: SocketAddr,
     pub(crate) arguments: Vec<String>,
@@ -49,7 +50,7 @@ impl ProxySpec {
 
     pub(crate) fn command(&self) -> Command {
         let mut command = self.faults.as_ref().map_or_else(process::bluebox, Faults::command);
-        command.arg("proxy").arg(format!("--listen={}", self.listen)).args(&self.arguments).arg("--with-parent");
+        command.arg(self.program).arg(format!("--listen={}", self.listen)).args(&self.arguments).arg("--with-parent");
         command.arg(format!("--log-level={}", std::env::var("BLUEBOX_TEST_LOG_LEVEL").unwrap_or_else(|_| "info".to_owned())));
         command
     }

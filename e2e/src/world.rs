@@ -28,6 +28,8 @@ pub enum LogKind {
 /// One test's surroundings. Nothing in it is shared with another test but the Kafka, where its topics have a prefix of their own.
 pub struct World {
     log: LogKind,
+    /// Which log, as a flag, where it is not the world's own.
+    flag: Option<String>,
     name: String,
     ip: Ipv4Addr,
     prefix: String,
@@ -59,6 +61,21 @@ pub fn run<F: Future<Output = ()>>(log: LogKind, name: &str, test: impl FnOnce(W
 
 impl World {
     async fn start(log: LogKind, name: &str, brokers: Option<String>) -> Self {
+        let mut world = Self::around(log, name, brokers);
+        if log == LogKind::Embedded {
+            world.start_log().await;
+        }
+        world
+    }
+
+    /// Surroundings for processes on a log that somebody else looks after; `flag` says to a proxy which. For programs that are no tests.
+    pub fn on(log: LogKind, name: &str, flag: &str) -> Self {
+        let mut world = Self::around(log, name, None);
+        world.flag = Some(flag.to_owned());
+        world
+    }
+
+    fn around(log: LogKind, name: &str, brokers: Option<String>) -> Self {
         static LAST: AtomicU16 = AtomicU16::new(0);
         let number = LAST.fetch_add(1, Ordering::Relaxed);
         let process = std::process::id();
@@ -66,8 +83,9 @@ impl World {
         let [high, low] = number.to_be_bytes();
         let ip = Ipv4Addr::new(127, u8::try_from(process % 200).unwrap() + 10, high.wrapping_add(1), low.wrapping_add(1));
         let directory = tempfile::Builder::new().prefix("bluebox-e2e-").tempdir().unwrap();
-        let mut world = Self {
+        Self {
             log,
+            flag: None,
             name: name.to_owned(),
             ip,
             prefix: format!("e2e-{process}-{number}"),
@@ -75,11 +93,7 @@ impl World {
             directory: Some(directory),
             embedded: None,
             labels: std::cell::Cell::new(0),
-        };
-        if log == LogKind::Embedded {
-            world.start_log().await;
         }
-        world
     }
 
     /// Which log it has.
@@ -155,6 +169,7 @@ impl World {
     /// Flags that say which log.
     pub fn log_flags(&self) -> Vec<String> {
         let log = match (self.log, &self.brokers) {
+            _ if self.flag.is_some() => self.flag.clone().unwrap_or_default(),
             (LogKind::Kafka, Some(brokers)) => format!("--brokers={brokers}"),
             _ => format!("--log-socket={}", self.socket().display()),
         };
@@ -165,6 +180,7 @@ impl World {
     pub fn proxy(&self, name: &str) -> ProxySpec {
         let number = self.labels.replace(self.labels.get() + 1);
         let spec = ProxySpec {
+            program: "proxy",
             label: format!("proxy-{number}-{name}"),
             listen: self.address(),
             arguments: self.log_flags(),
@@ -178,6 +194,24 @@ impl World {
             .flag("--first-backoff", "20ms")
             .flag("--max-backoff", "500ms")
             .flag("--shared-by-callers", "false")
+    }
+
+    /// A replica of the transaction manager, with this number of partitions. It takes the requests of those who are in no box.
+    pub fn txmgr(&self, partitions: u32) -> ProxySpec {
+        let number = self.labels.replace(self.labels.get() + 1);
+        let spec = ProxySpec {
+            program: "txmgr",
+            label: format!("txmgr-{number}"),
+            listen: self.address(),
+            arguments: self.log_flags(),
+            directory: self.directory().to_owned(),
+            faults: None,
+        };
+        spec.flag("--partitions", &partitions.to_string())
+            .flag("--session-timeout", if self.log == LogKind::Kafka { "8s" } else { "3s" })
+            .flag("--lease", "1s")
+            .flag("--first-pause", "50ms")
+            .flag("--longest-pause", "500ms")
     }
 }
 

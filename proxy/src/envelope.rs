@@ -26,7 +26,7 @@ const LONGEST_KEY_BYTES: usize = 255;
 pub struct Destination {
     /// Who is called.
     pub callee: ComponentName,
-    /// Which ordinal of a stateful component, if the host names one.
+    /// Which partition, if the request names one: by the ordinal of a stateful component in its host, or as the component's routing says.
     pub ordinal: Option<u32>,
     /// The authority that the caller named.
     pub authority: String,
@@ -95,6 +95,7 @@ impl Draft {
         let hold = if preferences.respond_async { preferences.wait.unwrap_or_default().min(limits.max_wait) } else { wait };
         let nobody_asks_later = !recorded && [Method::GET, Method::HEAD, Method::OPTIONS].contains(&method);
         let ttl = if nobody_asks_later { wait } else { limits.ttl };
+        let ttl = ttl_of(&headers)?.map_or(ttl, |asked| asked.min(ttl));
 
         fields::strip_request(&mut headers);
         Ok(Self {
@@ -162,6 +163,14 @@ fn single(headers: &HeaderMap, name: &HeaderName, legal: impl Fn(u8) -> bool) ->
     Ok(Some(Bytes::copy_from_slice(value)))
 }
 
+/// How long a call may be delivered, where its caller says so.
+fn ttl_of(headers: &HeaderMap) -> Result<Option<Duration>, Problem> {
+    let Some(value) = headers.get(&fields::TTL) else { return Ok(None) };
+    let millis = value.to_str().ok().and_then(|text| text.trim().parse().ok());
+    let malformed = || Problem::new(Kind::BadRequest, format!("{}: a whole number of milliseconds", fields::TTL));
+    millis.map(|millis| Some(Duration::from_millis(millis))).ok_or_else(malformed)
+}
+
 /// What must be the same when a recorded call comes again, but for the content, which follows. At a gateway the credentials count too, so that nobody gets
 /// another's answer by guessing a key.
 fn digest_of_head(method: &Method, target: &str, headers: &HeaderMap, shared_by_callers: bool) -> Sha256 {
@@ -220,6 +229,16 @@ mod tests {
         assert_eq!(call("POST", false, &[("prefer", "wait=9")], b"").wait, Some(Duration::from_secs(9)));
         assert_eq!(call("POST", false, &[("prefer", "wait=999999")], b"").wait, Some(limits.max_wait));
         assert_eq!(call("POST", false, &[("prefer", "respond-async, wait=9")], b"").wait, None);
+    }
+
+    #[test]
+    fn a_caller_can_ask_for_less_time_to_live_and_not_for_more() {
+        let ttl = |value| call("POST", false, &[("bluebox-ttl", value)], b"").ttl;
+        assert_eq!((ttl("1500"), ttl("0")), (Duration::from_millis(1500), Duration::ZERO));
+        assert_eq!(ttl("999999999999"), Outbound::default().ttl);
+        for bad in ["", "-1", "5s", "99999999999999999999999"] {
+            assert_eq!(draft("POST", false, &[("bluebox-ttl", bad)]).unwrap_err().kind(), Kind::BadRequest, "{bad}");
+        }
     }
 
     #[test]

@@ -14,12 +14,16 @@ pub const ATTEMPT: HeaderName = HeaderName::from_static("bluebox-attempt");
 pub const MAY_HAVE_STARTED: HeaderName = HeaderName::from_static("bluebox-may-have-started");
 /// On a delivery: the component that calls.
 pub const CALLER: HeaderName = HeaderName::from_static("bluebox-caller");
+/// On a delivery to a component whose calls are routed by transactions: the partition that the call lies in.
+pub const PARTITION: HeaderName = HeaderName::from_static("bluebox-partition");
 /// On a response: it is the proxy's, not the app's; the value says why in a word (see [`crate::problem`]).
 pub const ERROR: HeaderName = HeaderName::from_static("bluebox-error");
 /// On a response of the proxy: whether sending the request again can't make two of it; `true` or `false`.
 pub const RETRY_SAFE: HeaderName = HeaderName::from_static("bluebox-retry-safe");
 /// On a request: the ordering key that the caller gives it. Taken out on the way.
 pub const ORDERING_KEY: HeaderName = HeaderName::from_static("bluebox-ordering-key");
+/// On a request: how long it may be delivered, in milliseconds from its acceptance, where that is less than usual. Taken out on the way.
+pub const TTL: HeaderName = HeaderName::from_static("bluebox-ttl");
 /// On an answer of `http://bluebox/v1/calls/ID`: `pending` or `ended`.
 pub const CALL_STATE: HeaderName = HeaderName::from_static("bluebox-call-state");
 

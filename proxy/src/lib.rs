@@ -73,7 +73,7 @@ use crate::config::{ProxyConfig, Together};
 use crate::dns::addresses::Addresses;
 use crate::dns::resolve::Resolver;
 use crate::drain::Drain;
-use crate::inbound::Superseded;
+use crate::inbound::{Superseded, Tenures};
 use crate::liveness::Alive;
 use crate::metrics::Metrics;
 use crate::names::Names;
@@ -139,6 +139,9 @@ pub struct Proxy {
     dns: Option<dns::Listeners>,
     admin: Option<(TcpListener, SocketAddr)>,
     control: Option<(TcpListener, SocketAddr)>,
+    metrics: Metrics,
+    publish: watch::Sender<Directory>,
+    tenures: watch::Sender<Tenures>,
 }
 
 /// Opens the listeners and runs until `shutdown` is done; see [`Proxy::bind`] and [`Proxy::run`].
@@ -172,7 +175,25 @@ impl Proxy {
             Some(address) => Some(bind(address).await?),
             None => None,
         };
-        Ok(Self { config, instance: InstanceId::random(), listener, listen, transparent, dns, admin, control })
+        let directory = Directory { names: Names::new(config.resolv_conf.search.clone()), ..Directory::default() };
+        let (publish, tenures) = (watch::Sender::new(directory), watch::Sender::default());
+        let (metrics, instance) = (Metrics::try_new()?, InstanceId::random());
+        Ok(Self { config, instance, listener, listen, transparent, dns, admin, control, metrics, publish, tenures })
+    }
+
+    /// The components that it knows.
+    pub fn directory(&self) -> watch::Receiver<Directory> {
+        self.publish.subscribe()
+    }
+
+    /// The partitions that it has. For an app in the same process.
+    pub fn tenures(&self) -> watch::Receiver<Tenures> {
+        self.tenures.subscribe()
+    }
+
+    /// Where further counts can be registered, to be told at `/metrics`.
+    pub fn counts(&self) -> &prometheus::Registry {
+        self.metrics.registry()
     }
 
     /// Where the app's requests are taken.
@@ -207,12 +228,10 @@ impl Proxy {
     /// # Errors
     /// When this box can't be what it is told to be, a part of it has ended by itself, or its app is gone.
     pub async fn run(self, log: Arc<dyn Log>, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
-        let Self { config, instance, listener, listen, transparent, dns, admin, control } = self;
+        let Self { config, instance, listener, listen, transparent, dns, admin, control, metrics, publish, tenures } = self;
         let config = Arc::new(config);
-        let metrics = Metrics::try_new()?;
         let topics = config.prefix.topics(&config.name);
-        let names = Names::new(config.resolv_conf.search.clone());
-        let (publish, directory) = watch::channel(Directory { names, ..Directory::default() });
+        let directory = publish.subscribe();
         let pending = Pending::new(log.clone(), &topics, &instance, config.outbound.max_waiting);
         let bulk = Bulk::new(log.clone(), topics.bulk.partition(reply_partition(&instance)), config.outbound.body_memory_bytes);
         // What only loopback may reach is no more to be reached through the proxy than the proxy itself.
@@ -274,6 +293,7 @@ impl Proxy {
                 observe: inbound::observe::Observe::new(&served.name, metrics.registry())?,
                 cut: cut_deliveries.clone(),
                 hung: hung.clone(),
+                tenures: tenures.clone(),
             };
             calls_in.spawn(once_registered(directory.clone(), stop_deliveries.clone(), inbound::run(start, stop_deliveries.clone())));
         }

@@ -7,7 +7,7 @@ use tracing::warn;
 /// The counts of a proxy. Cheap to clone; clones count together.
 ///
 /// Units are base units; labels have few values: words of this program, and component names, which the registry bounds.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Metrics {
     registry: Registry,
     /// Calls out of the box, by callee and by how they ended: `app`, `accepted` (202), or the word of a problem.

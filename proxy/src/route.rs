@@ -110,6 +110,7 @@ pub fn decide_at(head: &request::Parts, directory: &Directory, at: Option<u16>) 
             Streams::Refuse => Err(refused(name, what, "register the component with `streams: pass` to let such through without the log")),
         };
     }
+    let ordinal = ordinal.or_else(|| component.routing.partition(&target.target, component.partitions));
     let destination = Destination { callee: name.clone(), ordinal, authority: target.authority.to_string(), target: target.target };
     Ok(Route::Call { destination, component: component.clone() })
 }
@@ -281,6 +282,21 @@ mod tests {
         let stream = |host| get("/", &[("host", host), ("accept", "text/event-stream")]);
         assert!(matches!(stream("app-1.app"), Ok(Route::Stream { direct, .. }) if direct == ["127.0.0.1:91"]));
         assert_eq!(stream("app-2.app").unwrap_err().kind(), Kind::StreamRefused);
+    }
+
+    #[test]
+    fn a_call_about_a_transaction_goes_where_that_is() {
+        let mut registry = Registry::default();
+        let component = Component { partitions: 8, routing: bluebox_core::routing::Routing::Transaction, ..Component::default() };
+        registry.apply(b"txmgr", Some(&serde_json::to_vec(&component).unwrap())).unwrap();
+        let directory = Directory { registry: Arc::new(registry), complete: true, ..Directory::default() };
+        let ordinal = |uri| match decide(&head("PUT", uri, Version::HTTP_11, &[("host", "txmgr")]), &directory) {
+            Ok(Route::Call { destination, .. }) => destination.ordinal,
+            _ => panic!("no call"),
+        };
+        assert_eq!(ordinal("/lra-coordinator/0007-019b2c3d4e5f-0123456789abcdef/close"), Some(7));
+        assert_eq!(ordinal("/lra-coordinator/0008-019b2c3d4e5f-0123456789abcdef/close"), None, "there is no such partition");
+        assert_eq!(ordinal("/lra-coordinator/start"), None);
     }
 
     #[test]

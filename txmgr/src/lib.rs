@@ -1,4 +1,4 @@
-//! The heart of the transaction manager: what a transaction is, and what happens to it. No HTTP, no log and no clock: requests, outcomes, records and the time come in; records, calls
+//! The heart of the transaction manager: what a transaction is, and what happens to it. No HTTP, no log and no clock (but in [`serve`]): requests, outcomes, records and the time come in; records, calls
 //! and answers go out.
 //!
 //! In the order in which a request meets them:
@@ -14,6 +14,7 @@
 //! - [`callback`]: the calls that go out, and the keys that make each of them one call.
 //! - [`record`]: how a transaction is written down: all of it in one record, the latest of which counts.
 //! - [`time`]: moments of UTC, and pauses.
+//! - [`serve`]: the I/O around all of it: HTTP, the log, the clock.
 //!
 //! The rule that holds everywhere: **what an effect depends on is durable before the effect leaves**, and *durable* means read back by its owner, with no fence of a newer owner before it.
 //! `tests/model` explores these machines with crashes, zombies, duplicates and reordering.
@@ -26,6 +27,7 @@ pub mod line;
 pub mod partition;
 pub mod record;
 pub mod saga;
+pub mod serve;
 pub mod time;
 pub mod transaction;
 pub mod wire;

@@ -11,7 +11,7 @@ use bluebox_core::topics::Prefix;
 use super::problem::Place;
 use super::read::{self, Reader};
 use super::tree::{self, Key, Node, Value};
-use super::{BoxSpec, ComponentSpec, DEFAULT_GATEWAY, EXAMPLE, Gateway, LogSpec, Settings, System};
+use super::{BoxSpec, ComponentSpec, DEFAULT_GATEWAY, DEFAULT_TXMGR, EXAMPLE, Gateway, LogSpec, Settings, System, Txmgr};
 use crate::limits::{Known, Side};
 use crate::serve;
 use crate::units;
@@ -22,12 +22,17 @@ impl Reader {
         let mut boxes = None;
         let mut gateway = Some(None);
         let mut log = None;
+        let (mut txmgr, mut txmgr_at) = (None, None);
         for (key, value) in self.map("the file", root, EXAMPLE) {
             match key.text.as_str() {
                 "boxes" => boxes = Some(self.boxes(value, directory)),
                 "gateway" => gateway = self.gateway(value).map(Some),
                 "log" => log = Some(self.log(value, directory)),
-                _ => self.unknown("", key, ["boxes", "gateway", "log"].into_iter()),
+                "txmgr" => {
+                    txmgr = self.txmgr(value);
+                    txmgr_at = Some(key.at);
+                }
+                _ => self.unknown("", key, ["boxes", "gateway", "txmgr", "log"].into_iter()),
             }
         }
         let boxes = boxes.or_else(|| {
@@ -49,7 +54,16 @@ impl Reader {
             let at = clash.command_at;
             self.wrong(at, format!("box `{}`: the gateway has this name; rename one of them (`gateway: {{name: edge}}`)", clash.name));
         }
-        Some(System { boxes, gateway, log })
+        let is_taken = |name: &ComponentName| name.as_str() == crate::txmgr::NAME;
+        let taken =
+            boxes.iter().any(|b| is_taken(&b.name) || b.components.iter().any(|c| is_taken(&c.name))) || gateway.as_ref().is_some_and(|g| is_taken(&g.name));
+        if let Some(at) = txmgr_at.filter(|_| taken) {
+            self.wrong(
+                at,
+                format!("txmgr: a box, a component or the gateway is called `{}`, which is the transaction manager's name; rename it", crate::txmgr::NAME),
+            );
+        }
+        Some(System { boxes, gateway, txmgr, log })
     }
 
     fn name(&mut self, at: Place, text: &str) -> Option<ComponentName> {
@@ -300,6 +314,41 @@ impl Reader {
             }
         }
         Some(Some(gateway))
+    }
+
+    /// The transaction manager: `true`, where it listens, or a mapping.
+    fn txmgr(&mut self, node: &Node) -> Option<Txmgr> {
+        let mut txmgr = Txmgr { listen: DEFAULT_TXMGR, replicas: 1, partitions: crate::txmgr::PARTITIONS, settings: Vec::new() };
+        match &node.value {
+            Value::Scalar(text) if matches!(text.as_str(), "false" | "no" | "off" | "none") => return None,
+            Value::Scalar(text) if text == "true" => return Some(txmgr),
+            Value::Scalar(_) => {
+                txmgr.listen = self.parsed("txmgr", node, "an address", read::address)?;
+                return Some(txmgr);
+            }
+            _ => {}
+        }
+        for (key, value) in self.map("txmgr", node, "`{listen: 127.0.0.1:8070}`") {
+            let at = format!("txmgr.{}", tree::shorten(&key.text));
+            match key.text.as_str() {
+                "listen" => txmgr.listen = self.parsed(&at, value, "an address", read::address).unwrap_or(txmgr.listen),
+                "replicas" => txmgr.replicas = self.parsed(&at, value, "a number", replica_count).unwrap_or(1),
+                "partitions" => txmgr.partitions = self.parsed(&at, value, "a number", serve::parse_partitions).unwrap_or(txmgr.partitions),
+                name if crate::txmgr::SETTINGS.contains(&name) => {
+                    let text = match &value.value {
+                        Value::List(_) => self.texts(&at, value, "a value").map(|texts| texts.join(",")),
+                        _ => self.text(&at, value, "a value"),
+                    };
+                    match text.map(|text| (crate::txmgr::flag(name, &text), text)) {
+                        Some((Ok(flag), _)) => txmgr.settings.push(flag),
+                        Some((Err(why), text)) => self.wrong(value.at, format!("{at}: `{}`: {why}", tree::shorten(&text))),
+                        None => {}
+                    }
+                }
+                _ => self.unknown("txmgr", key, ["listen", "replicas", "partitions"].into_iter().chain(crate::txmgr::SETTINGS.iter().copied())),
+            }
+        }
+        Some(txmgr)
     }
 
     fn log(&mut self, node: &Node, directory: &Path) -> Option<LogSpec> {

@@ -32,8 +32,23 @@ pub(crate) struct System {
     pub(crate) boxes: Vec<BoxSpec>,
     /// The proxy for callers outside any box.
     pub(crate) gateway: Option<Gateway>,
+    /// The transaction manager, if there is one.
+    pub(crate) txmgr: Option<Txmgr>,
     /// Where calls are kept.
     pub(crate) log: LogSpec,
+}
+
+/// The transaction manager.
+#[derive(Debug)]
+pub(crate) struct Txmgr {
+    /// Where the first replica answers those who are in no box.
+    pub(crate) listen: SocketAddr,
+    /// How many of it; at least 1.
+    pub(crate) replicas: u32,
+    /// Partitions of its calls and transactions.
+    pub(crate) partitions: u32,
+    /// Its settings, as flags.
+    pub(crate) settings: Vec<String>,
 }
 
 /// A box: an app with its proxy, as often as it has replicas.
@@ -117,6 +132,9 @@ pub(crate) struct LogSpec {
 
 /// Where the gateway listens if nothing else is said.
 pub(crate) const DEFAULT_GATEWAY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 4140);
+
+/// Where the transaction manager answers those who are in no box if nothing else is said.
+pub(crate) const DEFAULT_TXMGR: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8070);
 
 const EXAMPLE: &str = "`boxes: {cart: {command: [python3, cart.py], port: 8080}}`";
 /// The file is small; what is larger is another file.

@@ -181,3 +181,30 @@ fn hostile_files_are_refused_and_nothing_more() {
         assert!(told.len() < 5000, "{}", told.len());
     }
 }
+
+#[test]
+fn one_line_starts_the_transaction_manager() {
+    const BOX: &str = "boxes: {cart: {command: [x]}}\n";
+    assert!(right(BOX).txmgr.is_none() && right(&format!("{BOX}txmgr: false")).txmgr.is_none());
+    let usual = right(&format!("{BOX}txmgr: true")).txmgr.unwrap();
+    assert_eq!((usual.listen, usual.replicas, usual.partitions), (crate::file::DEFAULT_TXMGR, 1, crate::txmgr::PARTITIONS));
+    assert_eq!(right(&format!("{BOX}txmgr: 9000")).txmgr.unwrap().listen, "127.0.0.1:9000".parse().unwrap());
+    let all = right(&format!("{BOX}txmgr: {{replicas: 2, partitions: 8, allow: ['http://a/x', 'http://b'], keep-transactions: 2h}}")).txmgr.unwrap();
+    assert_eq!((all.replicas, all.partitions), (2, 8));
+    assert_eq!(all.settings, ["--allow=http://a/x,http://b", "--keep-transactions=2h"]);
+}
+
+#[test]
+fn what_is_wrong_with_the_transaction_manager_is_told() {
+    for (text, says) in [
+        ("boxes: {cart: {command: [x]}}\ntxmgr: {allow: 'https://a'}", "https can't be called yet"),
+        ("boxes: {cart: {command: [x]}}\ntxmgr: {allow: 'a'}", "not absolute"),
+        ("boxes: {cart: {command: [x]}}\ntxmgr: {keep-transactions: 5}", "5s"),
+        ("boxes: {cart: {command: [x]}}\ntxmgr: {replica: 2}", "did you mean `replicas`?"),
+        ("boxes: {txmgr: {command: [x]}}\ntxmgr: true", "is the transaction manager's name"),
+    ] {
+        let problems = parse(text, Path::new("/")).unwrap_err();
+        let said: Vec<String> = problems.into_iter().map(|problem| problem.message).collect();
+        assert!(said.iter().any(|problem| problem.contains(says)), "{text}: {said:?}");
+    }
+}

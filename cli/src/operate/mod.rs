@@ -3,6 +3,7 @@
 //! - [`ps`]: what runs.
 //! - [`calls`]: what became of a call.
 //! - [`dlq`]: dead letters: list, show, replay, drop.
+//! - [`txn`]: transactions: list, show, retry, cancel, forget.
 //! - [`get`]: asks a proxy something.
 //! - here: which log, and reading topics of it.
 
@@ -11,6 +12,7 @@ pub(crate) mod dlq;
 pub(crate) mod drain;
 pub(crate) mod get;
 pub(crate) mod ps;
+pub(crate) mod txn;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

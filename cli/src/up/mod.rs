@@ -34,7 +34,7 @@ use tokio::task::JoinSet;
 
 use self::data::{Kept, OpenLog};
 use self::output::{Output, Source, Tone};
-use self::plan::Unit;
+use self::plan::{Program, Unit};
 use self::state::{State, Status, UnitState};
 use self::unit::{Phase, Supervisor};
 use crate::file::{self, System};
@@ -115,7 +115,7 @@ pub(crate) async fn run(options: UpOptions) -> anyhow::Result<()> {
     let registration = Registration {
         prefix: system.log.prefix.clone(),
         caller: system.gateway.as_ref().map(|gateway| &gateway.name).or(system.boxes.first().map(|spec| &spec.name)).cloned().context("no boxes")?,
-        serves: plan::components(&system, &units),
+        serves: plan::components(&system, &units)?,
         retention: Retention::default(),
     };
     tokio::select! {
@@ -139,7 +139,7 @@ pub(crate) async fn run(options: UpOptions) -> anyhow::Result<()> {
     let mut gateway = JoinSet::new();
     for (index, unit) in units.into_iter().enumerate() {
         let source = Source::numbered(&unit.name, index);
-        let set = if unit.app.is_some() { &mut boxes } else { &mut gateway };
+        let set = if unit.program == Program::Gateway { &mut gateway } else { &mut boxes };
         set.spawn(Supervisor { unit, index, output: output.clone(), source, state: state.clone(), phase: phases.clone() }.run());
     }
     drop(state);
@@ -257,7 +257,11 @@ fn taken_ports(units: &[Unit]) -> Vec<String> {
         let app = unit.app.as_ref().filter(|app| app.serves).map(|app| std::net::SocketAddr::from(([127, 0, 0, 1], app.port)));
         for address in unit.listen.into_iter().chain(app) {
             if let Err(why) = ports::check_free(address) {
-                let remedy = if unit.app.is_some() { "end that, or give the box another `port:`" } else { "end that, or set another `gateway: {listen: …}`" };
+                let remedy = match unit.program {
+                    Program::Box => "end that, or give the box another `port:`",
+                    Program::Gateway => "end that, or set another `gateway: {listen: …}`",
+                    Program::Txmgr => "end that, or set another `txmgr: {listen: …}`",
+                };
                 taken.push(format!("{}: {why}; {remedy}", unit.name));
             }
         }
@@ -274,8 +278,11 @@ fn greet(output: &Output, file: &Path, system: &System, log: &OpenLog, units: &[
         let what = if names.is_empty() { "only calls".to_owned() } else { format!("{} at port {}", names.join(" "), ports.join(", ")) };
         output.say(Tone::Plain, format!("  {:<12} {what}", spec.name.as_str()));
     }
+    if let Some(listen) = units.iter().find(|unit| unit.program == Program::Txmgr).and_then(|unit| unit.listen) {
+        output.say(Tone::Plain, format!("  {:<12} http://{0}/lra-coordinator, without a proxy http://{listen}/lra-coordinator", crate::txmgr::NAME));
+    }
     let called = system.boxes.iter().find_map(|spec| spec.components.first());
-    if let (Some(gateway), Some(component)) = (units.iter().find(|unit| unit.app.is_none()).and_then(|unit| unit.listen), called) {
+    if let (Some(gateway), Some(component)) = (units.iter().find(|unit| unit.program == Program::Gateway).and_then(|unit| unit.listen), called) {
         output.say(Tone::Plain, format!("  from outside: curl -x {gateway} http://{}/", component.name));
     }
 }
@@ -288,7 +295,7 @@ fn first_state(file: &Path, system: &System, log: &OpenLog, units: &[Unit]) -> S
         kafka_properties: log.kafka_properties().map(Path::to_owned),
         log_socket: log.socket().map(Path::to_owned),
         topic_prefix: system.log.prefix.as_str().to_owned(),
-        gateway: units.iter().find(|unit| unit.app.is_none()).and_then(|unit| unit.listen),
+        gateway: units.iter().find(|unit| unit.program == Program::Gateway).and_then(|unit| unit.listen),
         units: units
             .iter()
             .map(|unit| UnitState {
@@ -299,6 +306,7 @@ fn first_state(file: &Path, system: &System, log: &OpenLog, units: &[Unit]) -> S
                     .iter()
                     .filter(|spec| unit.app.is_some() && spec.name.as_str() == unit.box_name)
                     .flat_map(|spec| spec.components.iter().map(|component| component.name.to_string()))
+                    .chain((unit.program == Program::Txmgr).then(|| crate::txmgr::NAME.to_owned()))
                     .collect(),
                 status: Status::Starting,
                 app_pid: 0,

@@ -5,17 +5,21 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bluebox_core::ComponentName;
 use bluebox_core::registry::{Class, Component, Streams};
 use bluebox_proxy::config::Served;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 
 use super::ports;
-use crate::file::{BoxSpec, ComponentSpec, Gateway, System};
+use crate::file::{BoxSpec, ComponentSpec, Gateway, System, Txmgr};
 use crate::proxy::ProxyOptions;
 use crate::serve;
 
 /// How long callers outside may wait for their answers when the gateway ends. Their calls are kept whatever becomes of them.
 const GATEWAY_DRAIN: Duration = Duration::from_secs(10);
+
+/// How long requests to the transaction manager may take to end when it ends.
+const TXMGR_DRAIN: Duration = Duration::from_secs(10);
 
 /// One replica of a box, or the gateway: a proxy, and perhaps an app.
 #[derive(Debug, Clone)]
@@ -26,7 +30,9 @@ pub(crate) struct Unit {
     pub(crate) box_name: String,
     /// Its number in the box; the first is 0.
     pub(crate) replica: u32,
-    /// The app; none for a gateway.
+    /// What it is besides its proxy.
+    pub(crate) program: Program,
+    /// The app; none for what is no box.
     pub(crate) app: Option<AppPlan>,
     /// Where the proxy listens; none: the system chooses at each start.
     pub(crate) listen: Option<SocketAddr>,
@@ -34,6 +40,27 @@ pub(crate) struct Unit {
     pub(crate) proxy: Vec<String>,
     /// How long the proxy may take to end what is under way.
     pub(crate) drain: Duration,
+}
+
+/// What is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Program {
+    /// A proxy for callers outside any box.
+    Gateway,
+    /// An app and its proxy.
+    Box,
+    /// The transaction manager, which is its own proxy.
+    Txmgr,
+}
+
+impl Program {
+    /// The command of this program that runs it, or its proxy.
+    pub(crate) fn command(self) -> &'static str {
+        match self {
+            Self::Gateway | Self::Box => "proxy",
+            Self::Txmgr => "txmgr",
+        }
+    }
 }
 
 /// The app of a replica.
@@ -58,8 +85,13 @@ pub(crate) struct AppPlan {
 }
 
 /// All components of the system, as the registry is to have them.
-pub(crate) fn components(system: &System, units: &[Unit]) -> Vec<Served> {
+pub(crate) fn components(system: &System, units: &[Unit]) -> anyhow::Result<Vec<Served>> {
     let mut all = Vec::new();
+    if let Some(txmgr) = &system.txmgr {
+        // Where it listens is its own affair.
+        let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+        all.push(crate::txmgr::served(ComponentName::try_new(crate::txmgr::NAME)?, txmgr.partitions, nowhere));
+    }
     for spec in &system.boxes {
         let of_box = units.iter().filter(|unit| unit.app.is_some() && unit.box_name == spec.name.as_str());
         let apps: Vec<SocketAddr> = of_box.filter_map(|unit| Some(SocketAddr::from((Ipv4Addr::LOCALHOST, unit.app.as_ref()?.port)))).collect();
@@ -67,7 +99,7 @@ pub(crate) fn components(system: &System, units: &[Unit]) -> Vec<Served> {
             all.extend(spec.components.iter().map(|component| served(component, *first, 0, &apps)));
         }
     }
-    all
+    Ok(all)
 }
 
 /// Plans every unit. Ports that the file leaves open are chosen now, and stay.
@@ -75,6 +107,11 @@ pub(crate) fn units(system: &System, log: &[String]) -> anyhow::Result<Vec<Unit>
     let mut units = Vec::new();
     if let Some(gateway) = &system.gateway {
         units.push(gateway_unit(gateway, log)?);
+    }
+    if let Some(txmgr) = &system.txmgr {
+        for replica in 0..txmgr.replicas {
+            units.push(txmgr_unit(txmgr, replica, log)?);
+        }
     }
     for spec in &system.boxes {
         let apps: Vec<SocketAddr> = (0..spec.replicas)
@@ -89,6 +126,7 @@ pub(crate) fn units(system: &System, log: &[String]) -> anyhow::Result<Vec<Unit>
                 name: format!("{}-{replica}", spec.name),
                 box_name: spec.name.to_string(),
                 replica,
+                program: Program::Box,
                 app: Some(AppPlan {
                     command: spec.command.clone(),
                     cwd: spec.cwd.clone(),
@@ -113,7 +151,34 @@ fn gateway_unit(gateway: &Gateway, log: &[String]) -> anyhow::Result<Unit> {
     let mut proxy = vec!["--name".to_owned(), gateway.name.to_string()];
     proxy.push(format!("--drain={}", humantime::format_duration(GATEWAY_DRAIN)));
     proxy.extend(gateway.limits.iter().chain(log).cloned());
-    Ok(Unit { name: gateway.name.to_string(), box_name: gateway.name.to_string(), replica: 0, app: None, listen: Some(listen), proxy, drain: GATEWAY_DRAIN })
+    Ok(Unit {
+        name: gateway.name.to_string(),
+        box_name: gateway.name.to_string(),
+        replica: 0,
+        program: Program::Gateway,
+        app: None,
+        listen: Some(listen),
+        proxy,
+        drain: GATEWAY_DRAIN,
+    })
+}
+
+fn txmgr_unit(txmgr: &Txmgr, replica: u32, log: &[String]) -> anyhow::Result<Unit> {
+    // The first replica has the address of the file; all of them do the same.
+    let listen = if replica == 0 && txmgr.listen.port() != 0 { txmgr.listen } else { SocketAddr::new(txmgr.listen.ip(), ports::free()?.port()) };
+    let mut arguments = vec![format!("--partitions={}", txmgr.partitions), format!("--drain={}", humantime::format_duration(TXMGR_DRAIN))];
+    arguments.extend(txmgr.settings.iter().chain(log).cloned());
+    let name = crate::txmgr::NAME;
+    Ok(Unit {
+        name: format!("{name}-{replica}"),
+        box_name: name.to_owned(),
+        replica,
+        program: Program::Txmgr,
+        app: None,
+        listen: Some(listen),
+        proxy: arguments,
+        drain: TXMGR_DRAIN,
+    })
 }
 
 fn proxy_arguments(spec: &BoxSpec, app: SocketAddr, replica: u32, replicas: &[SocketAddr], log: &[String]) -> Vec<String> {
@@ -145,6 +210,7 @@ fn served(spec: &ComponentSpec, app: SocketAddr, replica: u32, replicas: &[Socke
             body_limit_bytes: settings.body_limit.unwrap_or(default.body_limit_bytes),
             streams,
             direct,
+            routing: default.routing,
         },
         app: own(&app),
         protocol: settings.protocol.unwrap_or_default(),

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::app::{App, Start};
 use super::output::{Output, Source, Tone};
-use super::plan::{AppPlan, Unit};
+use super::plan::{AppPlan, Program, Unit};
 use super::ports;
 use super::state::{State, Status, UnitState};
 use crate::family::{Ending, this_program};
@@ -142,7 +142,7 @@ impl Supervisor {
     }
 
     fn last_phase(&self) -> Phase {
-        if self.unit.app.is_none() { Phase::EndGateway } else { Phase::EndBoxes }
+        if self.unit.program == Program::Gateway { Phase::EndGateway } else { Phase::EndBoxes }
     }
 
     fn must_end(&self) -> bool {
@@ -192,7 +192,7 @@ impl Supervisor {
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(|name| name.starts_with("BLUEBOX_"))) {
             command.env_remove(name);
         }
-        command.args(["proxy", "--with-parent", "--listen", &listen.to_string(), "--admin", &any.to_string()]).args(&self.unit.proxy);
+        command.args([self.unit.program.command(), "--with-parent", "--listen", &listen.to_string(), "--admin", &any.to_string()]).args(&self.unit.proxy);
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

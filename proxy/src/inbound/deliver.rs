@@ -46,6 +46,8 @@ pub struct App {
     attempt_timeout: Duration,
     answer_limit_bytes: u64,
     retry_on: Vec<StatusCode>,
+    /// Whether the app is told the partition of a call.
+    tells_partition: bool,
     /// The longest path first.
     routes: Vec<RouteLimits>,
     /// Attempts in a row that got no answer.
@@ -59,6 +61,8 @@ pub struct Attempt {
     pub number: u32,
     /// Whether a former one may have been cut off by a crash.
     pub may_have_started: bool,
+    /// The partition that the call lies in.
+    pub partition: u32,
 }
 
 impl App {
@@ -79,6 +83,7 @@ impl App {
             attempt_timeout: limits.attempt_timeout,
             answer_limit_bytes: limits.answer_limit_bytes,
             retry_on: limits.retry_on.clone(),
+            tells_partition: !served.component.routing.is_usual(),
             routes,
             unanswered: Arc::default(),
         }
@@ -217,6 +222,9 @@ impl App {
         add(fields::CALL_ID, &call.id.to_string())?;
         add(fields::ATTEMPT, &attempt.number.to_string())?;
         add(fields::CALLER, call.caller.as_str())?;
+        if self.tells_partition {
+            add(fields::PARTITION, &attempt.partition.to_string())?;
+        }
         if attempt.may_have_started {
             add(fields::MAY_HAVE_STARTED, "true")?;
         }

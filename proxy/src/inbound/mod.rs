@@ -10,12 +10,13 @@
 //! - [`search`]: reads what an owner must know before it serves.
 //! - [`observe`]: what is told about it all.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bluebox_core::assigned::Assigned;
 use bluebox_core::topics::{Prefix, Retention};
 use bluebox_core::{ComponentName, InstanceId, Log};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::bulk::Bulk;
@@ -53,7 +54,14 @@ pub struct Start {
     pub cut: CancellationToken,
     /// Cancelled when the app hangs.
     pub hung: CancellationToken,
+    /// Where it is told which partitions this process has.
+    pub tenures: watch::Sender<Tenures>,
 }
+
+/// The partitions that a process has now, by component and number, and which of its tenures of each this is: another one when it lost the partition and got it again.
+///
+/// It has a partition from its assignment on, until it has given it up or hears that it was taken away: so another process may have it too, for a while.
+pub type Tenures = BTreeMap<(ComponentName, u32), u64>;
 
 /// Another process has claimed the same ordinal of a stateful component, and so this one has lost it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -74,7 +82,7 @@ pub struct Superseded {
 /// # Errors
 /// [`Superseded`], when this process is an ordinal no more. It delivers nothing from then on.
 pub async fn run(start: Start, stop: CancellationToken) -> Result<(), Superseded> {
-    let Start { log, instance, served, prefix, retention, limits, bulk, observe, cut, hung } = start;
+    let Start { log, instance, served, prefix, retention, limits, bulk, observe, cut, hung, tenures } = start;
     let bulk = bulk.trying_again();
     let topics = prefix.topics(&served.name);
     let log = match served.ordinal {
@@ -94,6 +102,7 @@ pub async fn run(start: Start, stop: CancellationToken) -> Result<(), Superseded
         observe,
         cut,
         hung,
+        tenures,
     };
     consume::serve(service, stop).await
 }

@@ -286,6 +286,7 @@ impl Replica {
             observe,
             cut: CancellationToken::new(),
             hung: CancellationToken::new(),
+            tenures: tokio::sync::watch::Sender::default(),
         };
         let stop = CancellationToken::new();
         let task = tokio::spawn(inbound::run(start, stop.clone()));

@@ -155,6 +155,14 @@ impl Callable<'_> {
         Ok(None)
     }
 
+    /// Checks a URL once more, before it is called.
+    ///
+    /// # Errors
+    /// When it may not be called any more.
+    pub fn check_callback(&self, transaction: TransactionId, url: &str, phase: Phase) -> Result<(), RefusedUrl> {
+        self.check_url(transaction, url, phase).map(|_| ())
+    }
+
     /// Where a participant wants to be asked for its status: the `Location` of its answer to a call at `callback`, made absolute (RFC 9110, section 10.2.2, but for references that are neither a URL
     /// nor an absolute path). `None` when it may not be called: then the participant is asked as if it had not said anything.
     pub fn check_location(&self, lra: TransactionId, callback: &str, location: &str) -> Option<String> {

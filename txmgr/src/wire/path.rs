@@ -104,7 +104,7 @@ pub fn lra_of_url(url: &str) -> Option<TransactionId> {
 }
 
 /// Percent-decoding (RFC 3986, section 2.1).
-fn decoded(segment: &str) -> Option<String> {
+pub(crate) fn decoded(segment: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(segment.len());
     let mut rest = segment.as_bytes();
     while let Some((first, after)) = rest.split_first() {

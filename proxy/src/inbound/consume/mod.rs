@@ -13,7 +13,7 @@ use bluebox_core::log::{Appended, Assignment, Committed, Entry, GroupEvent, Grou
 use bluebox_core::topics::Topics;
 use bluebox_core::wire::{CallStatus, CallsEntry, ControlEntry, RecordedEntry, Reply};
 use bluebox_core::{CallId, InstanceId, fail_point, fail_point_async};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -23,7 +23,7 @@ use crate::inbound::ending::{Endings, Indexed, Places};
 use crate::inbound::owner::{Act, Owner, Shared};
 use crate::inbound::partition::{Arrival, Cancel, DeliveryEnd, Findings, Inheritance, Rules, Suspect};
 use crate::inbound::recorded::Recorded;
-use crate::inbound::{Superseded, search};
+use crate::inbound::{Superseded, Tenures, search};
 
 mod perform;
 
@@ -66,6 +66,8 @@ pub struct Service {
     pub cut: CancellationToken,
     /// Cancelled when the app hangs.
     pub hung: CancellationToken,
+    /// Which partitions this process has.
+    pub tenures: watch::Sender<Tenures>,
 }
 
 /// Why a membership ended.
@@ -418,6 +420,7 @@ impl<'s> Consumer<'s> {
             let tenure = Tenure { id: self.last_tenure, stop: CancellationToken::new(), deliveries: HashMap::new(), newest: Timestamp::default(), places };
             // Taken away and given back without a word: nothing of what was under way goes on.
             self.lost(number, acts);
+            self.tell_tenure(number, Some(tenure.id));
             self.tenures.insert(number, tenure);
             self.service.observe.assigned();
         }
@@ -474,8 +477,20 @@ impl<'s> Consumer<'s> {
         }
     }
 
+    /// Tells an app in the same process which partitions it has.
+    fn tell_tenure(&self, number: u32, tenure: Option<u64>) {
+        let of = (self.service.served.name.clone(), number);
+        self.service.tenures.send_modify(|all| {
+            let _ = match tenure {
+                Some(tenure) => all.insert(of, tenure),
+                None => all.remove(&of),
+            };
+        });
+    }
+
     fn end_tenure(&mut self, number: u32) {
         if let Some(tenure) = self.tenures.remove(&number) {
+            self.tell_tenure(number, None);
             tenure.stop.cancel();
             for delivery in tenure.deliveries.into_values() {
                 delivery.abort();

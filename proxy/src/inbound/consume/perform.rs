@@ -165,7 +165,7 @@ impl Consumer<'_> {
             }
             observe.delivering(attempt, may_have_started);
             tracing::debug!(call = %call.id, attempt, caller = %call.caller, "a delivery began");
-            let end = app.deliver(&call, Attempt { number: attempt, may_have_started }).await;
+            let end = app.deliver(&call, Attempt { number: attempt, may_have_started, partition: number }).await;
             observe.delivered(&call.id, attempt, &end);
             What::Delivered(origin, end)
         });

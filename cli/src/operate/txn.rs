@@ -1,0 +1,262 @@
+//! `bluebox txn`: transactions, by asking the transaction manager.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use bluebox_core::clock::wall_clock;
+use bluebox_core::log::Timestamp;
+use bluebox_txmgr::TransactionId;
+use clap::{Args, Subcommand, ValueEnum};
+use http::Method;
+use serde_json::Value;
+
+use super::{get, running};
+use crate::units::{self, so_many, spell};
+
+/// How long an answer may take: a partition that changes hands is waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Looks after transactions: LRAs and sagas.
+#[derive(Debug, Args)]
+pub(crate) struct TxnOptions {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List transactions, the oldest first
+    List {
+        /// Only those that are ending, or of whose end somebody has yet to be told.
+        #[arg(long)]
+        in_doubt: bool,
+        /// Only those that have failed, and wait for an operator.
+        #[arg(long)]
+        failed: bool,
+        /// Only those in this state: Active, Closing, Closed, FailedToClose, Cancelling, Cancelled, FailedToCancel.
+        #[arg(long, value_name = "STATE", value_parser = |text: &str| text.parse::<bluebox_txmgr::wire::status::LraStatus>())]
+        status: Option<bluebox_txmgr::wire::status::LraStatus>,
+        /// Only those that began at least so long ago.
+        #[arg(long, value_name = "DURATION", value_parser = units::duration)]
+        older_than: Option<Duration>,
+        /// Only LRAs, or only sagas.
+        #[arg(long)]
+        kind: Option<Kind>,
+        /// As JSON, one object to a line.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        asked: AskedOptions,
+    },
+    /// Show one: its participants or steps, with state, tries and last error
+    Show {
+        /// Its id.
+        id: TransactionId,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        asked: AskedOptions,
+    },
+    /// Try at once what waits to be tried again
+    Retry(WhichOptions),
+    /// Cancel: what was done is compensated
+    Cancel(WhichOptions),
+    /// Forget what has failed: nobody is called any more
+    Forget(WhichOptions),
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Kind {
+    Lra,
+    Saga,
+}
+
+#[derive(Debug, Args)]
+struct WhichOptions {
+    /// Ids.
+    #[arg(required = true)]
+    ids: Vec<TransactionId>,
+    #[command(flatten)]
+    asked: AskedOptions,
+}
+
+/// Whom to ask.
+#[derive(Debug, Args)]
+struct AskedOptions {
+    /// Any proxy, or where the transaction manager answers those in no box; by default the gateway of the `bluebox up` on the data directory, else 127.0.0.1:4140.
+    #[arg(long, value_name = "HOST:PORT", value_parser = crate::file::address)]
+    proxy: Option<SocketAddr>,
+    /// The data directory of that `bluebox up`.
+    #[arg(long, env = "BLUEBOX_DATA", value_name = "DIR", default_value = ".bluebox")]
+    data: PathBuf,
+}
+
+impl AskedOptions {
+    /// What the transaction manager answers; an error where it says no.
+    async fn ask(&self, method: Method, path: &str) -> anyhow::Result<Vec<u8>> {
+        let proxy = self.proxy.or_else(|| running(&self.data)?.gateway).unwrap_or(crate::file::DEFAULT_GATEWAY);
+        let url = format!("http://{}{path}", crate::txmgr::NAME);
+        let answer = get::ask(method, proxy, &url, PATIENCE).await.context("no proxy could be asked (--proxy names one)")?;
+        let (status, body) = (answer.status(), answer.into_body());
+        if status.is_success() {
+            return Ok(body.to_vec());
+        }
+        let problem: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let detail = problem.get("detail").and_then(Value::as_str).map_or_else(|| String::from_utf8_lossy(&body).trim().to_owned(), str::to_owned);
+        bail!("{status}: {detail}")
+    }
+}
+
+/// Does what was asked.
+pub(crate) async fn run(options: TxnOptions) -> anyhow::Result<()> {
+    let mut out = std::io::stdout();
+    match options.command {
+        Command::List { in_doubt, failed, status, older_than, kind, json, asked } => {
+            let mut query = Vec::new();
+            query.extend(in_doubt.then(|| "in-doubt".to_owned()));
+            query.extend(failed.then(|| "failed".to_owned()));
+            query.extend(status.map(|status| format!("status={status}")));
+            query.extend(older_than.map(|age| format!("older-than={}", age.as_millis())));
+            query.extend(kind.map(|kind| format!("kind={}", if matches!(kind, Kind::Lra) { "lra" } else { "saga" })));
+            let body = asked.ask(Method::GET, &format!("/v1/transactions?{}", query.join("&"))).await?;
+            let all: Vec<Value> = serde_json::from_slice(&body).context("the answer is no list")?;
+            list(&mut out, &all, json)
+        }
+        Command::Show { id, json, asked } => {
+            let body = asked.ask(Method::GET, &format!("/v1/transactions/{id}")).await?;
+            let one: Value = serde_json::from_slice(&body).context("the answer is no transaction")?;
+            if json { Ok(writeln!(out, "{one}")?) } else { show(&mut out, &one) }
+        }
+        Command::Retry(which) => tell(&mut out, which, "retry", "is tried again").await,
+        Command::Cancel(which) => tell(&mut out, which, "cancel", "").await,
+        Command::Forget(which) => tell(&mut out, which, "forget", "is forgotten").await,
+    }
+}
+
+async fn tell(out: &mut impl std::io::Write, which: WhichOptions, what: &str, done: &str) -> anyhow::Result<()> {
+    for id in &which.ids {
+        let body = which.asked.ask(Method::POST, &format!("/v1/transactions/{id}/{what}")).await.with_context(|| id.to_string())?;
+        if done.is_empty() { writeln!(out, "{id}: {}", String::from_utf8_lossy(&body))? } else { writeln!(out, "{id} {done}")? }
+    }
+    Ok(())
+}
+
+fn text<'v>(value: &'v Value, name: &str) -> &'v str {
+    value.get(name).and_then(Value::as_str).unwrap_or("-")
+}
+
+fn ago(value: &Value, name: &str) -> String {
+    let then = value.get(name).and_then(Value::as_u64).map(Timestamp::from_millis);
+    then.map_or_else(|| "-".to_owned(), |then| spell(wall_clock().since(then)))
+}
+
+/// Participants of an LRA, or steps of a saga.
+fn members(one: &Value) -> &[Value] {
+    one.get("participants").or_else(|| one.get("steps")).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+}
+
+/// What was last said that made another try necessary, of any of them.
+fn last_error(one: &Value) -> Option<&str> {
+    members(one).iter().find_map(|member| member.get("line")?.get("last_error")?.as_str())
+}
+
+fn list(out: &mut impl std::io::Write, all: &[Value], json: bool) -> anyhow::Result<()> {
+    if json {
+        for one in all {
+            writeln!(out, "{one}")?;
+        }
+        return Ok(());
+    }
+    if all.is_empty() {
+        writeln!(out, "no transactions")?;
+        return Ok(());
+    }
+    writeln!(out, "{:<34} {:<5} {:<14} {:<12} {:>7}  LAST ERROR", "TRANSACTION", "KIND", "STATE", "AGE", "MEMBERS")?;
+    for one in all {
+        let error = last_error(one).unwrap_or_default();
+        writeln!(
+            out,
+            "{:<34} {:<5} {:<14} {:<12} {:>7}  {error}",
+            text(one, "id"),
+            text(one, "kind"),
+            text(one, "status"),
+            ago(one, "started_ms"),
+            members(one).len()
+        )?;
+    }
+    writeln!(out, "\n{}; bluebox txn show ID, retry ID, cancel ID, forget ID", so_many(all.len(), "transaction", "transactions"))?;
+    Ok(())
+}
+
+fn show(out: &mut impl std::io::Write, one: &Value) -> anyhow::Result<()> {
+    writeln!(out, "{} {}: {}", text(one, "kind"), text(one, "id"), text(one, "status"))?;
+    writeln!(out, "began {} ago, ended {} ago", ago(one, "started_ms"), ago(one, "ended_ms"))?;
+    for (name, says) in [("client", "client"), ("why", "because")] {
+        if let Some(value) = one.get(name).and_then(Value::as_str).filter(|value| !value.is_empty()) {
+            writeln!(out, "{says}: {value}")?;
+        }
+    }
+    if let Some(parent) = one.get("parent").and_then(|parent| parent.get("id")).and_then(Value::as_str) {
+        writeln!(out, "nested in {parent}")?;
+    }
+    for member in members(one) {
+        let name = member.get("name").and_then(Value::as_str).map_or_else(|| member.get("number").map(ToString::to_string).unwrap_or_default(), str::to_owned);
+        writeln!(out, "\n  {name}: {}", text(member, "status"))?;
+        for link in ["compensate", "complete", "status_url", "forget", "after", "action", "compensation"] {
+            if let Some(url) = member.get(link).and_then(Value::as_str) {
+                writeln!(out, "    {link}: {url}")?;
+            }
+        }
+        let Some(line) = member.get("line") else { continue };
+        if let Some(asked) = line.get("asked").and_then(Value::as_str) {
+            let number = |name: &str| line.get(name).and_then(Value::as_u64).unwrap_or(0);
+            writeln!(
+                out,
+                "    is asked for: {asked}; {} in vain, {} in all",
+                so_many(usize::try_from(number("failures")).unwrap_or(0), "try", "tries"),
+                number("outcomes")
+            )?;
+        }
+        if let Some(error) = line.get("last_error").and_then(Value::as_str) {
+            writeln!(out, "    last error: {error}")?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn lra() -> Value {
+        let line = json!({ "asked": "complete", "outcomes": 3, "failures": 2, "last_error": "HTTP 500: boom" });
+        json!({
+            "id": "0001-000000000001-0000000000000001", "kind": "lra", "status": "Closing", "client": "trip", "started_ms": 1, "ended_ms": null, "parent": null,
+            "participants": [{ "number": 0, "status": "Completing", "complete": "http://hotel/complete", "line": line }],
+        })
+    }
+
+    #[test]
+    fn what_is_wrong_is_shown() {
+        let mut out = Vec::new();
+        list(&mut out, &[lra()], false).unwrap();
+        show(&mut out, &lra()).unwrap();
+        let said = String::from_utf8(out).unwrap();
+        for part in ["Closing", "HTTP 500: boom", "1 transaction;", "0: Completing", "complete: http://hotel/complete", "2 tries in vain, 3 in all"] {
+            assert!(said.contains(part), "{part:?} is missing in\n{said}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_said_to_be_nothing() {
+        let mut out = Vec::new();
+        list(&mut out, &[], false).unwrap();
+        assert_eq!(out, b"no transactions\n");
+    }
+}

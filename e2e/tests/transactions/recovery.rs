@@ -1,0 +1,105 @@
+//! Takeover, replicas, operators, retention.
+
+use bluebox_e2e::{Call, World, eventually};
+use http::Method;
+use serde_json::Value;
+
+use crate::scene::{COORDINATOR, PARTITIONS, Scene, is_problem, says};
+
+pub async fn transactions_and_timers_go_on_after_a_takeover(world: World) {
+    let mut scene = Scene::new(world).await;
+    let hotel = scene.service("hotel").await;
+    let (open, late) = (scene.start().await, scene.start_with("&TimeLimit=1500").await);
+    scene.join(&open, &hotel).await;
+    scene.join(&late, &hotel).await;
+    let other = scene.world.txmgr(PARTITIONS).start().await;
+    scene.txmgr.kill();
+    // The deadline is a moment of UTC: whoever has the transaction by then cancels it.
+    scene.becomes(&late, "Cancelled").await;
+    hotel.was_asked_only(&["/compensate"]);
+    assert_eq!(scene.status(&open).await, "Active");
+    scene.put(&format!("{open}/close")).await.is(200, "Closed");
+    hotel.was_asked_only(&["/compensate", "/complete"]);
+    drop(other);
+}
+
+pub async fn replicas_share_the_partitions_and_a_list_has_all(world: World) {
+    let scene = Scene::new(world).await;
+    let other = scene.world.txmgr(PARTITIONS).start().await;
+    let mut all = Vec::new();
+    for _ in 0..8 {
+        all.push(scene.start().await);
+    }
+    // From whichever of them a client comes to, it sees all, and can end all.
+    let list = async |door| {
+        eventually("a list has all", || async {
+            let answer = Call::get(&format!("http://{door}/lra-coordinator?Status=Active")).send_to(door).await.ok()?;
+            let listed: Vec<Value> = serde_json::from_slice(&answer.body).ok().filter(|_| answer.status == 200)?;
+            (listed.len() == 8).then_some(())
+        })
+        .await;
+    };
+    list(scene.txmgr.address()).await;
+    list(other.address()).await;
+    eventually("the other one has partitions too", || async { other.said().contains("a partition of transactions is served here").then_some(()) }).await;
+    for lra in &all {
+        scene.put(&format!("{lra}/close")).await.is(200, "Closed");
+    }
+}
+
+pub async fn an_operator_lists_retries_and_forgets(world: World) {
+    let scene = Scene::with(world, |spec| spec.flag("--end-wait", "200ms").flag("--first-pause", "1h").flag("--longest-pause", "1h")).await;
+    let hotel = scene.service("hotel").await;
+    hotel.app.rule(|_| Some(says(500, "boom")));
+    let lra = scene.start().await;
+    scene.join(&lra, &hotel).await;
+    scene.put(&format!("{lra}/close")).await.is(200, "Closing");
+    let id = lra.rsplit('/').next().unwrap();
+    let shown = eventually("the failure is shown", || async {
+        let shown: Value = serde_json::from_slice(&scene.get(&format!("http://txmgr/v1/transactions/{id}")).await.body).unwrap();
+        shown["participants"][0]["line"]["last_error"].is_string().then_some(shown)
+    })
+    .await;
+    let line = &shown["participants"][0]["line"];
+    assert_eq!((&line["last_error"], &line["failures"]), (&Value::from("HTTP 500: boom"), &Value::from(1)), "{shown}");
+    let listed = async |query: &str| -> usize {
+        let answer = scene.get(&format!("http://txmgr/v1/transactions?{query}")).await;
+        serde_json::from_slice::<Vec<Value>>(&answer.body).unwrap_or_else(|_| panic!("{answer:?}")).len()
+    };
+    assert_eq!((listed("in-doubt").await, listed("failed").await, listed("older-than=3600000").await, listed("kind=saga").await), (1, 0, 0, 0));
+    is_problem(&scene.get("http://txmgr/v1/transactions?older-than=soon").await, 400, "malformed");
+    let tell = |what: &str| scene.client.call(Call::post(&format!("http://txmgr/v1/transactions/{id}/{what}"), ""));
+    is_problem(&tell("forget").await, 412, "not-failed");
+    // The pause would have been an hour.
+    hotel.app.rule(|_| Some(says(409, "")));
+    assert_eq!(tell("retry").await.status, 200);
+    scene.becomes(&lra, "FailedToClose").await;
+    assert_eq!(listed("failed").await, 1);
+    assert_eq!(tell("forget").await.status, 200);
+    hotel.was_asked_only(&["/complete"; 2]);
+    // A pass over all of them does the same as a retry of each.
+    hotel.app.rule(|_| Some(says(500, "")));
+    let lra = scene.start().await;
+    scene.join(&lra, &hotel).await;
+    scene.put(&format!("{lra}/cancel")).await.is(200, "Cancelling");
+    eventually("it was asked", || async { (hotel.asked().len() == 3).then_some(()) }).await;
+    hotel.app.rule(|_| Some(says(200, "")));
+    eventually("a pass ends it", || async {
+        let pass = scene.client.call(Call::new(Method::GET, &format!("{COORDINATOR}/recovery"))).await;
+        assert_eq!(pass.status, 200, "{pass:?}");
+        (scene.status(&lra).await == "Cancelled").then_some(())
+    })
+    .await;
+}
+
+pub async fn what_has_ended_is_answered_for_its_time_and_gone_afterwards(world: World) {
+    let scene = Scene::with(world, |spec| spec.flag("--keep-transactions", "1s")).await;
+    let lra = scene.start().await;
+    scene.put(&format!("{lra}/close")).await.is(200, "Closed");
+    let gone = eventually("it is gone", || async {
+        let answer = scene.get(&lra).await;
+        (answer.status != 200).then_some(answer)
+    })
+    .await;
+    is_problem(&gone, 410, "gone");
+}

@@ -1,0 +1,135 @@
+//! Sagas that come as one request.
+
+use bluebox_e2e::{Answer, Call, World, eventually};
+use serde_json::{Value, json};
+
+use crate::scene::{Scene, is_problem, says};
+
+const SAGAS: &str = "http://txmgr/v1/sagas";
+
+fn step(name: &str) -> Value {
+    json!({
+        "name": name, "action": { "url": format!("http://{name}/do"), "body": { "what": name } },
+        "compensation": { "method": "DELETE", "url": format!("http://{name}/undo") },
+    })
+}
+
+fn saga(steps: &[Value]) -> Call {
+    Call::post(SAGAS, json!({ "steps": steps }).to_string()).with("content-type", "application/json")
+}
+
+fn document(answer: &Answer) -> Value {
+    serde_json::from_slice(&answer.body).unwrap_or_else(|_| panic!("{answer:?}"))
+}
+
+fn statuses(saga: &Value) -> Vec<&str> {
+    saga["steps"].as_array().unwrap().iter().map(|step| step["status"].as_str().unwrap()).collect()
+}
+
+pub async fn steps_run_in_their_order_and_independent_ones_at_once(world: World) {
+    let scene = Scene::new(world).await;
+    let (mut hotel, mut flight, mut taxi) = (scene.service("hotel").await, scene.service("flight").await, scene.service("taxi").await);
+    for service in [&hotel, &flight, &taxi] {
+        service.app.rule(|_| None);
+    }
+    let (mut two, mut three) = (step("flight"), step("taxi"));
+    two["after"] = json!([]);
+    three["after"] = json!(["hotel", "flight"]);
+    let running = scene.client.begin(saga(&[step("hotel"), two, three]).prefer("wait=60"));
+    // Both are under way before either has answered.
+    let (first, second) = (hotel.app.next().await, flight.app.next().await);
+    assert_eq!((first.asked.method.as_str(), first.asked.target.as_str(), first.asked.text()), ("POST", "/do", "{\"what\":\"hotel\"}"));
+    assert_eq!(first.asked.header("content-type"), "application/json");
+    first.answer(200, "");
+    assert!(taxi.app.already().is_none());
+    second.answer(201, "");
+    taxi.app.next().await.answer(204, "");
+    let answer = running.answer().await;
+    assert_eq!((answer.status.as_u16(), answer.header("preference-applied")), (200, "wait"), "{answer:?}");
+    let ended = document(&answer);
+    assert_eq!((&ended["status"], statuses(&ended)), (&json!("Closed"), vec!["Done"; 3]), "{ended}");
+    // Without waiting: 202, and where it can be asked for.
+    for service in [&hotel, &flight, &taxi] {
+        service.app.rule(|_| Some(says(200, "")));
+    }
+    let accepted = scene.client.call(saga(&[step("hotel")])).await;
+    assert_eq!(accepted.status, 202, "{accepted:?}");
+    let location = accepted.header("location").to_owned();
+    assert!(location.starts_with(SAGAS), "{location}");
+    let ended = scene.client.call(Call::get(&location).prefer("wait=60")).await;
+    assert_eq!(document(&ended)["status"], "Closed", "{ended:?}");
+}
+
+pub async fn a_business_no_takes_back_what_was_done_and_nothing_else(world: World) {
+    let scene = Scene::new(world).await;
+    let (hotel, flight, taxi) = (scene.service("hotel").await, scene.service("flight").await, scene.service("taxi").await);
+    flight.app.rule(|_| Some(says(409, "no seat")));
+    let answer = scene.client.call(saga(&[step("hotel"), step("flight"), step("taxi")]).prefer("wait=60")).await;
+    let ended = document(&answer);
+    assert_eq!((&ended["status"], statuses(&ended)), (&json!("Cancelled"), vec!["Undone", "Refused", "NeverRan"]), "{ended}");
+    assert!(ended["why"].as_str().unwrap().contains("flight"), "{ended}");
+    hotel.was_asked_only(&["/do", "/undo"]);
+    assert_eq!(hotel.last().method.as_str(), "DELETE");
+    flight.was_asked_only(&["/do"]);
+    assert!(taxi.asked().is_empty(), "a step that never ran is not compensated");
+}
+
+pub async fn the_same_key_is_the_same_saga(world: World) {
+    let scene = Scene::new(world).await;
+    let hotel = scene.service("hotel").await;
+    let request = || saga(&[step("hotel")]).keyed("trip-7");
+    let first = scene.client.call(request()).await;
+    let again = scene.client.call(request()).await;
+    assert_eq!((first.status.as_u16(), again.status.as_u16()), (202, 202), "{first:?} {again:?}");
+    assert_eq!(first.header("location"), again.header("location"));
+    let ended = scene.client.call(Call::get(first.header("location")).prefer("wait=60")).await;
+    assert_eq!(document(&ended)["status"], "Closed", "{ended:?}");
+    hotel.was_asked_only(&["/do"]);
+    let other = scene.client.call(saga(&[step("hotel"), json!({ "name": "b", "action": { "url": "http://hotel/b" } })]).keyed("trip-7")).await;
+    assert_eq!((other.status.as_u16(), other.header("bluebox-error")), (422, "key-reused"), "{other:?}");
+}
+
+pub async fn still_going_is_asked_again_and_a_deadline_cancels(world: World) {
+    let scene = Scene::new(world).await;
+    let (hotel, flight) = (scene.service("hotel").await, scene.service("flight").await);
+    let tries = std::sync::atomic::AtomicU32::new(0);
+    flight.app.rule(move |_| Some(if tries.fetch_add(1, std::sync::atomic::Ordering::Relaxed) < 2 { says(425, "") } else { says(200, "") }));
+    let answer = scene.client.call(saga(&[step("hotel"), step("flight")]).prefer("wait=60")).await;
+    assert_eq!(document(&answer)["status"], "Closed", "{answer:?}");
+    flight.was_asked_only(&["/do"; 3]);
+    // What fails is tried again until the deadline; then what may have run is taken back.
+    flight.app.rule(|asked| Some(if asked.target == "/do" { says(500, "") } else { says(200, "") }));
+    let limited = json!({ "steps": [step("hotel"), step("flight")], "time_limit_ms": 1500 });
+    let answer = scene.client.call(Call::post(SAGAS, limited.to_string()).prefer("wait=60")).await;
+    let ended = document(&answer);
+    assert_eq!((&ended["status"], statuses(&ended)), (&json!("Cancelled"), vec!["Undone", "Undone"]), "{ended}");
+    assert_eq!(flight.asked().last().unwrap(), "/undo", "no action comes after its compensation");
+    eventually("the hotel is taken back too", || async { (hotel.asked().last().unwrap() == "/undo").then_some(()) }).await;
+}
+
+pub async fn what_is_no_saga_is_refused(world: World) {
+    let scene = Scene::new(world).await;
+    scene.service("hotel").await;
+    let refused = async |body: Value, status: u16, word: &str| {
+        is_problem(&scene.client.call(Call::post(SAGAS, body.to_string())).await, status, word);
+    };
+    is_problem(&scene.client.call(Call::post(SAGAS, "no json")).await, 400, "malformed");
+    refused(json!({}), 400, "malformed").await;
+    refused(json!({ "steps": [] }), 400, "malformed").await;
+    refused(json!({ "steps": [step("hotel"), step("hotel")] }), 400, "malformed").await;
+    let mut cycle = step("hotel");
+    cycle["after"] = json!(["hotel"]);
+    refused(json!({ "steps": [cycle] }), 400, "malformed").await;
+    refused(json!({ "steps": [step("nobody")] }), 412, "refused-url").await;
+    refused(json!({ "steps": [{ "name": "a", "action": { "url": "http://txmgr/v1/sagas" } }] }), 412, "refused-url").await;
+    refused(json!({ "steps": [{ "name": "a", "action": { "method": "GET", "url": "http://hotel/x" } }] }), 400, "malformed").await;
+    refused(json!({ "steps": [step("hotel")], "surprise": 1 }), 400, "malformed").await;
+    let large = "x".repeat(600 * 1024);
+    refused(json!({ "steps": [{ "name": "a", "action": { "url": "http://hotel/x", "body": large } }] }), 413, "too-large").await;
+    // More than a request may have is refused by the proxy.
+    let larger = scene.client.call(Call::post(SAGAS, vec![b'x'; 2 << 20])).await;
+    assert_eq!(larger.status, 413, "{larger:?}");
+    is_problem(&scene.get(&format!("{SAGAS}/nonsense")).await, 404, "no-such-resource");
+    let lra = scene.start().await;
+    is_problem(&scene.get(&format!("{SAGAS}/{}", lra.rsplit('/').next().unwrap())).await, 404, "other-kind");
+}

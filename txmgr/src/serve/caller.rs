@@ -1,0 +1,254 @@
+//! Makes the callbacks: each is one durable call, repeated under its key until it has an outcome.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bluebox_core::ComponentName;
+use bluebox_core::clock::wall_clock;
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, LINK, LOCATION, RETRY_AFTER};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Method, Request, StatusCode, Uri};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::sync::Semaphore;
+use tracing::debug;
+
+use super::counts::Counts;
+use super::{IsComponent, Settings, Surroundings};
+use crate::TransactionId;
+use crate::callback::{Callback, Outcome, Phase};
+use crate::wire::answer::meaning;
+use crate::wire::participant::{Allowed, Callable};
+use crate::wire::{BASE_PATH, CONTEXT, DATA, ENDED, PARENT, RECOVERY};
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// How long the log may deliver a call, where that is less than usual.
+const TTL: HeaderName = HeaderName::from_static("bluebox-ttl");
+/// On an answer: it is the proxy's own.
+const ERROR: HeaderName = HeaderName::from_static("bluebox-error");
+
+/// Callbacks that are under way at once; further ones wait for their turn.
+const AT_ONCE: usize = 2048;
+/// The pause before a call without an outcome is made again.
+const PAUSE: Duration = Duration::from_millis(200);
+/// The longest such pause, whatever the proxy asks for.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long a plain URL may take. (A component: as long as the proxy waits.)
+const PLAIN_PATIENCE: Duration = Duration::from_secs(30);
+/// More of an answer is not looked at.
+const MAX_ANSWER_BYTES: usize = 64 << 10;
+
+type Http = Client<HttpConnector, Full<Bytes>>;
+
+/// Makes calls, through the process's own proxy.
+pub(super) struct Caller {
+    name: ComponentName,
+    proxy: Authority,
+    client: Http,
+    is_component: IsComponent,
+    allowed: Vec<Allowed>,
+    places: Semaphore,
+    counts: Counts,
+}
+
+/// What was answered, as far as it is looked at.
+pub(super) struct Answered {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+}
+
+enum Way {
+    Component,
+    Plain,
+}
+
+impl Caller {
+    pub(super) fn new(settings: &Settings, around: &Surroundings, counts: Counts) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(Duration::from_secs(5)));
+        // Shorter than servers keep theirs: a request that crosses a close has no answer.
+        let client = Client::builder(TokioExecutor::new()).pool_idle_timeout(Duration::from_secs(3)).pool_timer(TokioTimer::new()).build(connector);
+        Self {
+            name: settings.name.clone(),
+            // An address is an authority.
+            proxy: Authority::try_from(around.proxy.to_string()).unwrap_or_else(|_| Authority::from_static("127.0.0.1:4140")),
+            client,
+            is_component: Arc::clone(&around.is_component),
+            allowed: settings.allowed.clone(),
+            places: Semaphore::new(AT_ONCE),
+            counts,
+        }
+    }
+
+    /// Makes a callback, until it has an outcome.
+    pub(super) async fn call(&self, callback: &Callback) -> Outcome {
+        // Never closed.
+        let _place = self.places.acquire().await;
+        let began = tokio::time::Instant::now();
+        let url = match callback.key.phase {
+            Phase::Enlist => format!("http://{}{BASE_PATH}/{}", self.name, callback.url),
+            _ => callback.url.to_string(),
+        };
+        let outcome = loop {
+            match self.once(callback, &url).await {
+                Ok(outcome) => break outcome,
+                Err(pause) => tokio::time::sleep(pause).await,
+            }
+        };
+        self.counts.called(callback.key.phase, &outcome, began.elapsed());
+        debug!(callback = %callback.key, %url, ?outcome, "a callback had its outcome");
+        outcome
+    }
+
+    /// One try. The error is the pause before the next: this one has no outcome, or none that is known.
+    async fn once(&self, callback: &Callback, url: &str) -> Result<Outcome, Duration> {
+        let (way, request) = match self.request(callback, url) {
+            Ok(request) => request,
+            // It was checked when it was taken in: what may be called has changed since.
+            Err(why) => return Ok(Outcome::Again(why)),
+        };
+        let plain = matches!(way, Way::Plain);
+        let asked = self.send(request);
+        let answered =
+            if plain { tokio::time::timeout(PLAIN_PATIENCE, asked).await.unwrap_or_else(|_| Err("no answer within 30 s".to_owned())) } else { asked.await };
+        let answered = match answered {
+            Ok(answered) => answered,
+            // The log delivers no such call again: whether it was done can only be asked.
+            Err(why) if plain => return Ok(Outcome::Again(why)),
+            Err(why) => {
+                debug!(callback = %callback.key, why, "the own proxy did not answer");
+                return Err(PAUSE);
+            }
+        };
+        let own = answered.headers.contains_key(&ERROR) && !plain;
+        if own && [StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT].contains(&answered.status) {
+            let asked = answered.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok()).map_or(PAUSE, Duration::from_secs);
+            return Err(asked.min(LONGEST_PAUSE));
+        }
+        let location = answered.headers.get(LOCATION).and_then(|value| value.to_str().ok());
+        let location = location.and_then(|location| self.callable().check_location(callback.key.transaction, url, location));
+        Ok(meaning(callback.key.phase, answered.status.as_u16(), &answered.body, location.as_deref()))
+    }
+
+    fn callable(&self) -> Callable<'_> {
+        Callable { is_component: &*self.is_component, allowed: &self.allowed, coordinator: &self.name }
+    }
+
+    fn request(&self, callback: &Callback, url: &str) -> Result<(Way, Request<Full<Bytes>>), String> {
+        let key = callback.key;
+        let refused = |why: &dyn std::fmt::Display| format!("{url}: {why}");
+        let (method, body, content_type) = match (&callback.step, key.phase) {
+            (Some(step), _) => (step.method.clone(), step.body.clone(), step.content_type.clone()),
+            (None, Phase::Status) => (Method::GET, Bytes::new(), None),
+            (None, Phase::Forget) => (Method::DELETE, Bytes::new(), None),
+            (None, Phase::After) => (Method::PUT, Bytes::from(callback.ended.map_or("", |status| status.name())), Some("text/plain".to_owned())),
+            (None, _) => (Method::PUT, Bytes::new(), None),
+        };
+        let mut headers = HeaderMap::new();
+        let mut add = |name: HeaderName, value: &str| -> Result<(), String> {
+            headers.insert(name, HeaderValue::from_str(value).map_err(|error| refused(&error))?);
+            Ok(())
+        };
+        add(IDEMPOTENCY_KEY, &key.to_string())?;
+        if let Some(content_type) = content_type {
+            add(CONTENT_TYPE, &content_type)?;
+        }
+        if let Some(base) = &callback.base {
+            let lra = format!("{base}/{}", key.transaction);
+            match key.phase {
+                Phase::After => add(ENDED, &lra)?,
+                Phase::Enlist => add(LINK, &nested_links(&self.name, key.transaction))?,
+                _ => {
+                    add(CONTEXT, &lra)?;
+                    add(RECOVERY, &format!("{base}/recovery/{}/{}", key.transaction, key.callee.0))?;
+                }
+            }
+            if let Some(parent) = callback.parent.as_ref().filter(|_| key.phase != Phase::Enlist) {
+                add(PARENT, parent)?;
+            }
+            if let Some(data) = &callback.data {
+                add(DATA, data)?;
+            }
+        }
+        let way = self.way(key.transaction, key.phase, url)?;
+        if let (Some(not_after), Way::Component) = (callback.not_after, &way) {
+            add(TTL, &not_after.since(wall_clock()).as_millis().to_string())?;
+        }
+        let uri: Uri = url.parse().map_err(|error| refused(&error))?;
+        let (authority, path) = (uri.authority().cloned().ok_or_else(|| refused(&"no authority"))?, uri.path_and_query().cloned());
+        add(HOST, authority.as_str())?;
+        let to = if matches!(way, Way::Component) { self.proxy.clone() } else { authority };
+        let mut request = Request::new(Full::from(body));
+        (*request.method_mut(), *request.headers_mut()) = (method, headers);
+        *request.uri_mut() = addressed(to, path)?;
+        Ok((way, request))
+    }
+
+    /// How a URL is reached. What is neither a component's nor in the allow-list is not called, though it once was allowed.
+    fn way(&self, transaction: TransactionId, phase: Phase, url: &str) -> Result<Way, String> {
+        let uri: Uri = url.parse().map_err(|_| format!("{url}: no URL"))?;
+        let host = uri.host().unwrap_or_default().to_ascii_lowercase();
+        let port = uri.port_u16().unwrap_or(80);
+        let named = ComponentName::try_new(&host).ok().filter(|_| uri.scheme_str() == Some("http"));
+        if named.is_some_and(|name| name == self.name || (self.is_component)(&name, port)) {
+            return Ok(Way::Component);
+        }
+        self.callable().check_callback(transaction, url, phase).map_err(|refused| refused.to_string())?;
+        Ok(Way::Plain)
+    }
+
+    async fn send(&self, request: Request<Full<Bytes>>) -> Result<Answered, String> {
+        let response = self.client.request(request).await.map_err(|error| chain(&error))?;
+        let (head, body) = response.into_parts();
+        let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await;
+        // What is longer says nothing that is known here.
+        let body = body.map(|body| body.to_bytes()).unwrap_or_default();
+        Ok(Answered { status: head.status, headers: head.headers, body })
+    }
+
+    /// GETs something of the transaction manager itself, wherever it is: through the log. `None` when it can't be told now.
+    pub(super) async fn get_own(&self, path: &str, patience: Duration) -> Option<Answered> {
+        self.own(Method::GET, path, patience).await
+    }
+
+    /// Asks the transaction manager itself.
+    pub(super) async fn own(&self, method: Method, path: &str, patience: Duration) -> Option<Answered> {
+        let mut request = Request::new(Full::default());
+        *request.method_mut() = method;
+        request.headers_mut().insert(HOST, HeaderValue::from_str(self.name.as_str()).ok()?);
+        *request.uri_mut() = addressed(self.proxy.clone(), PathAndQuery::try_from(path).ok()).ok()?;
+        let response = tokio::time::timeout(patience, self.client.request(request)).await.ok()?.ok()?;
+        let (head, body) = response.into_parts();
+        let body = tokio::time::timeout(patience, body.collect()).await.ok()?.ok()?.to_bytes();
+        Some(Answered { status: head.status, headers: head.headers, body })
+    }
+}
+
+fn addressed(to: Authority, path: Option<PathAndQuery>) -> Result<Uri, String> {
+    let mut parts = http::uri::Parts::default();
+    (parts.scheme, parts.authority, parts.path_and_query) = (Some(Scheme::HTTP), Some(to), Some(path.unwrap_or_else(|| PathAndQuery::from_static("/"))));
+    Uri::from_parts(parts).map_err(|error| error.to_string())
+}
+
+/// How a nested LRA is called by its parent.
+fn nested_links(name: &ComponentName, child: TransactionId) -> String {
+    let link = |phase: Phase| format!("<http://{name}{BASE_PATH}/nested/{child}/{0}>; rel=\"{0}\"", phase.name());
+    [Phase::Compensate, Phase::Complete, Phase::Status, Phase::Forget].map(link).join(", ")
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

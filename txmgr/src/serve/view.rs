@@ -1,0 +1,166 @@
+//! Transactions as JSON, and which of them are shown.
+
+use std::time::Duration;
+
+use bluebox_core::log::Timestamp;
+use serde_json::{Value, json};
+
+use super::http::Query;
+use crate::TransactionId;
+use crate::line::Line;
+use crate::partition::{Ask, StateRef};
+use crate::saga::{Saga, SagaRequest};
+use crate::transaction::{Lra, Participant, Request};
+use crate::wire::path::status_filter;
+use crate::wire::status::LraStatus;
+
+/// Which transactions are shown.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Filter {
+    kind: Option<&'static str>,
+    status: Option<LraStatus>,
+    failed: bool,
+    recovering: bool,
+    in_doubt: bool,
+    older_than: Option<Duration>,
+}
+
+impl Filter {
+    /// `kind`, `status`, `failed`, `recovering`, `in-doubt`, `older-than` (milliseconds).
+    pub(super) fn of(query: &Query) -> Result<Self, String> {
+        let is = |name: &str| query.get(name).is_some_and(|value| value != "false");
+        let kind = match query.get("kind") {
+            None => None,
+            Some("lra") => Some("lra"),
+            Some("saga") => Some("saga"),
+            Some(other) => return Err(format!("kind {other:?}: `lra` or `saga`")),
+        };
+        let millis = |text: &str| text.parse().map(Duration::from_millis).map_err(|_| format!("older-than {text:?}: milliseconds as a whole number"));
+        Ok(Self {
+            kind,
+            status: status_filter(query.get("status").or(query.get("Status"))).map_err(|unknown| unknown.to_string())?,
+            failed: is("failed"),
+            recovering: is("recovering"),
+            in_doubt: is("in-doubt"),
+            older_than: query.get("older-than").map(millis).transpose()?,
+        })
+    }
+
+    pub(super) fn passes(&self, state: &StateRef<'_>, now: Timestamp) -> bool {
+        let (kind, status, started, recovering, forgotten) = match state {
+            StateRef::Lra(lra) => ("lra", lra.status, lra.started, lra.is_recovering(), lra.forgotten),
+            StateRef::Saga(saga) => ("saga", saga.status, saga.started, saga.status.is_ending(), saga.forgotten),
+        };
+        self.kind.is_none_or(|wanted| wanted == kind)
+            && self.status.is_none_or(|wanted| wanted == status)
+            // What an operator has forgotten waits for nobody any more.
+            && (!self.failed || (status.is_failed() && !forgotten))
+            && (!self.recovering || recovering)
+            && (!self.in_doubt || status.is_ending() || recovering)
+            && self.older_than.is_none_or(|age| now.since(started) >= age)
+    }
+}
+
+/// Its id, and what an operator says who wants it tried again.
+pub(super) fn id_of(state: StateRef<'_>) -> (TransactionId, Ask) {
+    match state {
+        StateRef::Lra(lra) => (lra.id, Ask::Lra(Request::Retry)),
+        StateRef::Saga(saga) => (saga.id, Ask::Saga(SagaRequest::Retry)),
+    }
+}
+
+/// All of a transaction, for operators.
+pub(super) fn transaction(state: StateRef<'_>) -> Value {
+    match state {
+        StateRef::Lra(lra) => lra_in_full(lra),
+        StateRef::Saga(saga) => self::saga(saga),
+    }
+}
+
+fn millis(moment: Option<Timestamp>) -> Option<u64> {
+    moment.map(Timestamp::as_millis)
+}
+
+/// An LRA as the wire has it.
+pub(super) fn lra(lra: &Lra) -> Value {
+    json!({
+        "lraId": lra.url(), "clientId": &*lra.client, "status": lra.status.name(), "isTopLevel": lra.is_top_level(), "isRecovering": lra.is_recovering(),
+        "startTime": lra.started.as_millis(), "finishTime": lra.ended.map_or(0, Timestamp::as_millis),
+    })
+}
+
+/// What of a view in full is on the wire.
+pub(super) fn as_on_the_wire(view: &Value) -> Value {
+    view.get("lra").cloned().unwrap_or(Value::Null)
+}
+
+fn line(line: &Line) -> Value {
+    json!({
+        "asked": line.phase.map(|phase| phase.name()), "outcomes": line.n, "failures": line.failures, "not_before_ms": line.not_before.as_millis(),
+        "last_error": line.last_error,
+    })
+}
+
+/// All of an LRA.
+pub(super) fn lra_in_full(all: &Lra) -> Value {
+    let participant = |participant: &Participant| {
+        let links = &participant.links;
+        json!({
+            "number": participant.callee.0, "status": participant.status.name(), "compensate": links.compensate.as_deref(), "complete": links.complete.as_deref(),
+            "status_url": participant.status_url().map(|url| &**url), "forget": links.forget.as_deref(), "after": links.after.as_deref(),
+            "nested": links.nested.map(|id| id.to_string()), "line": line(&participant.line),
+        })
+    };
+    json!({
+        "id": all.id.to_string(), "kind": "lra", "status": all.status.name(), "client": &*all.client, "started_ms": all.started.as_millis(), "deadline_ms": millis(all.deadline),
+        "ended_ms": millis(all.ended), "recovering": all.is_recovering(), "forgotten": all.forgotten,
+        "parent": all.parent.as_ref().map(|parent| json!({ "id": parent.id.to_string(), "enlisted": parent.enlisted, "settled": parent.settled, "line": line(&parent.line) })),
+        "participants": all.participants.iter().map(participant).collect::<Vec<_>>(), "lra": lra(all),
+    })
+}
+
+/// All of a saga.
+pub(super) fn saga(all: &Saga) -> Value {
+    let steps = all.plan.steps().iter().zip(&all.steps).map(|(planned, step)| {
+        let after: Vec<&str> = planned.after.iter().filter_map(|at| all.plan.steps().get(*at)).map(|before| before.name.as_str()).collect();
+        json!({
+            "name": planned.name, "status": format!("{:?}", step.status), "after": after, "still_going": step.still_going, "action": planned.action.url,
+            "compensation": planned.compensation.as_ref().map(|request| request.url.clone()), "line": line(&step.line),
+        })
+    });
+    json!({
+        "id": all.id.to_string(), "kind": "saga", "status": all.status.name(), "started_ms": all.started.as_millis(), "deadline_ms": millis(all.deadline), "ended_ms": millis(all.ended),
+        "why": all.why, "forgotten": all.forgotten, "steps": steps.collect::<Vec<_>>(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::line::Rules;
+    use crate::transaction::{Start, Transaction};
+
+    fn filter(query: &str) -> Result<Filter, String> {
+        Filter::of(&Query::parse(query).unwrap())
+    }
+
+    #[test]
+    fn filters_pass_what_they_say() {
+        let at = Timestamp::from_millis(1_000_000);
+        let id = TransactionId::new(0, at, None, 1);
+        let start = Start { id, origin: None, client: Arc::from(""), base: Arc::from("http://txmgr/lra-coordinator"), limit: None, parent: None };
+        let transaction = Transaction::start(Arc::new(Rules::default()), at, crate::effect::RequestId(0), start, &mut Vec::new());
+        let passes = |query: &str| filter(query).unwrap().passes(&StateRef::Lra(transaction.lra()), Timestamp::from_millis(1_005_000));
+        for query in ["", "kind=lra", "status=Active", "Status=Active", "older-than=5000", "failed=false"] {
+            assert!(passes(query), "{query}");
+        }
+        for query in ["kind=saga", "status=Closed", "older-than=5001", "failed", "in-doubt", "recovering"] {
+            assert!(!passes(query), "{query}");
+        }
+        for wrong in ["kind=x", "status=open", "older-than=1s"] {
+            assert!(filter(wrong).is_err(), "{wrong}");
+        }
+    }
+}
