@@ -145,6 +145,10 @@ pub enum Reason {
     RecordedFull,
     /// It was cancelled (499, as nginx has it).
     Cancelled,
+    /// The path's rule about transactions does not let it in, or its transaction has ended otherwise (412).
+    Transaction,
+    /// Its transaction could not be begun or joined; the app did not get it (503).
+    NoCoordinator,
 }
 
 /// An HTTP response as parsed parts, without hop-by-hop fields.
