@@ -141,9 +141,9 @@ fn what_is_wrong_and_what_would_be_right() {
         (cart("    routes: {/a: {attempt-timeout: 5}}\n"), 4, 36, "`5s`"),
         (cart("    routes: {/a: {colour: red}}\n"), 4, 19, "known here: attempt-timeout, retry-on"),
         (cart("    transactions: {/a: {type: required}}\n"), 4, 20, "such as `POST /trips`"),
-        (cart("    transactions: {GET /a: {typ: required}}\n"), 4, 28, "known here: type, end"),
-        (cart("    transactions: {GET /a: {type: perhaps}}\n"), 4, 27, "required, requires-new"),
-        (cart("    transactions: {GET /a: {end: true}}\n"), 4, 27, "has no type"),
+        (cart("    transactions: {GET /a: {colour: red, type: never}}\n"), 4, 29, "known here: type, end"),
+        (cart("    transactions: {GET /a: {type: perhaps}}\n"), 4, 28, "required, requires-new"),
+        (cart("    transactions: {GET /a: {end: true}}\n"), 4, 28, "has no type"),
         (cart("    routes: {/a: {}}\n"), 4, 18, "says nothing"),
         // Names.
         ("boxes:\n  Cart_1: {command: [a]}\n".to_owned(), 2, 3, "`cart-1` would be right"),

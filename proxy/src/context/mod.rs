@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use bluebox_core::ComponentName;
 use bluebox_core::clock::Moment;
-use http::HeaderMap;
 use http::header::HeaderName;
+use http::{HeaderMap, HeaderValue};
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 use tracing::warn;
 
@@ -77,10 +77,10 @@ impl Contexts {
         Ok(Self(Arc::new(shared)))
     }
 
-    /// A call with these fields is being handed to the app of a component; should it get no answer, the app may go on working for as long as `goes_on_for`.
-    pub fn begun(&self, callee: &ComponentName, headers: &HeaderMap, goes_on_for: Duration) -> UnderWay {
+    /// A call is being handed to the app of a component, with this context; `headers` name its trace. Should it get no answer, the app may go on working for as long as `goes_on_for`.
+    pub fn begun(&self, callee: &ComponentName, context: Option<&HeaderValue>, headers: &HeaderMap, goes_on_for: Duration) -> UnderWay {
         let shared = &*self.0;
-        let context = headers.get(LONG_RUNNING_ACTION).filter(|context| context.len() <= LONGEST_CONTEXT_BYTES);
+        let context = context.filter(|context| context.len() <= LONGEST_CONTEXT_BYTES);
         // What a coordinator calls on behalf of others has a context only where it says so.
         let known = if shared.passing == Passing::Copied || callee.as_str() == COORDINATOR {
             Known::No
@@ -178,6 +178,11 @@ mod tests {
         of.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap())).collect()
     }
 
+    fn begun(contexts: &Contexts, callee: &str, context: Option<&str>) -> UnderWay {
+        let context = context.map(|context| HeaderValue::from_str(context).unwrap());
+        contexts.begun(&name(callee), context.as_ref(), &HeaderMap::new(), HOUR)
+    }
+
     fn passed(contexts: &Contexts, callee: &str, of: &[(&'static str, &'static str)]) -> Option<String> {
         let mut headers = fields(of);
         contexts.pass_on(&mut headers, &name(callee));
@@ -187,7 +192,7 @@ mod tests {
     #[test]
     fn a_call_has_the_context_of_the_one_it_belongs_to() {
         let contexts = contexts(Passing::Any);
-        let call = contexts.begun(&name("trip"), &fields(&[("long-running-action", LRA)]), HOUR);
+        let call = begun(&contexts, "trip", Some(LRA));
         assert_eq!(passed(&contexts, "hotel", &[]).as_deref(), Some(LRA));
         assert_eq!(passed(&contexts, "hotel", &[("long-running-action", "http://mine")]).as_deref(), Some("http://mine"), "it is not overruled");
         assert_eq!(passed(&contexts, "txmgr", &[]), None);
@@ -199,13 +204,13 @@ mod tests {
     #[test]
     fn calls_that_began_before_the_first_context_count() {
         let contexts = contexts(Passing::Any);
-        let before = contexts.begun(&name("trip"), &fields(&[]), HOUR);
-        let call = contexts.begun(&name("trip"), &fields(&[("long-running-action", LRA)]), HOUR);
+        let before = begun(&contexts, "trip", None);
+        let call = begun(&contexts, "trip", Some(LRA));
         assert_eq!(passed(&contexts, "hotel", &[]), None);
         assert_eq!(contexts.0.lost.with_label_values(&["several_calls"]).get(), 1);
         before.ended();
         assert_eq!(passed(&contexts, "hotel", &[]).as_deref(), Some(LRA));
-        let after = contexts.begun(&name("trip"), &fields(&[]), HOUR);
+        let after = begun(&contexts, "trip", None);
         assert_eq!(passed(&contexts, "hotel", &[]), None, "one without a context, of those that are looked at");
         after.ended();
         call.ended();
@@ -214,14 +219,14 @@ mod tests {
     #[test]
     fn one_that_was_cut_off_counts() {
         let contexts = contexts(Passing::Any);
-        drop(contexts.begun(&name("trip"), &fields(&[]), HOUR));
-        let call = contexts.begun(&name("trip"), &fields(&[("long-running-action", LRA)]), HOUR);
+        drop(begun(&contexts, "trip", None));
+        let call = begun(&contexts, "trip", Some(LRA));
         assert_eq!(passed(&contexts, "hotel", &[]), None, "that one had none, and may go on");
         call.ended();
 
         let contexts = self::contexts(Passing::Any);
-        drop(contexts.begun(&name("trip"), &fields(&[("long-running-action", LRA)]), HOUR));
-        let call = contexts.begun(&name("trip"), &fields(&[("long-running-action", "http://txmgr/lra-coordinator/0_2")]), HOUR);
+        drop(begun(&contexts, "trip", Some(LRA)));
+        let call = begun(&contexts, "trip", Some("http://txmgr/lra-coordinator/0_2"));
         assert_eq!(passed(&contexts, "hotel", &[]), None);
         call.ended();
     }
@@ -229,7 +234,7 @@ mod tests {
     #[test]
     fn nothing_is_passed_on_where_that_is_not_wanted() {
         let contexts = contexts(Passing::Copied);
-        let _call = contexts.begun(&name("trip"), &fields(&[("long-running-action", LRA)]), HOUR);
+        let _call = begun(&contexts, "trip", Some(LRA));
         assert_eq!(passed(&contexts, "hotel", &[]), None);
         assert!(contexts.belonging().is_empty());
     }
@@ -237,10 +242,8 @@ mod tests {
     #[test]
     fn calls_to_a_coordinator_begin_no_context_and_endless_ones_are_none() {
         let contexts = contexts(Passing::Any);
-        let _call = contexts.begun(&name("txmgr"), &fields(&[("long-running-action", LRA)]), HOUR);
-        let mut endless = HeaderMap::new();
-        endless.insert(LONG_RUNNING_ACTION, "x".repeat(LONGEST_CONTEXT_BYTES + 1).parse().unwrap());
-        let _other = contexts.begun(&name("trip"), &endless, HOUR);
+        let _call = begun(&contexts, "txmgr", Some(LRA));
+        let _other = begun(&contexts, "trip", Some(&"x".repeat(LONGEST_CONTEXT_BYTES + 1)));
         assert_eq!(passed(&contexts, "hotel", &[]), None);
         assert!(!contexts.0.used.load(Ordering::SeqCst));
     }

@@ -154,15 +154,14 @@ impl App {
     ///
     /// Dropping the future closes the connection to the app (HTTP/1.1) or resets the stream (HTTP/2).
     pub async fn deliver(&self, call: &Call, attempt: Attempt, handed: &Handed) -> DeliveryEnd {
-        let (request, raw_target) = match self.request(call, attempt, handed) {
-            Ok(request) => request,
-            // A call that can't be written as a request can't ever be delivered; it was taken in as one, so this is for the operator.
-            Err(e) => return DeliveryEnd::Failed(format!("the call makes no request: {e}")),
+        let headers = &call.request.headers;
+        let context = match handed {
+            Handed::AsItCame => headers.get(LONG_RUNNING_ACTION),
+            Handed::Without => None,
+            Handed::Within { context, .. } => Some(context),
         };
-        fail_point_async!(InConnect, return DeliveryEnd::NotThere);
-        let (time, retry_on) = self.limits_of(call);
-        let under_way = self.contexts.begun(&self.component, request.headers(), time);
-        let end = self.exchange(call, attempt, request, raw_target, (time, retry_on)).await;
+        let under_way = self.contexts.begun(&self.component, context, headers, self.limits_of(call).0);
+        let end = self.exchange(call, attempt, handed).await;
         // After a failure, as after being cut off, the app may go on working.
         if !matches!(end, DeliveryEnd::Failed(_)) {
             under_way.ended();
@@ -170,14 +169,14 @@ impl App {
         end
     }
 
-    async fn exchange(
-        &self,
-        call: &Call,
-        attempt: Attempt,
-        request: http::Request<OutBody>,
-        raw_target: Option<Box<str>>,
-        (time, retry_on): (Duration, &[StatusCode]),
-    ) -> DeliveryEnd {
+    async fn exchange(&self, call: &Call, attempt: Attempt, handed: &Handed) -> DeliveryEnd {
+        let (request, raw_target) = match self.request(call, attempt, handed) {
+            Ok(request) => request,
+            // A call that can't be written as a request can't ever be delivered; it was taken in as one, so this is for the operator.
+            Err(e) => return DeliveryEnd::Failed(format!("the call makes no request: {e}")),
+        };
+        fail_point_async!(InConnect, return DeliveryEnd::NotThere);
+        let (time, retry_on) = self.limits_of(call);
         let ends = tokio::time::Instant::now() + time;
         let client = match raw_target {
             // On a connection of its own: it is the first request there.

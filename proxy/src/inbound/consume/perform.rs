@@ -167,7 +167,8 @@ impl Consumer<'_> {
             tracing::debug!(call = %call.id, attempt, caller = %call.caller, "a delivery began");
             let this = Attempt { number: attempt, may_have_started, partition: number };
             let end = match transactions.as_ref().and_then(|all| Some((all, all.rule(&call)?))) {
-                Some((all, (rule, found))) => all.deliver(rule, &found, &app, &call, this, until).await,
+                // In a box of its own: those without a rule have no room for it.
+                Some((all, (rule, found))) => Box::pin(all.deliver(rule, &found, &app, &call, this, until)).await,
                 None => app.deliver(&call, this, &Handed::AsItCame).await,
             };
             observe.delivered(&call.id, attempt, &end);
