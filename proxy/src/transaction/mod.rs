@@ -37,8 +37,10 @@ use rule::{After, Before, Participant, Rule, filled};
 /// The component that coordinates transactions.
 pub const COORDINATOR: &str = "txmgr";
 
-/// Calls whose transaction is begun while their lease ran out, and that are remembered for their next turn.
+/// Calls that are ready for the app while their lease ran out, and that are remembered for their next turn, which comes at once.
 const MOST_PREPARED: usize = 1024;
+/// After longer, another box may have had them meanwhile.
+const PREPARED_FOR: Duration = Duration::from_secs(5);
 
 /// Pauses between tries: of a call whose transaction can't be begun now, and of an end that could not be told.
 const BEGIN_AGAIN: Duration = Duration::from_secs(1);
@@ -85,6 +87,7 @@ struct Inner {
 struct Prepared {
     handed: Handed,
     lra: Option<Lra>,
+    at: Moment,
 }
 
 #[derive(Debug, Clone)]
@@ -129,8 +132,8 @@ impl Transactions {
 
     /// Delivers a call as its rule says. `until`: the app must not get it later.
     pub async fn deliver(&self, rule: &Rule, found: &Found<'_>, app: &App, call: &Call, attempt: Attempt, until: Moment) -> DeliveryEnd {
-        let begun_before = self.prepared().remove(&(call.id, call.replay));
-        let prepared = match begun_before {
+        let before = self.prepared().remove(&(call.id, call.replay));
+        let prepared = match before.filter(|prepared| Moment::now().since(prepared.at) < PREPARED_FOR) {
             Some(prepared) => prepared,
             None => match self.prepare(rule, found, call, attempt).await {
                 Ok(prepared) => prepared,
@@ -140,9 +143,11 @@ impl Transactions {
         // That took its time: whether this box is still the owner has to be known now.
         if Moment::now() >= until {
             let mut all = self.prepared();
-            if all.len() < MOST_PREPARED {
-                all.insert((call.id, call.replay), prepared);
+            if all.len() >= MOST_PREPARED {
+                // Nothing depends on it: what was done is done again, and changes nothing.
+                all.clear();
             }
+            all.insert((call.id, call.replay), Prepared { at: Moment::now(), ..prepared });
             return DeliveryEnd::NotBegun;
         }
         let end = app.deliver(call, attempt, &prepared.handed).await;
@@ -155,10 +160,11 @@ impl Transactions {
     /// What comes before the app.
     async fn prepare(&self, rule: &Rule, found: &Found<'_>, call: &Call, attempt: Attempt) -> Result<Prepared, DeliveryEnd> {
         let refuse = |reason, detail: &str| DeliveryEnd::Answered(Box::new(refusal(call.id, call.replay, call.recorded, attempt.number, reason, detail)));
+        let at = Moment::now();
         let came_with = call.request.headers.get(LONG_RUNNING_ACTION);
         let (context, began) = match rule.before(came_with) {
-            Before::AsItCame => return Ok(Prepared { handed: Handed::AsItCame, lra: None }),
-            Before::Without => return Ok(Prepared { handed: Handed::Without, lra: None }),
+            Before::AsItCame => return Ok(Prepared { handed: Handed::AsItCame, lra: None, at }),
+            Before::Without => return Ok(Prepared { handed: Handed::Without, lra: None, at }),
             Before::Refuse(why) => {
                 self.count("refused");
                 return Err(refuse(Reason::Transaction, why));
@@ -203,7 +209,7 @@ impl Transactions {
             recovery = joined.map_err(|undone| self.not_begun(call, attempt, "joined", undone))?;
             self.count("joined");
         }
-        Ok(Prepared { handed: Handed::Within { context: lra.context.clone(), recovery }, lra: Some(lra) })
+        Ok(Prepared { handed: Handed::Within { context: lra.context.clone(), recovery }, lra: Some(lra), at })
     }
 
     /// What follows from the app's answer.
