@@ -27,6 +27,9 @@ const API_VERSION: HeaderName = HeaderName::from_static("narayana-lra-api-versio
 /// How long one call to the coordinator is waited for; then it is made again.
 const WAIT_SECONDS: &str = "wait=30";
 
+/// Under so many keys it is tried to begin one LRA. Each answer is recorded under its key, those that say nothing too, such as 503; whoever asks again goes through the same keys in the same order.
+const MOST_KEYS: u32 = 8;
+
 /// The longest path of an LRA, in bytes.
 const LONGEST_ID_BYTES: usize = 2048;
 
@@ -88,7 +91,14 @@ impl Coordinator {
         // A rule that was changed meanwhile asks for something else. Under the same key that would be refused.
         let digest = Sha256::digest(&target);
         let key = format!("begin-{}-{}-{}", call.id, call.replay, digest[..8].iter().map(|b| format!("{b:02x}")).collect::<String>());
-        let answer = self.ask(Method::POST, &target, Some(&key), HeaderMap::new()).await?;
+        let mut number = 1;
+        let answer = loop {
+            let answer = self.ask(Method::POST, &target, Some(&format!("{key}-{number}")), HeaderMap::new()).await?;
+            if number == MOST_KEYS || !answer.response.status.is_server_error() {
+                break answer;
+            }
+            number += 1;
+        };
         let location = answer.response.headers.get(header::LOCATION).cloned();
         let location = location.or_else(|| HeaderValue::from_str(text(&answer).trim()).ok());
         match (answer.response.status, location) {

@@ -17,6 +17,8 @@ struct State {
     done: Vec<String>,
     /// Where the next request of this verb stops: after it was carried out, before it is answered.
     stop: Option<(String, mpsc::UnboundedSender<oneshot::Sender<()>>)>,
+    /// So many requests to begin are answered with 500.
+    broken: usize,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -55,6 +57,11 @@ impl Coordinator {
         stopped
     }
 
+    /// The next requests to begin are answered with 500.
+    pub(crate) fn break_begins(&self, count: usize) {
+        self.0.lock().unwrap().broken = count;
+    }
+
     /// Carries a request out, and answers it.
     pub(crate) async fn answer(&self, method: Method, target: String, headers: HeaderMap) -> Response<String> {
         let (response, stopped) = self.carry_out(&method, &target, &headers);
@@ -77,7 +84,10 @@ impl Coordinator {
             (&Method::GET, [_, "status"]) => "status",
             _ => panic!("{method} {target}"),
         };
-        let response = if verb == "start" {
+        let response = if verb == "start" && state.broken > 0 {
+            state.broken -= 1;
+            return (Response::builder().status(500).body("broken".to_owned()).unwrap(), None);
+        } else if verb == "start" {
             let id = (state.lras.len() + 1).to_string();
             state.lras.insert(id.clone(), Lra { status: "Active".to_owned(), query: query.to_owned(), ..Lra::default() });
             Response::builder().status(StatusCode::CREATED).header("location", url(&id)).body(url(&id))

@@ -320,3 +320,24 @@ async fn a_call_that_is_tried_again_goes_on_in_its_transaction() {
     assert_eq!((done.first().map(String::as_str), done.last().map(String::as_str)), (Some("start"), Some("close 1")), "{done:?}");
     assert!(done[1..done.len() - 1].iter().all(|step| step == "status 1"), "{done:?}");
 }
+
+#[tokio::test]
+async fn a_coordinator_that_fails_at_first_is_asked_again_and_one_that_goes_on_failing_is_told_of() {
+    let mut world = World::with(all_rules()).await;
+    world.coordinator.break_begins(3);
+    let call = world.call("/required", None);
+    let seen = world.trip.next().await;
+    assert_eq!(seen.lra(), Some(url("1").as_str()));
+    // Delivered again, it finds what it began under the same key.
+    seen.reset();
+    let seen = world.trip.next().await;
+    assert_eq!(seen.lra(), Some(url("1").as_str()));
+    seen.answer(200);
+    assert_eq!(answered(call).await.status, 200);
+    assert_eq!(world.coordinator.done().iter().filter(|step| *step == "start").count(), 1);
+
+    world.coordinator.break_begins(1000);
+    let answer = answered(world.call("/required", None)).await;
+    assert_eq!((answer.status, answer.problem().as_str()), (503, "no-coordinator"));
+    assert!(world.trip.is_idle());
+}
