@@ -22,6 +22,7 @@ mod proxy;
 mod redirect;
 mod serve;
 mod tail;
+mod transaction;
 mod txmgr;
 mod units;
 mod up;

@@ -4,6 +4,8 @@
 use std::time::Duration;
 
 use bluebox_proxy::config::{Inbound, Outbound, RouteLimits};
+use bluebox_proxy::transaction::rule::Rule;
+use bluebox_proxy::transaction::{Passing, TransactionRules};
 use clap::{ArgAction, Args, Command};
 use http::StatusCode;
 
@@ -76,6 +78,13 @@ pub(crate) struct InboundLimits {
     /// Other limits for a path and those below it: '/reports attempt-timeout=30m retry-on=502+503'. Can be repeated; the longest path counts.
     #[arg(long, env = "BLUEBOX_ROUTE", value_name = "ROUTE", value_delimiter = ',', value_parser = units::route)]
     route: Vec<RouteLimits>,
+    /// What calls to a path have to do with transactions: 'POST /trips type=required cancel-on=409+5xx time-limit=1m'. Can be repeated; what says most counts.
+    #[arg(long, env = "BLUEBOX_TRANSACTION", value_name = "RULE", value_delimiter = ',', value_parser = crate::transaction::rule)]
+    transaction: Vec<Rule>,
+    /// How a call out of the app gets the transaction of the call that it belongs to, if the app does not say it: by the trace that it copies, else by there being no other call that it could
+    /// belong to (any); by the trace alone (traced); not (copied).
+    #[arg(long, env = "BLUEBOX_PASS_CONTEXT", value_name = "HOW", default_value = "any", value_parser = crate::transaction::passing)]
+    pass_context: Passing,
     /// Deliveries under way at once in this box.
     #[arg(long, env = "BLUEBOX_CONCURRENCY", value_name = "COUNT", default_value = "64", value_parser = units::count)]
     concurrency: usize,
@@ -128,6 +137,7 @@ impl From<InboundLimits> for Inbound {
             max_backoff: limits.max_backoff,
             retry_on: limits.retry_on,
             routes: limits.route,
+            transactions: TransactionRules { passing: limits.pass_context, rules: limits.transaction },
             concurrency: limits.concurrency,
             body_memory_bytes: limits.delivery_memory,
             answer_limit_bytes: limits.answer_limit,
@@ -208,6 +218,8 @@ mod tests {
         assert_eq!(known.flag("retry-on", "502,503"), Ok("--retry-on=502,503".to_owned()));
         assert_eq!(known.flag("cancel-on-disconnect", "true"), Ok("--cancel-on-disconnect=true".to_owned()));
         assert!(known.flag("route", "/a attempt-timeout=1m,/b retry-on=502").is_ok());
+        assert!(known.flag("transaction", "POST /a type=required,* /b/** type=never").is_ok());
+        assert!(known.flag("pass-context", "guess").unwrap_err().contains("traced"));
         assert!(known.flag("attempt-timeout", "300").unwrap_err().contains("300s"));
         assert!(known.flag("concurrency", "0").unwrap_err().contains("at least 1"));
         assert!(known.flag("cancel-on-disconnect", "maybe").is_err());

@@ -1,5 +1,8 @@
 //! The call and its outcome as values: parsed parts, never raw heads.
+//!
+//! What apps say to each other may be secret, so as text for logs (`Debug`) a call has the names of its fields and the length of its content, and no value, no query, no key.
 
+use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,7 +12,7 @@ use crate::log::{Offset, TopicPartition};
 use crate::{CallId, ComponentName};
 
 /// One HTTP request on its way to a component.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Call {
     /// Its id for life.
     pub id: CallId,
@@ -46,7 +49,7 @@ pub struct ReplyAddress {
 }
 
 /// An HTTP request as parsed parts (RFC 9110), without hop-by-hop fields.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Request {
     /// The method.
     pub method: Method,
@@ -63,7 +66,7 @@ pub struct Request {
 }
 
 /// Content: in the record, or in chunks elsewhere.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub enum Body {
     /// In the record.
     Inline(Bytes),
@@ -145,10 +148,14 @@ pub enum Reason {
     RecordedFull,
     /// It was cancelled (499, as nginx has it).
     Cancelled,
+    /// The path's rule about transactions does not let it in, or its transaction has ended otherwise (412).
+    Transaction,
+    /// Its transaction could not be begun or joined; the app did not get it (503).
+    NoCoordinator,
 }
 
 /// An HTTP response as parsed parts, without hop-by-hop fields.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Response {
     /// The status.
     pub status: StatusCode,
@@ -160,4 +167,96 @@ pub struct Response {
     pub body: Body,
     /// Trailer fields; empty if there were none.
     pub trailers: HeaderMap,
+}
+
+impl fmt::Debug for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { id, replay, caller, callee, ordering_key, reply_to, ttl, wait, recorded, request } = self;
+        let mut shown = f.debug_struct("Call");
+        shown.field("id", id).field("replay", replay).field("caller", caller).field("callee", callee).field("ordered", &ordering_key.is_some());
+        shown.field("reply_to", reply_to).field("ttl", ttl).field("wait", wait).field("recorded", &recorded.is_some()).field("request", request).finish()
+    }
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { method, target, authority, headers, body, trailers } = self;
+        let path = target.split('?').next().unwrap_or_default();
+        let mut shown = f.debug_struct("Request");
+        shown.field("method", method).field("authority", authority).field("path", &path);
+        shown.field("headers", &Names(headers)).field("body", body).field("trailers", &Names(trailers)).finish()
+    }
+}
+
+impl fmt::Debug for Response {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { status, reason: _, headers, body, trailers } = self;
+        let mut shown = f.debug_struct("Response");
+        shown.field("status", status).field("headers", &Names(headers)).field("body", body).field("trailers", &Names(trailers)).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Inline(bytes) => write!(f, "Inline({} bytes)", bytes.len()),
+            Self::Bulk(bulk) => f.debug_tuple("Bulk").field(bulk).finish(),
+        }
+    }
+}
+
+/// The names of fields.
+struct Names<'h>(&'h HeaderMap);
+
+impl fmt::Debug for Names<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.keys()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+    use crate::log::Topic;
+
+    #[test]
+    fn no_secret_is_in_the_text_for_logs() {
+        const SECRET: &str = "geheim";
+        let headers = HeaderMap::from_iter([(http::header::AUTHORIZATION, HeaderValue::from_static(SECRET))]);
+        let body = Body::Inline(Bytes::from_static(SECRET.as_bytes()));
+        let response = Response {
+            status: StatusCode::OK,
+            reason: Some(Bytes::from_static(SECRET.as_bytes())),
+            headers: headers.clone(),
+            body: body.clone(),
+            trailers: headers.clone(),
+        };
+        let request = Request {
+            method: Method::POST,
+            target: format!("/items?token={SECRET}"),
+            authority: "cart".to_owned(),
+            headers: headers.clone(),
+            body,
+            trailers: headers,
+        };
+        let name = ComponentName::try_new("cart").unwrap();
+        let call = Call {
+            id: CallId::random(),
+            replay: 0,
+            caller: name.clone(),
+            callee: name,
+            ordering_key: Some(Bytes::from_static(SECRET.as_bytes())),
+            reply_to: ReplyAddress { partition: Topic::new("r").partition(0), position: Offset::new(0) },
+            ttl: Duration::ZERO,
+            wait: None,
+            recorded: None,
+            request,
+        };
+        let outcome = Outcome { id: call.id, replay: 0, attempts: 1, digest: None, source: Source::App, response };
+        let text = format!("{call:?} {outcome:?}");
+        assert!(!text.contains(SECRET) && !text.contains(&format!("{:?}", SECRET.as_bytes())), "{text}");
+        assert!(text.contains("authorization") && text.contains("/items") && text.contains("6 bytes") && text.contains(&call.id.to_string()), "{text}");
+    }
 }

@@ -11,6 +11,7 @@ use http::StatusCode;
 use crate::dns::resolv_conf::ResolvConf;
 use crate::incarnation::Place;
 use crate::liveness::Liveness;
+use crate::transaction::TransactionRules;
 
 /// Everything that a proxy is told.
 #[derive(Debug, Clone)]
@@ -166,6 +167,8 @@ pub struct Inbound {
     pub retry_on: Vec<StatusCode>,
     /// Paths with limits of their own. Default none.
     pub routes: Vec<RouteLimits>,
+    /// What the app's paths have to do with transactions, and how contexts are passed on. Default: nothing, and all that is known for sure.
+    pub transactions: TransactionRules,
     /// Deliveries under way at once in this box. Default 64.
     pub concurrency: usize,
     /// Memory for the bodies of calls that wait for delivery, in bytes; beyond, partitions are paused. Default 64 MiB.
@@ -193,6 +196,7 @@ impl Default for Inbound {
             max_backoff: Duration::from_secs(30),
             retry_on: Vec::new(),
             routes: Vec::new(),
+            transactions: TransactionRules::default(),
             concurrency: 64,
             body_memory_bytes: 64 << 20,
             answer_limit_bytes: 64 << 20,

@@ -20,6 +20,8 @@
 //! Used by both: [`config`], [`registry`] (which components there are), [`bulk`] (bodies, small and large), [`fields`] (which header fields
 //! travel), [`target`] (which targets do, though they are no URIs), [`problem`] (the proxy's own errors), [`calls`] (`http://bluebox/v1/calls/ID`), [`metrics`], [`admin`] and [`drain`].
 //!
+//! Transactions: [`context`] (which of them the calls out of the app belong to), [`transaction`] (what the app's paths have to do with them, by configuration).
+//!
 //! One failure domain: [`incarnation`] (a proxy that was started again alone), [`listening`] (an app that was), [`liveness`] (whether the app has to be).
 
 pub mod admin;
@@ -27,6 +29,7 @@ pub mod append;
 pub mod bulk;
 pub mod calls;
 pub mod config;
+pub mod context;
 pub mod dns;
 pub mod drain;
 pub mod envelope;
@@ -52,6 +55,7 @@ pub mod registry;
 pub mod respond;
 pub mod route;
 pub mod target;
+pub mod transaction;
 pub mod transparent;
 
 use std::future::Future;
@@ -70,6 +74,7 @@ use tracing::{error, info, warn};
 use crate::admin::{Rights, Shown};
 use crate::bulk::Bulk;
 use crate::config::{ProxyConfig, Together};
+use crate::context::Contexts;
 use crate::dns::addresses::Addresses;
 use crate::dns::resolve::Resolver;
 use crate::drain::Drain;
@@ -81,6 +86,7 @@ use crate::outbound::OutboundSide;
 use crate::passthrough::PassThrough;
 use crate::pending::{Pending, reply_partition};
 use crate::registry::{Directory, RegisterError, Registration};
+use crate::transaction::Transactions;
 use crate::transparent::Transparent;
 use crate::transparent::probe::Redirected;
 
@@ -280,6 +286,18 @@ impl Proxy {
         let stop_deliveries = CancellationToken::new();
         let (cut_deliveries, hung) = (CancellationToken::new(), CancellationToken::new());
         let mut calls_in = JoinSet::new();
+        let contexts = Contexts::try_new(config.inbound.transactions.passing, metrics.registry())?;
+        let side = Arc::new(OutboundSide {
+            config: config.clone(),
+            log: log.clone(),
+            directory: directory.clone(),
+            pending,
+            bulk,
+            pass: pass.clone(),
+            contexts: contexts.clone(),
+            metrics: metrics.clone(),
+            began: std::time::Instant::now(),
+        });
         for served in &config.serves {
             let start = inbound::Start {
                 log: log.clone(),
@@ -290,6 +308,8 @@ impl Proxy {
                 limits: config.inbound.clone(),
                 // Answers have a memory of their own: calls out that wait for theirs must not keep them from coming in.
                 bulk: Bulk::new(log.clone(), topics.bulk.partition(reply_partition(&instance)), config.inbound.body_memory_bytes),
+                contexts: contexts.clone(),
+                transactions: Transactions::try_new(served, &config.inbound.transactions, side.clone(), metrics.registry())?,
                 observe: inbound::observe::Observe::new(&served.name, metrics.registry())?,
                 cut: cut_deliveries.clone(),
                 hung: hung.clone(),
@@ -305,17 +325,6 @@ impl Proxy {
             let resolver = Resolver::new(nameservers, directory.clone(), log.clone(), addresses.clone());
             beside.spawn(dns::serve(listeners, resolver, dns::Counts::try_new(&metrics)?));
         }
-        let side = OutboundSide {
-            config: config.clone(),
-            log,
-            directory,
-            pending,
-            bulk,
-            pass: pass.clone(),
-            metrics: metrics.clone(),
-            began: std::time::Instant::now(),
-        };
-        let side = Arc::new(side);
         let stop = CancellationToken::new();
         let mut calls_out = JoinSet::new();
         if !transparent.is_empty() {

@@ -6,14 +6,16 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bluebox_core::call::Source;
+use bluebox_core::call::{Outcome, Source};
 use bluebox_core::fail_point_async;
 use bluebox_core::log::{Health, Log};
 use bluebox_core::registry::Component;
 use bluebox_core::topics::Topics;
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::header::{self, HeaderValue};
 use http::{Request, Response, StatusCode, request};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio::sync::watch;
 use tracing::{debug, error};
@@ -22,6 +24,7 @@ use crate::append::{self, Accepted};
 use crate::bulk::{Bulk, OutBody, TakeIn, TakeInError};
 use crate::calls::{self, CallRef};
 use crate::config::ProxyConfig;
+use crate::context::Contexts;
 use crate::envelope::{Caller, Destination, Draft};
 use crate::fields;
 use crate::metrics::Metrics;
@@ -31,7 +34,7 @@ use crate::prefer::PREFERENCE_APPLIED;
 use crate::problem::{Kind, Problem, can_be_repeated};
 use crate::redirect::address;
 use crate::registry::Directory;
-use crate::respond::{self, AnswerBody, Asked};
+use crate::respond::{self, AnswerBody, Asked, BodyError};
 use crate::route::{self, Route, Target};
 
 /// How long, and how much, of a body that nobody wants is still read, so that its sender finds the time to read why.
@@ -66,6 +69,8 @@ pub struct OutboundSide {
     pub bulk: Bulk,
     /// The way past the log.
     pub pass: PassThrough,
+    /// Which transactions the app is at.
+    pub contexts: Contexts,
     /// What is counted.
     pub metrics: Metrics,
     /// When the proxy started.
@@ -172,10 +177,27 @@ impl OutboundSide {
         })
     }
 
+    /// Makes a durable call of the proxy's own, as one of the app's would be, and waits for its outcome.
+    ///
+    /// # Errors
+    /// When there is no outcome within the wait that its head asks for, the call was not accepted, or its host is no component.
+    pub async fn errand(&self, head: request::Parts, body: Full<Bytes>) -> Result<Arc<Outcome>, Problem> {
+        match self.decide(&head, None).await? {
+            Route::Call { destination, component } => {
+                let topics = self.config.prefix.topics(&destination.callee);
+                match self.carry(head, body, destination, &component, &topics).await? {
+                    Carried::Ended(answer) => answer.map_err(|unread| unread.problem(Kind::NoOutcomeYet)),
+                    Carried::Later(_) => Err(Problem::new(Kind::NoOutcomeYet, "the call was accepted and has no outcome yet")),
+                }
+            }
+            _ => Err(Problem::new(Kind::NotReady, "there is no such component")),
+        }
+    }
+
     /// A durable call.
     async fn call(
         &self,
-        head: request::Parts,
+        mut head: request::Parts,
         body: Incoming,
         destination: Destination,
         component: &Component,
@@ -184,6 +206,7 @@ impl OutboundSide {
         let callee = destination.callee.clone();
         let began = Instant::now();
         let topics = self.config.prefix.topics(&callee);
+        self.contexts.pass_on(&mut head.headers, &callee);
         let result = self.carry(head, body, destination, component, &topics).await;
         let (word, answer) = match result {
             Ok(Carried::Ended(answer)) => {
@@ -208,14 +231,12 @@ impl OutboundSide {
     }
 
     /// The stages of a durable call: envelope, body, append, await.
-    async fn carry(
-        &self,
-        head: request::Parts,
-        mut body: Incoming,
-        destination: Destination,
-        component: &Component,
-        topics: &Topics,
-    ) -> Result<Carried, Problem> {
+    async fn carry<B>(&self, head: request::Parts, mut body: B, destination: Destination, component: &Component, topics: &Topics) -> Result<Carried, Problem>
+    where
+        B: http_body::Body + Send + Unpin + 'static,
+        B::Data: Send,
+        B::Error: Into<BodyError>,
+    {
         let limits = &self.config.outbound;
         let callee = destination.callee.clone();
         let caller = Caller { name: &self.config.name, shared_by_callers: self.config.shared_by_callers };
@@ -380,8 +401,13 @@ fn refused_body(error: TakeInError) -> Problem {
 }
 
 /// Reads on, for a while, what a caller sends after it was refused: a connection that is closed with unread data loses the answer too.
-fn drain(mut body: Incoming) {
-    use http_body::Body as _;
+fn drain<B>(mut body: B)
+where
+    B: http_body::Body + Send + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<BodyError>,
+{
+    use bytes::Buf as _;
     if body.is_end_stream() {
         return;
     }
@@ -389,7 +415,7 @@ fn drain(mut body: Incoming) {
         let mut left = DRAIN_BYTES;
         let reading = async {
             while let Some(Ok(frame)) = std::future::poll_fn(|cx| std::pin::Pin::new(&mut body).poll_frame(cx)).await {
-                left = left.saturating_sub(frame.data_ref().map_or(0, |d| d.len() as u64));
+                left = left.saturating_sub(frame.data_ref().map_or(0, |d| d.remaining() as u64));
                 if left == 0 {
                     break;
                 }

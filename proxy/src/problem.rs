@@ -66,7 +66,7 @@ pub enum Kind {
 }
 
 /// Every kind, for the reference in the docs and for tests.
-pub const KINDS: [Kind; 29] = [
+pub const KINDS: [Kind; 31] = [
     Kind::BadRequest,
     Kind::UnknownCoding,
     Kind::HeadTooLarge,
@@ -95,6 +95,8 @@ pub const KINDS: [Kind; 29] = [
     Kind::Ended(Reason::KeyReused),
     Kind::Ended(Reason::RecordedFull),
     Kind::Ended(Reason::Cancelled),
+    Kind::Ended(Reason::Transaction),
+    Kind::Ended(Reason::NoCoordinator),
     Kind::Internal,
 ];
 
@@ -116,10 +118,12 @@ impl Kind {
 
     /// Whether, with nothing more known, sending the request again can't make two of it: it provably was not, and will not be, delivered.
     pub const fn retry_safe(self) -> bool {
-        use Reason::{Answer, Attempts, Cancelled, Deadline, KeyReused, Poison, RecordedFull};
+        use Reason::{Answer, Attempts, Cancelled, Deadline, KeyReused, NoCoordinator, Poison, RecordedFull, Transaction};
         match self {
             Self::AcceptanceUnknown | Self::NoOutcomeYet | Self::OutcomeUnreadable | Self::PassThroughFailed | Self::Internal => false,
             Self::Ended(Attempts | Poison | Deadline | Answer | Cancelled) => false,
+            // An attempt before this one may have reached the app.
+            Self::Ended(Transaction | NoCoordinator) => false,
             Self::Ended(KeyReused | RecordedFull) => true,
             _ => true,
         }
@@ -161,13 +165,17 @@ impl Kind {
             Self::Ended(Reason::KeyReused) => ("key-reused", StatusCode::UNPROCESSABLE_ENTITY, "The Idempotency-Key belongs to another request"),
             Self::Ended(Reason::RecordedFull) => ("recorded-full", StatusCode::SERVICE_UNAVAILABLE, "No room for another recorded call"),
             Self::Ended(Reason::Cancelled) => ("cancelled", CLIENT_CLOSED_REQUEST, "The call was cancelled"),
+            Self::Ended(Reason::Transaction) => ("transaction", StatusCode::PRECONDITION_FAILED, "The call's transaction does not allow it"),
+            Self::Ended(Reason::NoCoordinator) => ("no-coordinator", StatusCode::SERVICE_UNAVAILABLE, "The call's transaction could not be begun"),
             Self::Internal => ("internal", StatusCode::INTERNAL_SERVER_ERROR, "A mistake in Bluebox"),
         }
     }
 
     const fn retry_after(self) -> Option<Duration> {
         match self {
-            Self::NotReady | Self::NotAccepted | Self::TooManyWaiting | Self::LogAway | Self::Ended(Reason::RecordedFull) => Some(Duration::from_secs(1)),
+            Self::NotReady | Self::NotAccepted | Self::TooManyWaiting | Self::LogAway | Self::Ended(Reason::RecordedFull | Reason::NoCoordinator) => {
+                Some(Duration::from_secs(1))
+            }
             _ => None,
         }
     }

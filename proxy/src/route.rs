@@ -136,8 +136,13 @@ fn authority(head: &request::Parts) -> Result<Authority, Problem> {
         return Err(bad("the Host field is there more than once; send it once (RFC 9112, section 3.2)".to_owned()).closing());
     }
     let parse = |bytes: &[u8]| {
-        let refuse =
-            || bad(format!("Host {:?} is no host with an optional port (RFC 9110, section 7.2)", String::from_utf8_lossy(&bytes[..bytes.len().min(100)])));
+        // What stands before an `@` is a name and a password.
+        let host = bytes.rsplit(|byte| *byte == b'@').next().unwrap_or_default();
+        let shown = String::from_utf8_lossy(&host[..host.len().min(100)]);
+        let refuse = || {
+            let rule = if host.len() < bytes.len() { "a Host has no user information" } else { "this is no host with an optional port" };
+            bad(format!("Host {shown:?}: {rule} (RFC 9110, section 7.2)"))
+        };
         let authority = Authority::try_from(bytes).map_err(|_| refuse())?;
         if authority.host().is_empty() || authority.as_str().contains('@') { Err(refuse()) } else { Ok(authority) }
     };

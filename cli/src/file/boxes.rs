@@ -14,6 +14,7 @@ use super::tree::{self, Key, Node, Value};
 use super::{BoxSpec, ComponentSpec, DEFAULT_GATEWAY, DEFAULT_TXMGR, EXAMPLE, Gateway, LogSpec, Settings, System, Txmgr};
 use crate::limits::{Known, Side};
 use crate::serve;
+use crate::transaction;
 use crate::units;
 
 impl Reader {
@@ -109,8 +110,23 @@ impl Reader {
     }
 
     fn one_box(&mut self, key: &Key, node: &Node, directory: &Path) -> Option<BoxSpec> {
-        const KEYS: [&str; 14] =
-            ["command", "port", "replicas", "env", "cwd", "components", "grace", "routes", "class", "protocol", "partitions", "ports", "body-limit", "streams"];
+        const KEYS: [&str; 15] = [
+            "command",
+            "port",
+            "replicas",
+            "env",
+            "cwd",
+            "components",
+            "grace",
+            "routes",
+            "transactions",
+            "class",
+            "protocol",
+            "partitions",
+            "ports",
+            "body-limit",
+            "streams",
+        ];
         let path = format!("boxes.{}", tree::shorten(&key.text));
         let before = self.problems.len();
         let name = self.name(key.at, &key.text);
@@ -147,6 +163,7 @@ impl Reader {
                 "components" => components = Some(self.components(&at, value)),
                 "grace" => grace = self.parsed(&at, value, "a duration", units::duration).unwrap_or(grace),
                 "routes" => limits.extend(self.routes(&at, &known, value)),
+                "transactions" => limits.extend(self.transactions(&at, &known, value)),
                 _ if self.setting(&path, key, value, &mut settings) => {}
                 _ => limits.extend(self.limit(&path, &known, &KEYS, key, value)),
             }
@@ -282,6 +299,42 @@ impl Reader {
                 }
             }
             match known.flag("route", &route) {
+                Ok(flag) => flags.push(flag),
+                Err(why) => self.wrong(value.at, format!("{at}: {why}")),
+            }
+        }
+        flags
+    }
+
+    /// What paths have to do with transactions, as flags.
+    fn transactions(&mut self, path: &str, known: &Known, node: &Node) -> Vec<String> {
+        const FORM: &str = "`{POST /trips: {type: required}}`";
+        let mut flags = Vec::new();
+        for (key, value) in self.map(path, node, FORM) {
+            let at = format!("{path}.{}", tree::shorten(&key.text));
+            if key.text.contains(',') || key.text.split_whitespace().count() != 2 {
+                self.wrong(key.at, format!("{at}: a rule is for a method and a path without commas, such as `POST /trips`"));
+                continue;
+            }
+            let mut rule = key.text.clone();
+            for (key, value) in self.map(&at, value, "`{type: required}`") {
+                let at = format!("{at}.{}", key.text);
+                if !transaction::KEYS.contains(&key.text.as_str()) {
+                    self.unknown(&at, key, transaction::KEYS.into_iter());
+                    continue;
+                }
+                let said = match &value.value {
+                    Value::List(items) if items.is_empty() => Some("none".to_owned()),
+                    Value::List(_) => self.texts(&at, value, "a value").map(|texts| texts.join("+")),
+                    _ => self.text(&at, value, "a value"),
+                };
+                match said {
+                    Some(text) if text.contains([',', ' ']) => self.wrong(value.at, format!("{at}: `{}`: no spaces and no commas", tree::shorten(&text))),
+                    Some(text) => rule.push_str(&format!(" {}={text}", key.text)),
+                    None => {}
+                }
+            }
+            match known.flag("transaction", &rule) {
                 Ok(flag) => flags.push(flag),
                 Err(why) => self.wrong(value.at, format!("{at}: {why}")),
             }

@@ -34,6 +34,7 @@ boxes:
     retry-on: [502, 503]
     concurrency: 8
     routes: {/reports: {attempt-timeout: 30m, retry-on: [502, 503]}}
+    transactions: {POST /items: {type: required, cancel-on: [409, 5xx]}, GET /items: {type: never, cancel-on: []}}
     streams: pass
     partitions: 4
     components:
@@ -50,7 +51,17 @@ boxes:
     assert_eq!(cart.env["LEVEL"], "3");
     assert_eq!(cart.env["EMPTY"], "");
     assert_eq!(cart.env["FLAG"], "yes");
-    assert_eq!(cart.limits, ["--attempt-timeout=30s", "--retry-on=502,503", "--concurrency=8", "--route=/reports attempt-timeout=30m retry-on=502+503"]);
+    assert_eq!(
+        cart.limits,
+        [
+            "--attempt-timeout=30s",
+            "--retry-on=502,503",
+            "--concurrency=8",
+            "--route=/reports attempt-timeout=30m retry-on=502+503",
+            "--transaction=POST /items type=required cancel-on=409+5xx",
+            "--transaction=GET /items type=never cancel-on=none"
+        ]
+    );
     let [one, two] = &cart.components[..] else { panic!("{cart:?}") };
     assert_eq!((one.settings.partitions, one.settings.streams), (Some(4), Some(Streams::Pass)));
     assert_eq!((two.port, two.settings.partitions, two.settings.streams), (Some(8081), Some(2), Some(Streams::Refuse)));
@@ -129,6 +140,10 @@ fn what_is_wrong_and_what_would_be_right() {
         (cart("    routes: {reports: {attempt-timeout: 5m}}\n"), 4, 14, "a path such as `/reports`"),
         (cart("    routes: {/a: {attempt-timeout: 5}}\n"), 4, 36, "`5s`"),
         (cart("    routes: {/a: {colour: red}}\n"), 4, 19, "known here: attempt-timeout, retry-on"),
+        (cart("    transactions: {/a: {type: required}}\n"), 4, 20, "such as `POST /trips`"),
+        (cart("    transactions: {GET /a: {colour: red, type: never}}\n"), 4, 29, "known here: type, end"),
+        (cart("    transactions: {GET /a: {type: perhaps}}\n"), 4, 28, "required, requires-new"),
+        (cart("    transactions: {GET /a: {end: true}}\n"), 4, 28, "has no type"),
         (cart("    routes: {/a: {}}\n"), 4, 18, "says nothing"),
         // Names.
         ("boxes:\n  Cart_1: {command: [a]}\n".to_owned(), 2, 3, "`cart-1` would be right"),

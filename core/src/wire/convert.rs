@@ -181,8 +181,17 @@ impl TryFrom<proto::ParkedCall> for ParkedCall {
     }
 }
 
-pub(super) const REASONS: [Reason; 7] =
-    [Reason::Attempts, Reason::Poison, Reason::Deadline, Reason::Answer, Reason::KeyReused, Reason::RecordedFull, Reason::Cancelled];
+pub(super) const REASONS: [Reason; 9] = [
+    Reason::Attempts,
+    Reason::Poison,
+    Reason::Deadline,
+    Reason::Answer,
+    Reason::KeyReused,
+    Reason::RecordedFull,
+    Reason::Cancelled,
+    Reason::Transaction,
+    Reason::NoCoordinator,
+];
 
 fn reason_number(reason: Reason) -> u32 {
     match reason {
@@ -193,6 +202,8 @@ fn reason_number(reason: Reason) -> u32 {
         Reason::KeyReused => 5,
         Reason::RecordedFull => 6,
         Reason::Cancelled => 7,
+        Reason::Transaction => 8,
+        Reason::NoCoordinator => 9,
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bluebox_core::call::{Call, Digest, Outcome, Reason, Response, Source};
-use bluebox_core::{CallId, fail_point_async};
+use bluebox_core::{CallId, ComponentName, fail_point_async};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, Scheme};
 use http::{StatusCode, Uri, Version};
@@ -18,9 +18,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use super::partition::DeliveryEnd;
 use crate::bulk::{Bulk, OutBody, TakeIn, TakeInError, chain};
 use crate::config::{AppProtocol, Inbound, RouteLimits, Served};
+use crate::context::{Contexts, LONG_RUNNING_ACTION};
 use crate::fields;
 use crate::problem::Problem;
 use crate::target::{self, Verbatim};
+use crate::transaction::coordinator::RECOVERY;
 
 /// How long a connection to the app may take to come up. It is on loopback: longer means that nobody accepts.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -40,9 +42,11 @@ const ANSWER_IDLE: Duration = Duration::from_secs(60);
 pub struct App {
     client: Client<Verbatim<HttpConnector>, OutBody>,
     connector: HttpConnector,
+    component: ComponentName,
     address: SocketAddr,
     protocol: AppProtocol,
     bulk: Bulk,
+    contexts: Contexts,
     attempt_timeout: Duration,
     answer_limit_bytes: u64,
     retry_on: Vec<StatusCode>,
@@ -65,9 +69,26 @@ pub struct Attempt {
     pub partition: u32,
 }
 
+/// In which transaction a call is handed over.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Handed {
+    /// In the one that it came with, or in none.
+    #[default]
+    AsItCame,
+    /// In none, whatever it came with.
+    Without,
+    /// In this one.
+    Within {
+        /// The LRA's URL.
+        context: HeaderValue,
+        /// Where the app's record as participant is, if it has one.
+        recovery: Option<HeaderValue>,
+    },
+}
+
 impl App {
-    /// The app that serves a component. Its large answers go to where `bulk` writes.
-    pub fn new(served: &Served, limits: &Inbound, bulk: Bulk) -> Self {
+    /// The app that serves a component. Its large answers go to where `bulk` writes; `contexts` knows what it is at.
+    pub fn new(served: &Served, limits: &Inbound, bulk: Bulk, contexts: Contexts) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
@@ -77,9 +98,11 @@ impl App {
         Self {
             client,
             connector,
+            component: served.name.clone(),
             address: served.app,
             protocol: served.protocol,
             bulk,
+            contexts,
             attempt_timeout: limits.attempt_timeout,
             answer_limit_bytes: limits.answer_limit_bytes,
             retry_on: limits.retry_on.clone(),
@@ -130,8 +153,24 @@ impl App {
     /// Hands over a call and takes the complete answer in.
     ///
     /// Dropping the future closes the connection to the app (HTTP/1.1) or resets the stream (HTTP/2).
-    pub async fn deliver(&self, call: &Call, attempt: Attempt) -> DeliveryEnd {
-        let (request, raw_target) = match self.request(call, attempt) {
+    pub async fn deliver(&self, call: &Call, attempt: Attempt, handed: &Handed) -> DeliveryEnd {
+        let headers = &call.request.headers;
+        let context = match handed {
+            Handed::AsItCame => headers.get(LONG_RUNNING_ACTION),
+            Handed::Without => None,
+            Handed::Within { context, .. } => Some(context),
+        };
+        let under_way = self.contexts.begun(&self.component, context, headers, self.limits_of(call).0);
+        let end = self.exchange(call, attempt, handed).await;
+        // After a failure, as after being cut off, the app may go on working.
+        if !matches!(end, DeliveryEnd::Failed(_)) {
+            under_way.ended();
+        }
+        end
+    }
+
+    async fn exchange(&self, call: &Call, attempt: Attempt, handed: &Handed) -> DeliveryEnd {
+        let (request, raw_target) = match self.request(call, attempt, handed) {
             Ok(request) => request,
             // A call that can't be written as a request can't ever be delivered; it was taken in as one, so this is for the operator.
             Err(e) => return DeliveryEnd::Failed(format!("the call makes no request: {e}")),
@@ -197,7 +236,7 @@ impl App {
     }
 
     /// The request, and its target as the app gets it where a URI can't have it so.
-    fn request(&self, call: &Call, attempt: Attempt) -> Result<(http::Request<OutBody>, Option<Box<str>>), http::Error> {
+    fn request(&self, call: &Call, attempt: Attempt, handed: &Handed) -> Result<(http::Request<OutBody>, Option<Box<str>>), http::Error> {
         let (path, raw_target) = match self.protocol {
             AppProtocol::Http1 => target::path_and_query(&call.request.target)?,
             AppProtocol::H2c => target::path_and_query(&target::encoded(&call.request.target))?,
@@ -214,6 +253,16 @@ impl App {
         let headers = request.headers_mut();
         *headers = call.request.headers.clone();
         headers.insert(header::HOST, HeaderValue::from_str(&call.request.authority)?);
+        match handed {
+            Handed::AsItCame => {}
+            Handed::Without => _ = headers.remove(LONG_RUNNING_ACTION),
+            Handed::Within { context, recovery } => {
+                headers.insert(LONG_RUNNING_ACTION, context.clone());
+                if let Some(recovery) = recovery {
+                    headers.insert(RECOVERY, recovery.clone());
+                }
+            }
+        }
         fields::announce_trailers(headers, &call.request.trailers);
         if headers.contains_key(header::TE) && self.protocol == AppProtocol::Http1 {
             headers.insert(header::CONNECTION, HeaderValue::from_static("te"));

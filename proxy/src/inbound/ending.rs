@@ -166,5 +166,7 @@ fn detail(reason: Reason) -> &'static str {
         Reason::Poison => "its box died of it too often",
         Reason::Deadline => "its deadline passed",
         Reason::Answer => "the app's answer can't be recorded",
+        Reason::Transaction => "its transaction does not allow it",
+        Reason::NoCoordinator => "its transaction could not be begun",
     }
 }

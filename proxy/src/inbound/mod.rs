@@ -21,6 +21,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bulk::Bulk;
 use crate::config::{Inbound, Served};
+use crate::context::Contexts;
+use crate::transaction::Transactions;
 
 pub mod consume;
 pub mod deliver;
@@ -48,6 +50,10 @@ pub struct Start {
     pub limits: Inbound,
     /// Where large answers go.
     pub bulk: Bulk,
+    /// What the app is at.
+    pub contexts: Contexts,
+    /// What its paths have to do with transactions, if anything.
+    pub transactions: Option<Transactions>,
     /// What is told about it.
     pub observe: observe::Observe,
     /// After `stop`: the drain is over at once.
@@ -82,7 +88,7 @@ pub struct Superseded {
 /// # Errors
 /// [`Superseded`], when this process is an ordinal no more. It delivers nothing from then on.
 pub async fn run(start: Start, stop: CancellationToken) -> Result<(), Superseded> {
-    let Start { log, instance, served, prefix, retention, limits, bulk, observe, cut, hung, tenures } = start;
+    let Start { log, instance, served, prefix, retention, limits, bulk, contexts, transactions, observe, cut, hung, tenures } = start;
     let bulk = bulk.trying_again();
     let topics = prefix.topics(&served.name);
     let log = match served.ordinal {
@@ -90,8 +96,9 @@ pub async fn run(start: Start, stop: CancellationToken) -> Result<(), Superseded
         None => log,
     };
     let service = consume::Service {
-        app: deliver::App::new(&served, &limits, bulk.clone()),
+        app: deliver::App::new(&served, &limits, bulk.clone(), contexts),
         endings: ending::Endings::new(Arc::clone(&log), bulk),
+        transactions,
         searches: Arc::new(Semaphore::new(search::READ_AT_ONCE)),
         topics,
         keep_recorded: retention.recorded,

@@ -14,8 +14,10 @@ use bluebox_core::wire::{CallsEntry, Reply};
 use bluebox_core::{CallId, ComponentName, InstanceId};
 use bluebox_proxy::bulk::Bulk;
 use bluebox_proxy::config::{AppProtocol, Inbound, Served};
+use bluebox_proxy::context::Contexts;
 use bluebox_proxy::inbound::observe::Observe;
 use bluebox_proxy::inbound::{self, Start};
+use bluebox_proxy::transaction::Passing;
 use bytes::Bytes;
 use http::{HeaderMap, Method};
 use http_body_util::{BodyExt, Full};
@@ -283,6 +285,8 @@ impl Replica {
             retention: Retention::default(),
             limits,
             bulk,
+            contexts: Contexts::try_new(Passing::Any, &metrics).unwrap(),
+            transactions: None,
             observe,
             cut: CancellationToken::new(),
             hung: CancellationToken::new(),

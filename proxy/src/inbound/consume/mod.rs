@@ -24,6 +24,7 @@ use crate::inbound::owner::{Act, Owner, Shared};
 use crate::inbound::partition::{Arrival, Cancel, DeliveryEnd, Findings, Inheritance, Rules, Suspect};
 use crate::inbound::recorded::Recorded;
 use crate::inbound::{Superseded, Tenures, search};
+use crate::transaction::Transactions;
 
 mod perform;
 
@@ -56,6 +57,8 @@ pub struct Service {
     pub keep_recorded: Duration,
     /// The app.
     pub app: App,
+    /// What its paths have to do with transactions.
+    pub transactions: Option<Transactions>,
     /// Writes ends of calls.
     pub endings: Endings,
     /// Of its searches for outcomes.

@@ -7,7 +7,7 @@ use bluebox_core::log::{Committed, Offset, Read, Record};
 use bluebox_core::wire::{ControlEntry, ParkedCall};
 use tokio::task::AbortHandle;
 
-use crate::inbound::deliver::Attempt;
+use crate::inbound::deliver::{Attempt, Handed};
 use crate::inbound::ending::Places;
 use crate::inbound::owner::Act;
 use crate::inbound::partition::{Delivery, DeliveryEnd, Effect, Ending, Parking, Partition};
@@ -149,7 +149,7 @@ impl Consumer<'_> {
         fail_point!(InTurn);
         let Some(tenure) = self.tenures.get(&number) else { return };
         let (app, endings, places) = (self.service.app.clone(), self.service.endings.clone(), tenure.places.clone());
-        let observe = self.service.observe.clone();
+        let (transactions, observe) = (self.service.transactions.clone(), self.service.observe.clone());
         if delivery.solo {
             fail_point!(InSolo);
         }
@@ -165,7 +165,12 @@ impl Consumer<'_> {
             }
             observe.delivering(attempt, may_have_started);
             tracing::debug!(call = %call.id, attempt, caller = %call.caller, "a delivery began");
-            let end = app.deliver(&call, Attempt { number: attempt, may_have_started, partition: number }).await;
+            let this = Attempt { number: attempt, may_have_started, partition: number };
+            let end = match transactions.as_ref().and_then(|all| Some((all, all.rule(&call)?))) {
+                // In a box of its own: those without a rule have no room for it.
+                Some((all, (rule, found))) => Box::pin(all.deliver(rule, &found, &app, &call, this, until)).await,
+                None => app.deliver(&call, this, &Handed::AsItCame).await,
+            };
             observe.delivered(&call.id, attempt, &end);
             What::Delivered(origin, end)
         });
