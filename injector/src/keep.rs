@@ -25,7 +25,7 @@ pub const EVERY: Duration = Duration::from_secs(10);
 /// How long one look may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The key in the Secret under which everything is.
-const KEY: &str = "certificates.json";
+pub const KEY: &str = "certificates.json";
 
 /// Where things are.
 #[derive(Debug, Clone, PartialEq, Eq)]
