@@ -186,8 +186,11 @@ fn new_pod(made: &Result<Value, String>, namespace: &str, settings: &Settings) -
         },
         Err(why) if why.contains(BARE) => Check::failed(
             name,
-            "the injector did not answer: new pods here wait",
-            format!("see the checks of the installation, and: kubectl -n {} logs deployment/bluebox-injector", settings.namespace()),
+            "the injector did not answer, or was started with other settings than those that are there now: new pods here wait",
+            format!(
+                "kubectl -n {0} logs deployment/bluebox-injector; after a change of bluebox-settings: kubectl -n {0} rollout restart deployment/bluebox-injector",
+                settings.namespace()
+            ),
         ),
         Err(why) if why.contains(DENIED) => Check::failed(name, why, "as it says"),
         Err(why) => Check::warning(

@@ -67,7 +67,11 @@ fn each_thing_that_is_wrong_is_found_alone() {
     let refused = format!("pods \"cart-1-\" is forbidden: {BARE} (…)");
     let (waits, event) = (refused.clone(), refused.clone());
     let cases: Vec<Case> = vec![
-        (Box::new(move |seen| seen.new_pod = Some(Err(refused))), Status::Failed, &["the injector did not answer", "logs deployment/bluebox-injector"]),
+        (
+            Box::new(move |seen| seen.new_pod = Some(Err(refused))),
+            Status::Failed,
+            &["the injector did not answer", "rollout restart deployment/bluebox-injector"],
+        ),
         (Box::new(|seen| seen.new_pod = Some(Err(format!("{DENIED}: annotation x")))), Status::Failed, &["annotation x"]),
         (Box::new(|seen| seen.new_pod = Some(Err("exceeded quota".to_owned()))), Status::Warning, &["exceeded quota", "auth can-i"]),
         (Box::new(|seen| seen.new_pod = Some(Ok(json!({"spec": {}})))), Status::Failed, &["would start without one"]),

@@ -9,6 +9,7 @@ use anyhow::{Context as _, bail};
 use bluebox_injector::Settings;
 use bluebox_injector::keep::Names;
 use bluebox_injector::manifests::{IMAGE_KEY, SETTINGS, UID_KEY};
+use bluebox_injector::redirect::Redirect;
 use bluebox_injector::settings::{DEFAULT_KAFKA_SECRET, DEFAULT_NAMESPACE, DEFAULT_UID};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
@@ -50,6 +51,9 @@ pub(crate) struct InstallOptions {
     /// How many injectors run; by default two, with `production` three, with `development` one.
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=20))]
     replicas: Option<u32>,
+    /// How the calls of an app come to its proxy where neither its pod nor its namespace's Pod Security Standard says it: caught by `nftables`, or by `env` (HTTP_PROXY).
+    #[arg(long, value_name = "nftables|env", default_value_t)]
+    redirect: Redirect,
     /// The Secret in each labelled namespace that says which Kafka.
     #[arg(long, value_name = "NAME", default_value = DEFAULT_KAFKA_SECRET)]
     kafka_secret: String,
@@ -124,7 +128,8 @@ impl InstallOptions {
         }
         let mut objects = manifests(&self.with, settings.namespace())?;
         let values = find(&mut objects, "ConfigMap", SETTINGS)?;
-        for (key, value) in [(IMAGE_KEY, settings.image()), (UID_KEY, &settings.uid().to_string()), ("kafka-secret", settings.kafka_secret())] {
+        let (uid, redirect) = (settings.uid().to_string(), self.redirect.to_string());
+        for (key, value) in [(IMAGE_KEY, settings.image()), (UID_KEY, &uid), ("redirect", &redirect), ("kafka-secret", settings.kafka_secret())] {
             values["data"][key] = value.into();
         }
         let injector = find(&mut objects, "Deployment", INJECTOR)?;
@@ -275,6 +280,7 @@ mod tests {
             "--image=registry.example/bluebox:7",
             "--replicas=5",
             "--kafka-secret=kafka",
+            "--redirect=env",
             "--proxy-uid=777",
             "--image-pull-secret=registry",
             "--log-level=debug",
@@ -283,8 +289,8 @@ mod tests {
         .unwrap();
         let settings = &found(&changed, "ConfigMap", SETTINGS)["data"];
         assert_eq!(
-            (&settings[IMAGE_KEY], &settings[UID_KEY], &settings["kafka-secret"]),
-            (&json!("registry.example/bluebox:7"), &json!("777"), &json!("kafka"))
+            (&settings[IMAGE_KEY], &settings[UID_KEY], &settings["kafka-secret"], &settings["redirect"]),
+            (&json!("registry.example/bluebox:7"), &json!("777"), &json!("kafka"), &json!("env"))
         );
         let injector = found(&changed, "Deployment", INJECTOR);
         let pod = &injector["spec"]["template"]["spec"];
@@ -338,6 +344,7 @@ mod tests {
             (&["--proxy-image="], "the name of an image"),
             (&["--namespace=a.b"], "a lower-case DNS label"),
             (&["--proxy-uid=0"], "a user other than root"),
+            (&["--redirect=iptables"], "nftables"),
             (&["--replicas=0"], "1..=20"),
             (&["--kafka-secret=A"], "the name of a Secret"),
             (&["--image-pull-secret=A"], "the name of a Secret"),
