@@ -18,7 +18,8 @@
 //! Into the app: see [`inbound`].
 //!
 //! Used by both: [`config`], [`registry`] (which components there are), [`bulk`] (bodies, small and large), [`fields`] (which header fields
-//! travel), [`target`] (which targets do, though they are no URIs), [`problem`] (the proxy's own errors), [`calls`] (`http://bluebox/v1/calls/ID`), [`metrics`], [`admin`] and [`drain`].
+//! travel), [`target`] (which targets do, though they are no URIs), [`problem`] (the proxy's own errors), [`calls`] (`http://bluebox/v1/calls/ID`), [`metrics`], [`line`] (one line of log
+//! for each call), [`admin`] and [`drain`].
 //!
 //! One failure domain: [`incarnation`] (a proxy that was started again alone), [`listening`] (an app that was), [`liveness`] (whether the app has to be).
 
@@ -38,6 +39,7 @@ pub mod inbound;
 pub mod incarnation;
 pub mod intercept;
 pub mod interim;
+pub mod line;
 pub mod listening;
 pub mod liveness;
 pub mod metrics;

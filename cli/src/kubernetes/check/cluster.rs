@@ -54,6 +54,17 @@ impl Cluster {
         Ok(list["items"].as_array_mut().map(std::mem::take).unwrap_or_default())
     }
 
+    /// Gets what is at a path, as it is; what a pod says is no JSON.
+    pub(super) async fn text(&self, path: &str) -> Result<String, String> {
+        let request = Request::get(path).body(Vec::new()).map_err(|error| error.to_string())?;
+        match tokio::time::timeout(PATIENCE, self.client.request_text(request)).await {
+            Ok(Ok(text)) => Ok(text),
+            Ok(Err(kube::Error::Api(status))) => Err(status.message.clone()),
+            Ok(Err(error)) => Err(format!("{:#}", anyhow::Error::new(error))),
+            Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
+        }
+    }
+
     /// Makes something, or asks what would become of it.
     pub(super) async fn make(&self, path: &str, object: &Value) -> Asked {
         let body = serde_json::to_vec(object).map_err(|error| error.to_string())?;

@@ -13,7 +13,7 @@ use bluebox_injector::container::KAFKA_PATH;
 use bluebox_injector::manifests::BARE;
 use bluebox_injector::mistake::DENIED;
 use bluebox_injector::selection::{ENABLED, INJECTION, KUBE_SYSTEM, Place, exempt};
-use bluebox_injector::settings::{BROKERS_KEY, INCARNATE, PREFIX_KEY, PROPERTIES_KEY, PROXY};
+use bluebox_injector::settings::{ADMIN_PORT, BROKERS_KEY, INCARNATE, PREFIX_KEY, PROPERTIES_KEY, PROXY};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
@@ -22,6 +22,9 @@ use super::report::{Check, Section, Status};
 use super::text;
 use crate::log::{parse_brokers, parse_properties};
 use crate::serve;
+
+/// As many proxies of a namespace are asked whether they reach Kafka: they all have the same Secret.
+const MOST_ASKED: usize = 3;
 
 /// A box that waits longer than this before it starts is one that keeps dying.
 const LONG: Duration = Duration::from_secs(20);
@@ -45,6 +48,8 @@ pub(super) struct Seen {
     pub(super) events: Vec<Value>,
     /// What could not be seen.
     pub(super) unseen: Vec<String>,
+    /// What some of its proxies say of Kafka: the pod, and whether it can be reached; `None` if its proxy doesn't say it.
+    pub(super) reached: Vec<(String, Result<Option<bool>, String>)>,
     /// What would become of a new pod; only in labelled namespaces.
     pub(super) new_pod: Option<Result<Value, String>>,
 }
@@ -84,6 +89,12 @@ impl Seen {
         }
         if seen.labelled() {
             seen.new_pod = Some(new_pod.map(Option::unwrap_or_default));
+        }
+        let asked = seen.pods.iter().filter(|pod| proxy(pod).is_some() && text(pod, "/status/phase") == "Running" && !text(pod, "/status/podIP").is_empty());
+        let asked: Vec<_> = asked.take(MOST_ASKED).map(|pod| text(pod, "/metadata/name").to_owned()).collect();
+        for pod in asked {
+            let said = cluster.text(&format!("{core}/pods/{pod}:{ADMIN_PORT}/proxy/metrics")).await;
+            seen.reached.push((pod, said.map(|said| log_up(&said))));
         }
         seen.name = name;
         seen
@@ -129,6 +140,15 @@ impl Seen {
     }
 }
 
+/// What the metrics of a proxy say of its log.
+fn log_up(metrics: &str) -> Option<bool> {
+    let line = metrics.lines().find(|line| line.strip_prefix(LOG_UP).is_some_and(|rest| rest.starts_with([' ', '{'])))?;
+    Some(line.rsplit_once(' ')?.1 == "1")
+}
+
+/// The metric that says whether a proxy reaches its log.
+const LOG_UP: &str = "bluebox_log_up";
+
 /// A pod that passes every standard, and asks for next to nothing. It is never made.
 fn a_pod() -> Value {
     json!({
@@ -157,6 +177,7 @@ fn one(seen: &Seen, settings: &Settings) -> Section {
     let mut checks = Vec::new();
     checks.extend(seen.new_pod.as_ref().map(|made| new_pod(made, &seen.name, settings)));
     checks.extend(seen.secret.as_ref().map(|asked| secret(asked, &seen.name, settings)));
+    checks.extend(reached(seen));
     checks.push(bare(seen, settings));
     checks.push(old(seen, settings));
     checks.push(waiting(seen));
@@ -239,6 +260,27 @@ fn kafka(secret: &Value) -> Result<String, String> {
     let prefix = value(PREFIX_KEY).transpose()?.unwrap_or_else(|| Prefix::default().as_str().to_owned());
     Prefix::try_new(&prefix).map_err(|error| format!("{PREFIX_KEY}: {error}"))?;
     Ok(format!("{brokers}, topics {prefix}.*"))
+}
+
+/// Whether its proxies reach Kafka; nothing if none of them says it.
+fn reached(seen: &Seen) -> Option<Check> {
+    let name = "its proxies reach Kafka";
+    let away = seen.reached.iter().filter(|(_, said)| *said == Ok(Some(false))).map(|(pod, _)| format!("{pod} can't reach it"));
+    let away: Vec<_> = away.collect();
+    if !away.is_empty() {
+        let hint = format!("kubectl -n {} logs {} -c {PROXY}   (it has the reason)", seen.name, away[0].split(' ').next().unwrap_or_default());
+        return Some(Check::none_of(name, Status::Failed, away, hint));
+    }
+    let asked = seen.reached.iter().filter(|(_, said)| *said == Ok(Some(true))).count();
+    if asked > 0 {
+        return Some(Check::ok_because(name, format!("{asked} of them were asked")));
+    }
+    let (pod, why) = seen.reached.iter().find_map(|(pod, said)| Some((pod, said.as_ref().err()?)))?;
+    Some(Check::warning(
+        name,
+        format!("{pod} can't be asked: {why}"),
+        "you need the right to get pods/proxy to find that out; the log of each proxy says it too",
+    ))
 }
 
 /// How something is made anew.

@@ -132,6 +132,12 @@ fn each_thing_that_is_wrong_is_found_alone() {
             Status::Failed,
             &["keeps dying"],
         ),
+        (
+            Box::new(|seen| seen.reached = vec![("cart-1-a".to_owned(), Ok(Some(true))), ("cart-1-b".to_owned(), Ok(Some(false)))]),
+            Status::Failed,
+            &["cart-1-b can't reach it", "kubectl -n shop logs cart-1-b -c proxy"],
+        ),
+        (Box::new(|seen| seen.reached = vec![("cart-1-a".to_owned(), Err("forbidden".to_owned()))]), Status::Warning, &["forbidden", "pods/proxy"]),
         (Box::new(|seen| seen.unseen.push("events: forbidden".to_owned())), Status::Warning, &["events: forbidden"]),
         (
             Box::new(|seen| seen.pods.push(pod("canary", "bluebox:2", &["--serve=cart=127.0.0.1:8080,class=stateful,ordinal=0,partitions=2"]))),
@@ -179,6 +185,14 @@ fn two_namespaces_with_one_kafka_and_one_prefix_are_one_system() {
     assert!(found.len() == 1 && found[0].0 == Status::Warning && found[0].1.contains("copy/deployment/cart, shop/deployment/cart"), "{found:?}");
     other.secret = secret(&[("brokers", "kafka:9092"), ("client.properties", ""), ("topic-prefix", "copy")]);
     assert_eq!(found_in(&[one, other]), []);
+}
+
+#[test]
+fn what_a_proxy_says_of_its_log() {
+    assert_eq!(log_up("# HELP bluebox_log_up x\nbluebox_log_upper 1\nbluebox_log_up 0\n"), Some(false));
+    assert_eq!(log_up("bluebox_log_up{component=\"cart\"} 1\n"), Some(true));
+    assert_eq!(log_up("bluebox_other 1\n"), None);
+    assert_eq!(found(|seen| seen.reached = vec![("cart-1-a".to_owned(), Ok(None)), ("cart-1-b".to_owned(), Ok(Some(true)))]), []);
 }
 
 #[test]

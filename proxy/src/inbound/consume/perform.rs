@@ -12,6 +12,7 @@ use crate::inbound::ending::Places;
 use crate::inbound::owner::Act;
 use crate::inbound::partition::{Delivery, DeliveryEnd, Effect, Ending, Parking, Partition};
 use crate::inbound::search;
+use crate::line;
 
 use super::*;
 
@@ -149,7 +150,7 @@ impl Consumer<'_> {
         fail_point!(InTurn);
         let Some(tenure) = self.tenures.get(&number) else { return };
         let (app, endings, places) = (self.service.app.clone(), self.service.endings.clone(), tenure.places.clone());
-        let observe = self.service.observe.clone();
+        let (observe, component) = (self.service.observe.clone(), self.service.served.name.clone());
         if delivery.solo {
             fail_point!(InSolo);
         }
@@ -165,7 +166,11 @@ impl Consumer<'_> {
             }
             observe.delivering(attempt, may_have_started);
             tracing::debug!(call = %call.id, attempt, caller = %call.caller, "a delivery began");
+            let began = Moment::now();
             let end = app.deliver(&call, Attempt { number: attempt, may_have_started }).await;
+            if let DeliveryEnd::Answered(outcome) = &end {
+                line::answered(&call, &component, attempt, outcome.response.status, Moment::now().since(began));
+            }
             observe.delivered(&call.id, attempt, &end);
             What::Delivered(origin, end)
         });
