@@ -382,7 +382,9 @@ fn overlays(cluster: &mut Cluster) {
     injects(cluster, "with-production");
     refused(cluster);
     assert_eq!(cluster.kubectl.get(&["networkpolicy", "bluebox-injector", "-n", "bluebox"])["spec"]["policyTypes"], json!(["Ingress", "Egress"]));
-    assert_eq!(cluster.kubectl.get(&["poddisruptionbudget", "bluebox-injector", "-n", "bluebox"])["status"]["expectedPods"], 3);
+    wait("the budget counts all three", || {
+        (cluster.kubectl.get(&["poddisruptionbudget", "bluebox-injector", "-n", "bluebox"])["status"]["expectedPods"] == 3).then_some(())
+    });
 
     cluster.kill_injector();
     cert_manager_types(cluster);

@@ -306,7 +306,7 @@ mod tests {
             (Box::new(|seen| seen.certificates = Ok(None)), Status::Failed, "is not there"),
             (Box::new(|seen| *at(&mut seen.certificates, "/data") = json!(null)), Status::Failed, "no certificate in it yet"),
             (Box::new(|seen| seen.certificates = Err("forbidden".to_owned())), Status::Warning, "forbidden"),
-            (Box::new(move |seen| seen.now += 27 * day), Status::Warning, "for 2 days more"),
+            (Box::new(move |seen| seen.now += 27 * day), Status::Warning, "for 3 days more"),
             (Box::new(move |seen| seen.now += 31 * day), Status::Failed, "certificate"),
             (Box::new(|seen| seen.policy = Ok(None)), Status::Failed, "no ValidatingAdmissionPolicy bluebox-injected"),
             (Box::new(|seen| seen.bindings[1] = Ok(None)), Status::Failed, "labelled pods elsewhere"),
