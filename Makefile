@@ -100,11 +100,12 @@ test-fast: ## The tests that need no Kafka
 test-redirect: ## The redirect, with real clients in network namespaces; as root (part of `make test`, which says so where it can't run)
 	$(CARGO) test --locked --package bluebox-e2e --test redirect -- --nocapture
 
-test-kubernetes: ## The webhook and the policy on a real API server; builds Kubernetes first (10 minutes of CPU time, once)
+test-kubernetes: ## The webhook, the policy, and what an installer types, on a real API server; builds Kubernetes first (10 minutes of CPU time, once)
 	scripts/kubernetes build
 	$(CARGO) build --locked --package bluebox
-	$(CARGO) test --locked --package bluebox-e2e --test kubernetes --no-run
+	$(CARGO) test --locked --package bluebox-e2e --test kubernetes --test install --no-run
 	scripts/kubernetes run -- $(CARGO) test --locked --package bluebox-e2e --test kubernetes -- --nocapture
+	scripts/kubernetes run -- $(CARGO) test --locked --package bluebox-e2e --test install -- --nocapture
 
 images: ## The image of Bluebox, as an archive: target/images/bluebox.tar
 	scripts/images program

@@ -6,7 +6,7 @@
 //! - [`proxy`]: `bluebox proxy`: one proxy as a process; [`log_server`]: the embedded log as one.
 //! - [`txmgr`]: `bluebox txmgr`: the transaction manager as a process.
 //! - [`redirect`]: `bluebox redirect`: the rules that send what an app sends to its proxy.
-//! - [`kubernetes`]: `bluebox injector`, the admission webhook; `bluebox inject`, the same by hand; what runs in pods beside the proxy.
+//! - [`kubernetes`]: `bluebox injector`, the admission webhook; `bluebox inject`, the same by hand; `install`, `enable` and `check`; what runs in pods beside the proxy.
 //! - [`operate`]: looking into a running system: `bluebox ps`, `calls`, `drain`, `dlq`, `txn`.
 //! - [`serve`], [`limits`], [`log`], [`logging`], [`tail`], [`units`]: what flags and the file have in common.
 
@@ -54,6 +54,14 @@ enum Command {
     Redirect(redirect::RedirectOptions),
     /// Put the proxy into the pods of Kubernetes manifests
     Inject(kubernetes::inject::InjectOptions),
+    /// Print what a cluster needs to run Bluebox
+    Install(kubernetes::install::InstallOptions),
+    /// Print what a namespace needs so that its pods get proxies
+    Enable(kubernetes::enable::EnableOptions),
+    /// Look whether a cluster is fit for Bluebox, or what is wrong with it
+    Check(kubernetes::check::CheckOptions),
+    /// Print what of an installation to delete
+    Uninstall(kubernetes::install::UninstallOptions),
     /// Run the admission webhook that does so in a cluster
     Injector(kubernetes::injector::InjectorOptions),
     /// Show what a `bluebox up` runs
@@ -98,6 +106,10 @@ pub fn main() -> ExitCode {
             in_runtime(txmgr::run(*options))
         }
         Command::Redirect(options) => redirect::run(&options),
+        Command::Install(options) => kubernetes::install::run(&options),
+        Command::Enable(options) => kubernetes::enable::run(&options),
+        Command::Check(options) => return kubernetes::check::run(&options),
+        Command::Uninstall(options) => kubernetes::install::run_uninstall(&options),
         Command::Inject(options) => kubernetes::inject::run(&options),
         Command::Injector(options) => in_runtime(kubernetes::injector::run(options)),
         Command::Incarnate(options) => kubernetes::incarnate::run(&options),
@@ -142,7 +154,7 @@ fn open_many_files() {
     let _ = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
 }
 
-fn in_runtime(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+fn in_runtime<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let done = runtime.block_on(work);
     // What is still blocked in a system call must not hold up the end.

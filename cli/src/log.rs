@@ -102,6 +102,12 @@ fn parse_property(text: &str) -> Result<(String, String), String> {
     Ok((key.trim().to_owned(), value.trim().to_owned()))
 }
 
+/// Reads a file of settings: one to a line, `#` begins a comment. `name` is the file's, for errors.
+pub(crate) fn parse_properties(text: &str, name: &str) -> anyhow::Result<BTreeMap<String, String>> {
+    let lines = text.lines().enumerate().map(|(n, line)| (n + 1, line.trim())).filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
+    lines.map(|(number, line)| parse_property(line).map_err(|why| anyhow::anyhow!("{name}:{number}: {why}"))).collect()
+}
+
 impl KafkaOptions {
     /// The same as flags, but for properties, which can be secrets, and the prefix.
     pub(crate) fn arguments(&self) -> Vec<String> {
@@ -118,11 +124,7 @@ impl KafkaOptions {
         let mut properties = BTreeMap::new();
         if let Some(file) = &self.kafka_properties {
             let text = std::fs::read_to_string(file).with_context(|| format!("{}: can't be read", file.display()))?;
-            for (number, line) in text.lines().enumerate().map(|(n, line)| (n + 1, line.trim())).filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
-            {
-                let (key, value) = parse_property(line).map_err(|why| anyhow::anyhow!("{}:{number}: {why}", file.display()))?;
-                properties.insert(key, value);
-            }
+            properties = parse_properties(&text, &file.display().to_string())?;
         }
         properties.extend(self.kafka_property.iter().cloned());
         Ok(properties)

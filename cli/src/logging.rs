@@ -66,4 +66,9 @@ impl<'w> MakeWriter<'w> for Kept {
             None => OptionalWriter::none(),
         }
     }
+
+    /// Not the line of each call: those would leave no room for what was wrong.
+    fn make_writer_for(&'w self, meta: &tracing::Metadata<'_>) -> Self::Writer {
+        if meta.target() == bluebox_proxy::line::TARGET { OptionalWriter::none() } else { self.make_writer() }
+    }
 }

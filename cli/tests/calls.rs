@@ -224,3 +224,24 @@ fn a_box_that_never_used_its_proxy_is_named() {
     let (_, said) = up.ended();
     assert!(!said.contains("web has not used"), "{said}");
 }
+
+#[test]
+fn each_call_is_one_line_on_each_side_and_no_secret_is_in_it() {
+    let mut up = Place::with(ONE_BOX).up_with(&["--proxy-log-level=info".to_owned()]);
+    up.wait_until_up();
+    let (head, _) = request(up.gateway(), "POST", "http://cart/items?token=geheim", &["Authorization: Bearer geheim"], "geheim");
+    assert!(head.contains("200"), "{head}");
+    up.expect_all(&["called call=", "answered call="]);
+    up.signal(Signal::SIGTERM);
+    let (_, said) = up.ended();
+    let line = |begins: &str| said.lines().find(|line| line.contains(begins)).unwrap().to_owned();
+    for (line, fields) in [
+        (line("called call="), &["to=cart", "method=POST", "path=\"/items\"", "status=200", "result=\"app\"", "ms="][..]),
+        (line("answered call="), &["component=cart", "from=gateway", "method=POST", "path=\"/items\"", "attempt=1", "status=200", "ms="]),
+    ] {
+        assert!(fields.iter().all(|field| line.contains(field)) && !line.contains("geheim"), "{line}");
+    }
+    // It is one call: both sides name it by its id.
+    let id = |line: String| line.split_once("call=").unwrap().1.split(' ').next().unwrap().trim_matches('"').to_owned();
+    assert_eq!(id(line("called call=")), id(line("answered call=")));
+}

@@ -1,4 +1,4 @@
-//! `bluebox inject`, and what `bluebox injector` says when it can't run.
+//! `bluebox inject`, what `bluebox injector` says when it can't run, and what is printed for a cluster.
 
 mod common;
 
@@ -69,12 +69,37 @@ fn the_injector_needs_a_cluster() {
 
 #[test]
 fn the_docs_have_every_annotation_and_flag() {
-    let docs = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/kubernetes.md")).unwrap_or_default();
-    for command in ["inject", "injector"] {
+    for (page, command) in
+        [("kubernetes", "inject"), ("kubernetes", "injector"), ("install", "install"), ("install", "enable"), ("install", "check"), ("install", "uninstall")]
+    {
+        let docs = std::fs::read_to_string(format!("{}/../docs/{page}.md", env!("CARGO_MANIFEST_DIR"))).unwrap_or_default();
         let (_, help) = run(bluebox().args([command, "--help"]));
         let words = help.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-' || c == '_'));
         for flag in words.filter_map(|word| word.strip_prefix("--")).filter(|flag| !["", "help"].contains(flag)) {
-            assert!(docs.contains(&format!("--{flag}")), "docs/kubernetes.md does not have {command} --{flag}");
+            assert!(docs.contains(&format!("--{flag}")), "docs/{page}.md does not have {command} --{flag}");
         }
     }
+}
+
+#[test]
+fn what_is_printed_is_manifests_and_nothing_else() {
+    let (status, said) = run(bluebox().args(["install", "--image=registry.example/bluebox:7", "--with=production,cert-manager"]));
+    assert!(status.success(), "{said}");
+    let objects: Vec<serde_json::Value> = serde_saphyr::from_multiple(&said).unwrap();
+    assert!(objects.len() > 15 && objects.iter().all(|object| object["kind"].is_string() && object["metadata"]["name"].is_string()), "{said}");
+    let mut enable = bluebox();
+    enable.args(["enable", "shop", "--brokers=kafka.kafka:9092"]);
+    let printed = enable.output().unwrap();
+    let (output, errors) = (String::from_utf8(printed.stdout).unwrap(), String::from_utf8(printed.stderr).unwrap());
+    let objects: Vec<serde_json::Value> = serde_saphyr::from_multiple(&output).unwrap();
+    assert_eq!(objects.iter().map(|object| object["kind"].as_str().unwrap()).collect::<Vec<_>>(), ["Namespace", "Secret"]);
+    assert!(errors.contains("rollout restart"), "{errors}");
+    let (status, said) = run(bluebox().args(["uninstall", "--with=everything"]));
+    assert!(status.code() == Some(2) && said.contains("cert-manager"), "{said}");
+}
+
+#[test]
+fn a_check_needs_a_cluster() {
+    let (status, said) = run(bluebox().arg("check").env("KUBECONFIG", "/nowhere").env_remove("KUBERNETES_SERVICE_HOST"));
+    assert!(status.code() == Some(3) && said.contains("set KUBECONFIG"), "{said}");
 }

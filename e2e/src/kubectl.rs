@@ -29,14 +29,24 @@ impl Kubectl {
         Self { kubeconfig }
     }
 
+    /// Its kubeconfig.
+    pub fn kubeconfig(&self) -> &str {
+        &self.kubeconfig
+    }
+
     /// Runs it, with an object as its input.
     pub fn run(&self, arguments: &[&str], input: Option<&Value>) -> Done {
+        self.feed(arguments, input.map(Value::to_string).as_deref())
+    }
+
+    /// Runs it, with a text as its input.
+    pub fn feed(&self, arguments: &[&str], input: Option<&str>) -> Done {
         let mut command = Command::new("kubectl");
         command.arg("--kubeconfig").arg(&self.kubeconfig).args(arguments);
         command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() }).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         if let Some(input) = input {
-            child.stdin.take().unwrap().write_all(input.to_string().as_bytes()).unwrap();
+            child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
         }
         let output = child.wait_with_output().unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

@@ -10,7 +10,9 @@ use crate::annotations::{Asked, Class, Protocol};
 use crate::identity::{Identity, POD_INDEX};
 use crate::redirect::Redirect;
 use crate::restart::{self, Restart};
-use crate::settings::{ADMIN_PORT, CONTROL_PORT, DNS_PORT, INCARNATE, OUTBOUND_PORT, PROGRAM, PROXY, REDIRECT, Settings, TRANSPARENT_PORT};
+use crate::settings::{
+    ADMIN_PORT, BROKERS_KEY, CONTROL_PORT, DNS_PORT, INCARNATE, OUTBOUND_PORT, PREFIX_KEY, PROGRAM, PROPERTIES_KEY, PROXY, REDIRECT, Settings, TRANSPARENT_PORT,
+};
 
 /// The volume with the Secret that says which Kafka.
 pub const KAFKA_VOLUME: &str = "bluebox-kafka";
@@ -25,7 +27,8 @@ pub const PROGRAM_PATH: &str = "/.bluebox";
 /// What the names of volumes that are injected begin with.
 pub const VOLUME_PREFIX: &str = "bluebox-";
 
-const KAFKA_PATH: &str = "/etc/bluebox/kafka";
+/// Where the proxy has the files of the Secret that says which Kafka.
+pub const KAFKA_PATH: &str = "/etc/bluebox/kafka";
 const BOX_PATH: &str = "/run/bluebox";
 const TOKEN_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
@@ -231,7 +234,7 @@ fn arguments(identity: &Identity, asked: &Asked, redirect: Redirect, together: &
     }
     arguments.push(format!("--admin=0.0.0.0:{ADMIN_PORT}"));
     arguments.push(format!("--control=127.0.0.1:{CONTROL_PORT}"));
-    arguments.push(format!("--kafka-properties={KAFKA_PATH}/client.properties"));
+    arguments.push(format!("--kafka-properties={KAFKA_PATH}/{PROPERTIES_KEY}"));
     if together.restart.together() {
         arguments.push(format!("--incarnation={BOX_PATH}"));
     }
@@ -284,7 +287,7 @@ fn environment(identity: &Identity, asked: &Asked, settings: &Settings) -> Value
     let secret = |name: &str, key: &str, optional: bool| json!({"name": name, "valueFrom": {"secretKeyRef": {"name": settings.kafka_secret(), "key": key, "optional": optional}}});
     let of_pod = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}});
     let mut environment =
-        vec![secret("BLUEBOX_BROKERS", "brokers", false), secret("BLUEBOX_TOPIC_PREFIX", "topic-prefix", true), of_pod("BLUEBOX_POD_IP", "status.podIP")];
+        vec![secret("BLUEBOX_BROKERS", BROKERS_KEY, false), secret("BLUEBOX_TOPIC_PREFIX", PREFIX_KEY, true), of_pod("BLUEBOX_POD_IP", "status.podIP")];
     if identity.serves.iter().any(|(name, _)| asked.class_of(name) == Class::Stateful) {
         environment.push(of_pod("BLUEBOX_ORDINAL", &format!("metadata.labels['{POD_INDEX}']")));
     }

@@ -23,7 +23,7 @@
 //! - [`serve`]: the webhook's server, [`metrics`] what it counts.
 //! - [`rules`]: whether the cluster has restart rules.
 //! - [`bare`]: which pods run without a proxy because they are older than the label.
-//! - [`certificates`]: which certificates there should be; [`keep`]: keeps them so in the cluster.
+//! - [`certificates`]: which certificates there should be; [`keep`]: keeps them so in the cluster; [`trust`]: whether they are taken.
 //! - [`run`](mod@run): all of that.
 
 pub mod annotations;
@@ -49,6 +49,7 @@ pub mod run;
 pub mod selection;
 pub mod serve;
 pub mod settings;
+pub mod trust;
 
 pub use annotations::Limits;
 pub use decide::{Decision, decide};

@@ -97,7 +97,10 @@ pub fn webhook(names: &Names) -> MutatingWebhookConfiguration {
     MutatingWebhookConfiguration { metadata: named(&names.webhook), webhooks: Some(which(names).into_iter().map(one).collect()) }
 }
 
-const POLICY: &str = "bluebox-injected";
+/// The name of the policy; those of its bindings begin with it.
+pub const POLICY: &str = "bluebox-injected";
+/// What the API server says of a pod that it refuses because the proxy is missing begins with this.
+pub const BARE: &str = "this pod should have Bluebox's proxy and doesn't";
 
 /// What the redirect can be told.
 const REDIRECT_FLAGS: [&str; 5] = ["proxy-uid", "transparent-port", "dns-port", "exclude-ports", "exclude-networks"];
@@ -155,7 +158,7 @@ pub fn policy() -> ValidatingAdmissionPolicy {
                 validation(
                     injected,
                     format!(
-                        "this pod should have Bluebox's proxy and doesn't (an init container `{PROXY}` with this installation's image): the injector didn't answer, or a container \
+                        "{BARE} (an init container `{PROXY}` with this installation's image): the injector didn't answer, or a container \
                          of that name is another's. Controllers try again by themselves; the label {INJECTION}: {DISABLED} lets the pod start without a proxy"
                     ),
                 ),

@@ -26,11 +26,14 @@ fn shortened(text: &str) -> String {
     }
 }
 
+/// What is said of a pod that can't have the proxy begins with this.
+pub const DENIED: &str = "Bluebox can't put its proxy into this pod";
+
 /// All that is wrong with a pod, as one message.
 pub fn denial(mistakes: &[Mistake]) -> String {
     /// More than that nobody reads; what is not said now is said at the next try.
     const SAID: usize = 10;
-    let mut text = String::from("Bluebox can't put its proxy into this pod: ");
+    let mut text = format!("{DENIED}: ");
     for (number, mistake) in mistakes.iter().take(SAID).enumerate() {
         if mistakes.len() > 1 {
             text.push_str(&format!("{}({}) ", if number == 0 { "" } else { " " }, number + 1));

@@ -51,8 +51,11 @@ pub async fn watch(client: Client, namespace: String, found: watch::Sender<Optio
     }
 }
 
-/// `Ok(Err(why))`: it has none. `Err`: it can't be found out.
-async fn ask(client: &Client, namespace: &str) -> Result<Result<(), String>, String> {
+/// Asks once: `Ok(Err(why))` if it has none.
+///
+/// # Errors
+/// When it can't be found out, and why.
+pub async fn ask(client: &Client, namespace: &str) -> Result<Result<(), String>, String> {
     if let Err(why) = accepted(client, namespace).await? {
         return Ok(Err(why));
     }

@@ -1,6 +1,7 @@
 //! The injector as a whole: the webhook, its certificates, its counts.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +34,8 @@ pub struct Config {
     pub settings: Settings,
     /// Where its things are in the cluster.
     pub names: Names,
+    /// A directory with its certificate, where somebody else makes that.
+    pub certificate: Option<PathBuf>,
 }
 
 /// Why the injector can't run.
@@ -64,7 +67,10 @@ pub async fn run(config: Config, client: Client, limits: impl Limits + 'static, 
     let (tell_rules, rules) = watch::channel(None);
     let mut beside = JoinSet::new();
     beside.spawn(metrics::serve(admin, metrics.clone(), Ready { trusted, rules: rules.clone() }));
-    beside.spawn(keep::keep(client.clone(), config.names, show, trust, metrics.clone()));
+    match config.certificate {
+        Some(directory) => beside.spawn(keep::keep_given(client.clone(), config.names, directory, show, trust, metrics.clone())),
+        None => beside.spawn(keep::keep(client.clone(), config.names, show, trust, metrics.clone())),
+    };
     beside.spawn(rules::watch(client.clone(), config.settings.namespace().to_owned(), tell_rules, metrics.clone()));
     beside.spawn(bare::watch(client.clone(), config.settings.clone(), metrics.clone()));
     let (tell_settings, settings) = watch::channel(config.settings.clone());

@@ -26,6 +26,12 @@ pub const PROGRAM: &str = "/bluebox";
 pub const DEFAULT_UID: i64 = 64140;
 /// The Secret in each namespace that says which Kafka, if the installation doesn't say another.
 pub const DEFAULT_KAFKA_SECRET: &str = "bluebox-kafka";
+/// Its key for the addresses of brokers.
+pub const BROKERS_KEY: &str = "brokers";
+/// Its key for settings of librdkafka, one to a line.
+pub const PROPERTIES_KEY: &str = "client.properties";
+/// Its key for what names of topics begin with; it may be missing.
+pub const PREFIX_KEY: &str = "topic-prefix";
 /// The installation's own namespace, if it doesn't say another.
 pub const DEFAULT_NAMESPACE: &str = "bluebox";
 

@@ -18,7 +18,8 @@
 //! Into the app: see [`inbound`].
 //!
 //! Used by both: [`config`], [`registry`] (which components there are), [`bulk`] (bodies, small and large), [`fields`] (which header fields
-//! travel), [`target`] (which targets do, though they are no URIs), [`problem`] (the proxy's own errors), [`calls`] (`http://bluebox/v1/calls/ID`), [`metrics`], [`admin`] and [`drain`].
+//! travel), [`target`] (which targets do, though they are no URIs), [`problem`] (the proxy's own errors), [`calls`] (`http://bluebox/v1/calls/ID`), [`metrics`], [`line`] (one line of log
+//! for each call), [`admin`] and [`drain`].
 //!
 //! Transactions: [`context`] (which of them the calls out of the app belong to), [`transaction`] (what the app's paths have to do with them, by configuration).
 //!
@@ -41,6 +42,7 @@ pub mod inbound;
 pub mod incarnation;
 pub mod intercept;
 pub mod interim;
+pub mod line;
 pub mod listening;
 pub mod liveness;
 pub mod metrics;

@@ -27,6 +27,7 @@ use crate::config::ProxyConfig;
 use crate::context::Contexts;
 use crate::envelope::{Caller, Destination, Draft};
 use crate::fields;
+use crate::line;
 use crate::metrics::Metrics;
 use crate::passthrough::{PassThrough, Place};
 use crate::pending::{Answer, Pending};
@@ -207,12 +208,15 @@ impl OutboundSide {
         let began = Instant::now();
         let topics = self.config.prefix.topics(&callee);
         self.contexts.pass_on(&mut head.headers, &callee);
+        let line = line::Sent::begin(&head, &callee);
+        let mut id = None;
         let result = self.carry(head, body, destination, component, &topics).await;
         let (word, answer) = match result {
             Ok(Carried::Ended(answer)) => {
                 self.metrics.call_seconds.with_label_values(&[callee.as_str()]).observe(began.elapsed().as_secs_f64());
                 fail_point_async!(BackFirstByte, return Err(Problem::new(Kind::OutcomeUnreadable, "a fail point")));
                 let outcome = answer.map_err(|unread| unread.problem(Kind::NoOutcomeYet));
+                id = outcome.as_ref().ok().map(|outcome| outcome.id);
                 let answered = match &outcome {
                     Ok(outcome) => respond::recorded(&outcome.response, &self.bulk, asked).await.map_err(|p| p.about(outcome.id)),
                     Err(problem) => Err(problem.clone()),
@@ -227,6 +231,9 @@ impl OutboundSide {
             Err(problem) => (problem.kind().word(), Err(problem)),
         };
         self.metrics.calls.with_label_values(&[callee.as_str(), word]).inc();
+        if let Some(line) = line {
+            line.ended(id, &answer, word);
+        }
         answer
     }
 

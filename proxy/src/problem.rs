@@ -229,6 +229,11 @@ impl Problem {
         self
     }
 
+    /// The call that it is about.
+    pub fn call(&self) -> Option<CallId> {
+        self.call
+    }
+
     /// What is wrong.
     pub fn kind(&self) -> Kind {
         self.kind

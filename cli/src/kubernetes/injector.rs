@@ -1,6 +1,7 @@
 //! `bluebox injector`: the admission webhook.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use anyhow::Context as _;
 use bluebox_injector::keep::Names;
@@ -22,6 +23,9 @@ pub(crate) struct InjectorOptions {
     /// Where /metrics, /healthz and /readyz are answered.
     #[arg(long, env = "BLUEBOX_ADMIN", value_name = "HOST:PORT", default_value = "0.0.0.0:4141")]
     admin: SocketAddr,
+    /// A directory with the webhook's certificate (tls.crt, tls.key), where somebody else makes it, such as cert-manager; by default the injector makes it itself.
+    #[arg(long, env = "BLUEBOX_CERTIFICATE", value_name = "DIRECTORY")]
+    certificate: Option<PathBuf>,
     #[command(flatten)]
     settings: SettingsOptions,
     #[command(flatten)]
@@ -41,6 +45,6 @@ pub(crate) async fn run(options: InjectorOptions) -> anyhow::Result<()> {
         info!("asked to end: no new connections, what is under way is finished");
         told.cancel();
     });
-    serve(Config { listen: options.listen, admin: options.admin, settings, names }, client, ProxyLimits::new(), stop).await?;
+    serve(Config { listen: options.listen, admin: options.admin, settings, names, certificate: options.certificate }, client, ProxyLimits::new(), stop).await?;
     Ok(())
 }

@@ -1,14 +1,21 @@
 //! Bluebox on Kubernetes.
 
 pub(crate) mod alive;
+pub(crate) mod check;
+pub(crate) mod enable;
 pub(crate) mod incarnate;
 pub(crate) mod inject;
 pub(crate) mod injector;
+pub(crate) mod install;
 
+use std::io::Write as _;
+
+use anyhow::Context as _;
 use bluebox_injector::Settings;
 use bluebox_injector::redirect::Redirect;
 use bluebox_injector::settings::{DEFAULT_KAFKA_SECRET, DEFAULT_NAMESPACE, DEFAULT_UID};
 use clap::Args;
+use serde_json::Value;
 
 use crate::limits::{Known, Side};
 
@@ -58,4 +65,15 @@ impl bluebox_injector::Limits for ProxyLimits {
     fn flag(&self, name: &str, value: &str) -> Result<String, String> {
         self.0.flag(name, value)
     }
+}
+
+/// Prints manifests, for `kubectl apply -f -`.
+fn print(objects: &[Value]) -> anyhow::Result<()> {
+    let mut text = String::new();
+    for object in objects {
+        text.push_str("---\n");
+        text.push_str(serde_saphyr::to_string(object)?.trim_end());
+        text.push('\n');
+    }
+    std::io::stdout().write_all(text.as_bytes()).context("standard output")
 }

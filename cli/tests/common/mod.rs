@@ -218,7 +218,7 @@ impl Up {
     }
 
     /// Waits until lines with all these texts were printed.
-    fn expect_all(&mut self, texts: &[&str]) {
+    pub fn expect_all(&mut self, texts: &[&str]) {
         while let Some(missing) = texts.iter().find(|text| !self.said.contains(**text)) {
             self.expect(missing);
         }

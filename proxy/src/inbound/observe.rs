@@ -133,10 +133,8 @@ impl Observe {
     pub(super) fn delivered(&self, id: &CallId, attempt: u32, end: &DeliveryEnd) {
         let component = &self.0.component;
         let word = match end {
-            DeliveryEnd::Answered(outcome) => {
-                tracing::debug!(call = %id, attempt, %component, status = outcome.response.status.as_u16(), "the app answered");
-                "answered"
-            }
+            // `line` tells of it, with more than is known here.
+            DeliveryEnd::Answered(_) => "answered",
             DeliveryEnd::NotNow(pause, _) => {
                 tracing::info!(call = %id, %component, retry_after_seconds = pause.as_secs(), "the app said not now");
                 "not_now"

@@ -53,7 +53,7 @@ impl KafkaConfig {
     ///
     /// # Errors
     /// [`LogError::Refused`], with the property and the reason.
-    pub(super) fn check(&self) -> Result<(), LogError> {
+    pub fn check(&self) -> Result<(), LogError> {
         if self.brokers.trim().is_empty() {
             return Err(LogError::Refused("brokers \"\": name at least one as host:port".to_owned()));
         }

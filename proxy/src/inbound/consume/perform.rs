@@ -12,6 +12,7 @@ use crate::inbound::ending::Places;
 use crate::inbound::owner::Act;
 use crate::inbound::partition::{Delivery, DeliveryEnd, Effect, Ending, Parking, Partition};
 use crate::inbound::search;
+use crate::line;
 
 use super::*;
 
@@ -149,7 +150,7 @@ impl Consumer<'_> {
         fail_point!(InTurn);
         let Some(tenure) = self.tenures.get(&number) else { return };
         let (app, endings, places) = (self.service.app.clone(), self.service.endings.clone(), tenure.places.clone());
-        let (transactions, observe) = (self.service.transactions.clone(), self.service.observe.clone());
+        let (transactions, observe, component) = (self.service.transactions.clone(), self.service.observe.clone(), self.service.served.name.clone());
         if delivery.solo {
             fail_point!(InSolo);
         }
@@ -165,12 +166,16 @@ impl Consumer<'_> {
             }
             observe.delivering(attempt, may_have_started);
             tracing::debug!(call = %call.id, attempt, caller = %call.caller, "a delivery began");
+            let began = Moment::now();
             let this = Attempt { number: attempt, may_have_started, partition: number };
             let end = match transactions.as_ref().and_then(|all| Some((all, all.rule(&call)?))) {
                 // In a box of its own: those without a rule have no room for it.
                 Some((all, (rule, found))) => Box::pin(all.deliver(rule, &found, &app, &call, this, until)).await,
                 None => app.deliver(&call, this, &Handed::AsItCame).await,
             };
+            if let DeliveryEnd::Answered(outcome) = &end {
+                line::answered(&call, &component, attempt, outcome.response.status, Moment::now().since(began));
+            }
             observe.delivered(&call.id, attempt, &end);
             What::Delivered(origin, end)
         });
