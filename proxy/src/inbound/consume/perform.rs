@@ -76,7 +76,10 @@ impl Consumer<'_> {
                     What::Loaded(Inheritance { parked, parked_end, cancels, control_end })
                 });
             }
-            Effect::Start(from) => self.membership.control().start(&places.calls, from),
+            Effect::Start(from) => {
+                self.service.observe.taken_over(Moment::now().since(tenure.since));
+                self.membership.control().start(&places.calls, from);
+            }
             Effect::Search(suspects) => {
                 tracing::debug!(partition = number, suspects = suspects.len(), "looks for outcomes of what another box had begun");
                 let permits = Arc::clone(&self.service.searches);
@@ -94,6 +97,7 @@ impl Consumer<'_> {
             Effect::Park(parking) => self.park(number, parking, places),
             Effect::Release => {
                 fail_point!(InRelease);
+                self.service.observe.released();
                 self.membership.control().release(vec![places.calls]);
                 self.end_tenure(number);
             }
@@ -154,6 +158,7 @@ impl Consumer<'_> {
             fail_point!(InSolo);
         }
         let Delivery { origin, call, attempt, may_have_started, .. } = delivery;
+        let accepted = self.owner.partition(number).and_then(|partition| partition.accepted(origin));
         let task = self.run_for(number, async move {
             let Some(call) = endings.load(&call, &places).await else {
                 return What::Delivered(origin, DeliveryEnd::Failed("its parked record can't be read".to_owned()));
@@ -163,9 +168,11 @@ impl Consumer<'_> {
             if Moment::now() >= until {
                 return What::Delivered(origin, DeliveryEnd::NotBegun);
             }
-            observe.delivering(attempt, may_have_started);
+            observe.delivering(attempt, may_have_started, accepted);
+            let began = Moment::now();
             tracing::debug!(call = %call.id, attempt, caller = %call.caller, "a delivery began");
             let end = app.deliver(&call, Attempt { number: attempt, may_have_started, partition: number }).await;
+            observe.app_took(Moment::now().since(began));
             observe.delivered(&call.id, attempt, &end);
             What::Delivered(origin, end)
         });
@@ -178,7 +185,9 @@ impl Consumer<'_> {
         let (endings, epoch, observe, tell) = (self.service.endings.clone(), self.epoch(number), self.service.observe.clone(), self.tell.clone());
         // Goes on when the partition is lost: the caller waits for what the app answered, and the next owner looks for it. See `Owner::recorded`.
         tokio::spawn(async move {
+            let began = Moment::now();
             let indexed = endings.record(&ending, &places, epoch).await;
+            observe.reply_took(Moment::now().since(began), ending.accepted);
             observe.ended(&ending);
             let what = What::Recorded(ending.origin, ending.digest.zip(indexed).map(|(digest, at)| (ending.id, digest, at)));
             drop(tell.send(Done { number, tenure, what }));
