@@ -26,6 +26,7 @@ pub(crate) fn metrics() -> anyhow::Result<()> {
     let sections = [
         ("The proxy of a box", bluebox_proxy::metrics::families(Embedded::in_memory().client())?),
         ("The part that always runs: `bluebox watch`, and the page of `bluebox up`", Metrics::try_new()?.counts().families()),
+        ("The transaction manager; what its proxy counts too", bluebox_txmgr::serve::families()?),
         ("The injector", bluebox_injector::metrics::Metrics::try_new()?.counts().families()),
     ];
     for (title, families) in sections {

@@ -175,6 +175,10 @@ fn traffic(gateway: SocketAddr, prometheus: SocketAddr, transparent: u16, dns: u
     }
     let question = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x04cart\x00\x00\x01\x00\x01";
     UdpSocket::bind("127.0.0.1:0").unwrap().send_to(question, at(dns)).unwrap();
+    let step = |name: &str| serde_json::json!({"name": name, "action": {"url": format!("http://cart/{name}")}, "compensation": {"url": "http://cart/back"}});
+    let saga = serde_json::json!({"steps": [step("first"), step("second")]}).to_string();
+    let (head, answer) = request(gateway, "POST", "http://txmgr/v1/sagas", &["Content-Type: application/json"], &saga);
+    assert!(head.starts_with("HTTP/1.1 20"), "{head} {answer}");
     injector.review();
     injector.nonsense();
 }
@@ -203,7 +207,7 @@ fn every_panel_has_data() {
     // What fails here is meant to.
     let arguments = [&log[..], &["--proxy-log-level".to_owned(), "error".to_owned()]].concat();
     let mut up = Place::with(
-        "boxes:\n  cart: {command: [python3, app.py], replicas: 2, partitions: 4, max-attempts: 2, first-backoff: 10ms}\n  web: {command: [python3, app.py], partitions: 4}\n",
+        "txmgr: true\nboxes:\n  cart: {command: [python3, app.py], replicas: 2, partitions: 4, max-attempts: 2, first-backoff: 10ms}\n  web: {command: [python3, app.py], partitions: 4}\n",
     )
     .up_with(&arguments);
     up.wait_until_up();
