@@ -7,7 +7,9 @@
 //! - [`txmgr`]: `bluebox txmgr`: the transaction manager as a process.
 //! - [`redirect`]: `bluebox redirect`: the rules that send what an app sends to its proxy.
 //! - [`kubernetes`]: `bluebox injector`, the admission webhook; `bluebox inject`, the same by hand; `install`, `enable` and `check`; what runs in pods beside the proxy.
-//! - [`operate`]: looking into a running system: `bluebox ps`, `calls`, `drain`, `dlq`, `txn`.
+//! - [`watch`]: what goes on: `bluebox watch`, and the page of `up`.
+//! - [`operate`]: looking into a running system: `bluebox status`, `ps`, `calls`, `tap`, `topics`, `dlq`, `txn`; `drain`.
+//! - [`reference`](mod@reference): docs/metrics.md, docs/cli.md, completion.
 //! - [`serve`], [`limits`], [`log`], [`logging`], [`tail`], [`units`]: what flags and the file have in common.
 
 mod family;
@@ -20,6 +22,7 @@ mod logging;
 mod operate;
 mod proxy;
 mod redirect;
+mod reference;
 mod serve;
 mod tail;
 mod transaction;
@@ -27,10 +30,14 @@ mod txmgr;
 mod units;
 mod up;
 mod validate;
+mod watch;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+/// What a command ends with that could look, and found something that is not as it should be.
+const NOT_AS_IT_SHOULD_BE: u8 = 3;
 
 /// Durable HTTP for unchanged apps: a call that was accepted arrives, whatever dies on the way.
 #[derive(Debug, Parser)]
@@ -64,16 +71,32 @@ enum Command {
     Uninstall(kubernetes::install::UninstallOptions),
     /// Run the admission webhook that does so in a cluster
     Injector(kubernetes::injector::InjectorOptions),
+    /// Show how each component does
+    Status(operate::status::StatusOptions),
     /// Show what a `bluebox up` runs
     Ps(operate::ps::PsOptions),
-    /// Ask what became of a call
+    /// Show calls without an end, and what became of one
     Calls(operate::calls::CallsOptions),
+    /// Show calls as they come and end
+    Tap(operate::tap::TapOptions),
+    /// Show which topics there are, and which there should be
+    Topics(operate::topics::TopicsOptions),
+    /// Watch a system: metrics, a page, what to scale by
+    Watch(watch::run::WatchOptions),
+    /// Print what completes commands in a shell
+    Completion(reference::CompletionOptions),
     /// Tell a proxy to take no more calls, because its app is about to end
     Drain(operate::drain::DrainOptions),
     /// Look after dead letters: list, show, replay, drop
     Dlq(operate::dlq::DlqOptions),
     /// Look after transactions: list, show, retry, cancel, forget
     Txn(operate::txn::TxnOptions),
+    /// Print docs/metrics.md.
+    #[command(hide = true)]
+    MetricsReference,
+    /// Print docs/cli.md.
+    #[command(hide = true)]
+    CliReference,
     /// What the init container of a box runs.
     #[command(hide = true)]
     Incarnate(kubernetes::incarnate::IncarnateOptions),
@@ -119,6 +142,17 @@ pub fn main() -> ExitCode {
         Command::Drain(options) => in_runtime(operate::drain::run(options)),
         Command::Dlq(options) => in_runtime(operate::dlq::run(options)),
         Command::Txn(options) => in_runtime(operate::txn::run(options)),
+        Command::MetricsReference => reference::metrics(),
+        Command::CliReference => reference::commands(<Cli as clap::CommandFactory>::command()),
+        Command::Completion(options) => reference::completion(&options, &mut <Cli as clap::CommandFactory>::command()),
+        Command::Status(options) => in_runtime(operate::status::run(options)),
+        Command::Tap(options) => in_runtime(operate::tap::run(options)),
+        Command::Watch(options) => in_runtime(watch::run::run(options)),
+        Command::Topics(options) => match in_runtime(operate::topics::run(options)) {
+            Ok(true) => Ok(()),
+            Ok(false) => return ExitCode::from(NOT_AS_IT_SHOULD_BE),
+            Err(error) => Err(error),
+        },
         Command::Log(options) => {
             open_many_files();
             in_runtime(log_server::run(options))

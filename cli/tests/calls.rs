@@ -7,7 +7,7 @@ mod common;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 
-use common::{On, Place, Up, bluebox, request, run, send, wait_until};
+use common::{On, Place, Up, operate, operate_in, request, send, wait_until};
 use nix::sys::signal::Signal;
 
 const SHOP: &str = "boxes:
@@ -55,16 +55,6 @@ on_both_logs!(
 );
 
 const ONE_BOX: &str = "boxes:\n  cart: {command: [python3, app.py], partitions: 4}\n";
-
-/// Runs one of the commands for operators in the place of a system.
-fn operate(up: &Up, arguments: &[&str]) -> (Option<i32>, String) {
-    operate_in(&up.place, arguments)
-}
-
-fn operate_in(place: &Place, arguments: &[&str]) -> (Option<i32>, String) {
-    let (status, said) = run(bluebox().args(arguments).current_dir(place.path()));
-    (status.code(), said)
-}
 
 fn a_call_from_outside_by_proxy_and_by_host(on: On) {
     let Some(up) = shop(on) else { return };

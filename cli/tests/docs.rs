@@ -25,3 +25,15 @@ fn every_flag_and_variable_is_in_the_reference() {
     missing.dedup();
     assert!(missing.is_empty(), "docs/configuration.md does not name {missing:?}");
 }
+
+#[test]
+fn the_page_of_metrics_is_what_the_code_says() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md")).unwrap();
+    let (status, made) = run(bluebox().arg("metrics-reference"));
+    assert!(status.success());
+    assert!(made.contains("bluebox_call_duration_seconds{component,direction,stage}"), "{made}");
+    assert!(
+        page.trim_end() == made.trim_end(),
+        "docs/metrics.md is not what the code says: `bluebox metrics-reference > docs/metrics.md`, and look at what has changed"
+    );
+}

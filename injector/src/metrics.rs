@@ -1,34 +1,32 @@
 //! What the injector counts, and where that and its state of health can be asked.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
-use std::sync::Arc;
 use std::time::Duration;
 
+use bluebox_observe::listener::{self, plain};
+use bluebox_observe::{Counts, Words};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{Histogram, IntGauge, IntGaugeVec};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
-use tracing::{debug, warn};
 
 /// The counts.
 #[derive(Debug, Clone)]
 pub struct Metrics {
-    registry: Registry,
-    reviews: IntCounterVec,
-    refused: IntCounterVec,
+    counts: Counts,
+    reviews: Words,
+    refused: Words,
     seconds: Histogram,
     certificate_until: IntGauge,
-    failures: IntCounterVec,
+    failures: Words,
     restart_rules: IntGauge,
     bare: IntGaugeVec,
 }
+
+/// Bounds of the buckets of a review, in seconds.
+const SECONDS: [f64; 11] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0];
 
 impl Metrics {
     /// All of them at zero.
@@ -36,50 +34,42 @@ impl Metrics {
     /// # Errors
     /// Only by a mistake in this program.
     pub fn try_new() -> Result<Self, prometheus::Error> {
-        let metrics = Self {
-            registry: Registry::new(),
-            reviews: IntCounterVec::new(Opts::new("bluebox_injector_reviews_total", "Pods judged, by result."), &["result"])?,
-            refused: IntCounterVec::new(Opts::new("bluebox_injector_refused_total", "Requests that were no review, by reason."), &["reason"])?,
-            seconds: Histogram::with_opts(
-                HistogramOpts::new("bluebox_injector_review_seconds", "How long a review took.")
-                    .buckets(vec![0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0]),
-            )?,
-            certificate_until: IntGauge::new(
-                "bluebox_injector_certificate_until_seconds",
-                "Until when the certificate that is shown is good, in seconds since 1970.",
-            )?,
-            failures: IntCounterVec::new(
-                Opts::new("bluebox_injector_certificate_failures_total", "Attempts to keep the certificates right that failed, by what failed."),
-                &["what"],
-            )?,
-            restart_rules: IntGauge::new(
+        let counts = Counts::try_new("injector")?;
+        Ok(Self {
+            reviews: counts
+                .words("bluebox_injector_reviews_total", "Pods judged: `injected`, `unchanged`, `denied`, or why a pod is exempt", "result")?
+                .from_zero(&["injected", "unchanged", "denied"]),
+            refused: counts.words("bluebox_injector_refused_total", "Requests that were no review, by reason", "reason")?,
+            seconds: counts.histogram("bluebox_injector_review_seconds", "How long a review took", &SECONDS)?,
+            certificate_until: counts
+                .gauge("bluebox_injector_certificate_until_seconds", "Until when the certificate that is shown is good, in seconds since 1970")?,
+            failures: counts
+                .words("bluebox_injector_certificate_failures_total", "Attempts to keep the certificates right that failed, by what failed", "what")?
+                .from_zero(&["secret", "webhook", "certificate", "patience"]),
+            restart_rules: counts.gauge(
                 "bluebox_injector_restart_rules",
-                "Whether app and proxy of new pods are restarted together by restart rules: 1, or 0 where the cluster has none.",
+                "Whether app and proxy of new pods are restarted together by restart rules: 1, or 0 where the cluster has none",
             )?,
-            bare: IntGaugeVec::new(
-                Opts::new(
-                    "bluebox_injector_bare_pods",
-                    "Pods that run without a proxy, because they are older than the label that asks for one, by namespace.",
-                ),
+            bare: counts.gauges(
+                "bluebox_injector_bare_pods",
+                "Pods that run without a proxy, because they are older than the label that asks for one, by namespace; each has an event `WithoutBluebox` too",
                 &["namespace"],
             )?,
-        };
-        for collector in [&metrics.reviews, &metrics.refused, &metrics.failures] {
-            metrics.registry.register(Box::new(collector.clone()))?;
-        }
-        metrics.registry.register(Box::new(metrics.seconds.clone()))?;
-        metrics.registry.register(Box::new(metrics.certificate_until.clone()))?;
-        metrics.registry.register(Box::new(metrics.restart_rules.clone()))?;
-        metrics.registry.register(Box::new(metrics.bare.clone()))?;
-        Ok(metrics)
+            counts,
+        })
+    }
+
+    /// Every count, for the reference.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     pub(crate) fn reviewed(&self, result: &str) {
-        self.reviews.with_label_values(&[result]).inc();
+        self.reviews.inc(result);
     }
 
     pub(crate) fn refused(&self, reason: &str) {
-        self.refused.with_label_values(&[reason]).inc();
+        self.refused.inc(reason);
     }
 
     pub(crate) fn took(&self, time: Duration) {
@@ -103,13 +93,12 @@ impl Metrics {
     }
 
     pub(crate) fn failed(&self, what: &str) {
-        self.failures.with_label_values(&[what]).inc();
+        self.failures.inc(what);
     }
 
     /// In Prometheus' text format.
     pub fn text(&self) -> String {
-        // Only a write into memory: it can't fail.
-        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+        String::from_utf8_lossy(&self.counts.text()).into_owned()
     }
 }
 
@@ -124,50 +113,21 @@ pub trait Readiness: Clone + Send + Sync + 'static {
 
 /// Answers `/metrics`, `/healthz` and `/readyz`, until it is dropped.
 pub async fn serve(listener: TcpListener, metrics: Metrics, readiness: impl Readiness) {
-    const MAX_CONNECTIONS: usize = 32;
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let mut connections = JoinSet::new();
-    loop {
-        while connections.try_join_next().is_some() {}
-        let Ok(place) = places.clone().acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(problem) => {
-                warn!(%problem, "a connection to the admin listener could not be accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let (metrics, readiness) = (metrics.clone(), readiness.clone());
-        connections.spawn(async move {
-            let _place = place;
-            let service = service_fn(|request| std::future::ready(Ok::<_, Infallible>(answer(&request, &metrics, &readiness))));
-            let mut http = hyper::server::conn::http1::Builder::new();
-            let served = http.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30)).max_buf_size(16 << 10);
-            if let Err(problem) = served.serve_connection(TokioIo::new(stream), service).await {
-                debug!(%problem, "a connection to the admin listener broke off");
-            }
-        });
-    }
+    listener::serve(listener, move |request| std::future::ready(answer(&request, &metrics, &readiness))).await;
 }
 
 fn answer(request: &Request<Incoming>, metrics: &Metrics, readiness: &impl Readiness) -> Response<Full<Bytes>> {
-    let plain = |status, text: String| {
-        let mut response = Response::new(Full::new(text.into()));
-        *response.status_mut() = status;
-        response
-    };
     if ![Method::GET, Method::HEAD].contains(request.method()) {
-        return plain(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".to_owned());
+        return plain(StatusCode::METHOD_NOT_ALLOWED, "GET only\n");
     }
     match request.uri().path() {
         "/metrics" => plain(StatusCode::OK, metrics.text()),
-        "/healthz" => plain(StatusCode::OK, "ok\n".to_owned()),
+        "/healthz" => plain(StatusCode::OK, "ok\n"),
         "/readyz" => match readiness.ready() {
-            Ok(()) => plain(StatusCode::OK, "ready\n".to_owned()),
+            Ok(()) => plain(StatusCode::OK, "ready\n"),
             Err(why) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
         },
-        _ => plain(StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz\n".to_owned()),
+        _ => plain(StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz\n"),
     }
 }
 
@@ -176,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_docs_have_every_count() {
+    fn what_happens_is_counted() {
         let metrics = Metrics::try_new().unwrap();
         metrics.reviewed("injected");
         metrics.refused("size");
@@ -186,11 +146,15 @@ mod tests {
         metrics.bare(&[("shop".to_owned(), 2)].into());
         assert!(metrics.text().contains(r#"bare_pods{namespace="shop"} 2"#) && !metrics.text().contains("emptied"), "{}", metrics.text());
         metrics.certificate_until(1_800_000_000);
-        assert!(metrics.text().contains("bluebox_injector_certificate_until_seconds 1800000000"), "{}", metrics.text());
-        let families = metrics.registry.gather();
-        assert_eq!(families.len(), 7);
-        for family in families {
-            assert!(include_str!("../../docs/kubernetes.md").contains(&format!("| `{}`", family.name())), "docs/kubernetes.md does not have {}", family.name());
+        let text = metrics.text();
+        for line in [
+            "bluebox_injector_certificate_until_seconds 1800000000",
+            "bluebox_injector_reviews_total{result=\"injected\"} 1",
+            "bluebox_injector_refused_total{reason=\"size\"} 1",
+            "bluebox_injector_certificate_failures_total{what=\"secret\"} 1",
+            "bluebox_injector_review_seconds_count 1",
+        ] {
+            assert!(text.contains(line), "{line} is not in {text}");
         }
     }
 }

@@ -1,16 +1,13 @@
 //! What a proxy is asked about itself: `/metrics`, `/healthz`, `/readyz` and `/drained`; and, on a listener that only the box itself can reach, what it is told to do: `/drain`.
 
-use std::convert::Infallible;
 use std::time::Duration;
 
+use bluebox_observe::listener::{self, plain};
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
-use tracing::{debug, warn};
 
 use crate::drain::Drain;
 use crate::liveness::Alive;
@@ -26,8 +23,6 @@ pub enum Rights {
     Change,
 }
 
-/// Connections to a listener that may be open at once.
-const MAX_CONNECTIONS: usize = 16;
 /// The longest that anyone waits here.
 const MAX_WITHIN: Duration = Duration::from_secs(3600);
 /// All hooks of a pod that ends run at once: the one that asks to drain comes within this after one that waits for it, or not at all.
@@ -57,75 +52,45 @@ pub struct Shown {
 ///   an app that ends alone: it needn't wait.
 /// - `POST /drain?within=SECONDS`, with the right to: no more calls, and then as `/drained`.
 pub async fn serve(listener: TcpListener, shown: Shown, rights: Rights) {
-    let places = std::sync::Arc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
-    let mut connections = tokio::task::JoinSet::new();
-    loop {
-        while connections.try_join_next().is_some() {}
-        let Ok(place) = places.clone().acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(problem) => {
-                warn!(%problem, "a connection to the admin listener could not be accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
+    listener::serve(listener, move |request| {
         let shown = shown.clone();
-        connections.spawn(async move {
-            let _place = place;
-            let service = service_fn(|request| {
-                let shown = shown.clone();
-                async move { Ok::<_, Infallible>(answer(&request, &shown, rights).await) }
-            });
-            let mut http = hyper::server::conn::http1::Builder::new();
-            let served = http.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30)).max_buf_size(16 << 10);
-            if let Err(problem) = served.serve_connection(TokioIo::new(stream), service).await {
-                debug!(%problem, "a connection to the admin listener broke off");
-            }
-        });
-    }
+        async move { answer(&request, &shown, rights).await }
+    })
+    .await;
 }
 
 async fn answer(request: &Request<Incoming>, shown: &Shown, rights: Rights) -> Response<Full<Bytes>> {
     let Shown { metrics, drain, redirected, alive } = shown;
-    let plain = |status, text: Vec<u8>| {
-        let mut response = Response::new(Full::new(text.into()));
-        *response.status_mut() = status;
-        response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
-        response
-    };
     let path = request.uri().path();
     let looks = [Method::GET, Method::HEAD].contains(request.method());
     if path == "/drain" {
         return match (rights, request.method()) {
-            (Rights::Look, _) => plain(StatusCode::FORBIDDEN, b"this listener can be asked, not told: POST /drain to the one of --control\n".to_vec()),
+            (Rights::Look, _) => plain(StatusCode::FORBIDDEN, "this listener can be asked, not told: POST /drain to the one of --control\n"),
             (Rights::Change, &Method::POST) => {
                 drain.ask();
-                plain_drained(drain, request, plain).await
+                plain_drained(drain, request).await
             }
-            (Rights::Change, _) => plain(StatusCode::METHOD_NOT_ALLOWED, b"POST only\n".to_vec()),
+            (Rights::Change, _) => plain(StatusCode::METHOD_NOT_ALLOWED, "POST only\n"),
         };
     }
     if !looks {
-        return plain(StatusCode::METHOD_NOT_ALLOWED, b"GET only\n".to_vec());
+        return plain(StatusCode::METHOD_NOT_ALLOWED, "GET only\n");
     }
     match path {
         "/metrics" => plain(StatusCode::OK, metrics.text()),
-        "/healthz" => plain(StatusCode::OK, b"ok\n".to_vec()),
-        "/readyz" if drain.is_asked() => plain(StatusCode::SERVICE_UNAVAILABLE, b"it was asked to drain: it takes no more calls\n".to_vec()),
-        "/readyz" if redirected.problem().is_some() => {
-            plain(StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", redirected.problem().unwrap_or_default()).into_bytes())
-        }
-        "/readyz" => plain(StatusCode::OK, b"ready\n".to_vec()),
+        "/healthz" => plain(StatusCode::OK, "ok\n"),
+        "/readyz" if drain.is_asked() => plain(StatusCode::SERVICE_UNAVAILABLE, "it was asked to drain: it takes no more calls\n"),
+        "/readyz" if redirected.problem().is_some() => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", redirected.problem().unwrap_or_default())),
+        "/readyz" => plain(StatusCode::OK, "ready\n"),
         "/drained" => tokio::select! {
-            answer = plain_drained(drain, request, plain) => answer,
-            () = never_asked(drain) => plain(StatusCode::OK, b"nobody asked it to drain\n".to_vec()),
+            answer = plain_drained(drain, request) => answer,
+            () = never_asked(drain) => plain(StatusCode::OK, "nobody asked it to drain\n"),
         },
         "/alive" => match alive.ask(request.uri().query().and_then(|query| query.strip_prefix("container=")).unwrap_or_default()).await {
-            Ok(()) => plain(StatusCode::OK, b"alive\n".to_vec()),
-            Err(why) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n").into_bytes()),
+            Ok(()) => plain(StatusCode::OK, "alive\n"),
+            Err(why) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
         },
-        _ => plain(StatusCode::NOT_FOUND, b"there are /metrics, /healthz, /readyz, /alive and /drained\n".to_vec()),
+        _ => plain(StatusCode::NOT_FOUND, "there are /metrics, /healthz, /readyz, /alive and /drained\n"),
     }
 }
 
@@ -135,16 +100,16 @@ async fn never_asked(drain: &Drain) {
     }
 }
 
-async fn plain_drained(drain: &Drain, request: &Request<Incoming>, plain: impl Fn(StatusCode, Vec<u8>) -> Response<Full<Bytes>>) -> Response<Full<Bytes>> {
+async fn plain_drained(drain: &Drain, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     let within = match request.uri().query() {
         None => WITHIN,
         Some(query) => match query.strip_prefix("within=").and_then(|seconds| seconds.parse().ok()).map(Duration::from_secs) {
             Some(within) if within <= MAX_WITHIN => within,
-            _ => return plain(StatusCode::BAD_REQUEST, format!("?within=SECONDS, at most {}\n", MAX_WITHIN.as_secs()).into_bytes()),
+            _ => return plain(StatusCode::BAD_REQUEST, format!("?within=SECONDS, at most {}\n", MAX_WITHIN.as_secs())),
         },
     };
     match tokio::time::timeout(within, drain.drained()).await {
-        Ok(()) => plain(StatusCode::OK, b"drained\n".to_vec()),
-        Err(_) => plain(StatusCode::GATEWAY_TIMEOUT, format!("calls are still being delivered after {} s\n", within.as_secs()).into_bytes()),
+        Ok(()) => plain(StatusCode::OK, "drained\n"),
+        Err(_) => plain(StatusCode::GATEWAY_TIMEOUT, format!("calls are still being delivered after {} s\n", within.as_secs())),
     }
 }

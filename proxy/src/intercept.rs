@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bluebox_observe::During;
 use http::{Method, Request, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -98,7 +99,7 @@ pub(crate) async fn connection(
     stop: CancellationToken,
     towards: Option<SocketAddr>,
 ) {
-    let _open = Open::new(&side);
+    let _open = During::new(&side.metrics.connections);
     let _ = stream.set_nodelay(true);
     let limits = &side.config.outbound;
     let (stream, watch) = Guarded::new(stream, limits.max_head_bytes.max(LEAST_HEAD_BYTES), limits.head_timeout);
@@ -190,21 +191,5 @@ impl UnderWay {
 impl Drop for UnderWay {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Counts an open connection, until it is dropped.
-struct Open(prometheus::IntGauge);
-
-impl Open {
-    fn new(side: &OutboundSide) -> Self {
-        side.metrics.connections.inc();
-        Self(side.metrics.connections.clone())
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.dec();
     }
 }

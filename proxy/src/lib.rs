@@ -185,7 +185,7 @@ impl Proxy {
         };
         let directory = Directory { names: Names::new(config.resolv_conf.search.clone()), ..Directory::default() };
         let (publish, tenures) = (watch::Sender::new(directory), watch::Sender::default());
-        let (metrics, instance) = (Metrics::try_new()?, InstanceId::random());
+        let (metrics, instance) = (Metrics::try_new(&config.name)?, InstanceId::random());
         Ok(Self { config, instance, listener, listen, transparent, dns, admin, control, metrics, publish, tenures })
     }
 
@@ -238,6 +238,7 @@ impl Proxy {
     pub async fn run(self, log: Arc<dyn Log>, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
         let Self { config, instance, listener, listen, transparent, dns, admin, control, metrics, publish, tenures } = self;
         let config = Arc::new(config);
+        metrics.watch(log.clone())?;
         let topics = config.prefix.topics(&config.name);
         let directory = publish.subscribe();
         let pending = Pending::new(log.clone(), &topics, &instance, config.outbound.max_waiting);
@@ -312,7 +313,7 @@ impl Proxy {
                 bulk: Bulk::new(log.clone(), topics.bulk.partition(reply_partition(&instance)), config.inbound.body_memory_bytes),
                 contexts: contexts.clone(),
                 transactions: Transactions::try_new(served, &config.inbound.transactions, side.clone(), metrics.registry())?,
-                observe: inbound::observe::Observe::new(&served.name, metrics.registry())?,
+                observe: inbound::observe::Observe::new(&served.name, &metrics)?,
                 cut: cut_deliveries.clone(),
                 hung: hung.clone(),
                 tenures: tenures.clone(),

@@ -11,6 +11,7 @@ use bluebox_core::fail_point_async;
 use bluebox_core::log::{Health, Log};
 use bluebox_core::registry::Component;
 use bluebox_core::topics::Topics;
+use bluebox_observe::During;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::header::{self, HeaderValue};
@@ -28,7 +29,7 @@ use crate::context::Contexts;
 use crate::envelope::{Caller, Destination, Draft};
 use crate::fields;
 use crate::line;
-use crate::metrics::Metrics;
+use crate::metrics::{self, Metrics};
 use crate::passthrough::{PassThrough, Place};
 use crate::pending::{Answer, Pending};
 use crate::prefer::PREFERENCE_APPLIED;
@@ -103,9 +104,9 @@ impl OutboundSide {
             None => self.decide(&head, towards).await,
         };
         let route = route.inspect_err(|problem| {
-            self.metrics.refused.with_label_values(&[problem.kind().word()]).inc();
+            self.metrics.refused.inc(problem.kind().word());
             if problem.kind() == Kind::StreamRefused {
-                self.metrics.streams.with_label_values(&["refused"]).inc();
+                self.metrics.streams.inc("refused");
             }
             debug!(?problem, "refused a request");
         })?;
@@ -120,7 +121,7 @@ impl OutboundSide {
             Route::Stream { target, direct } => {
                 // Where the caller wanted to go is as good as any box of the component.
                 let direct = there(&target, towards).ok().filter(|there| !there.is_empty()).unwrap_or(direct);
-                self.metrics.streams.with_label_values(&["passed"]).inc();
+                self.metrics.streams.inc("passed");
                 self.passed(self.pass.pass(Request::from_parts(head, body), target, &direct, place).await)
             }
         }
@@ -173,7 +174,7 @@ impl OutboundSide {
 
     fn passed(&self, result: Result<Response<AnswerBody>, Problem>) -> Result<Response<AnswerBody>, Problem> {
         result.inspect_err(|problem| {
-            self.metrics.passed.with_label_values(&[problem.kind().word()]).inc();
+            self.metrics.passed.inc(problem.kind().word());
             debug!(?problem, "could not pass a request through");
         })
     }
@@ -213,7 +214,7 @@ impl OutboundSide {
         let result = self.carry(head, body, destination, component, &topics).await;
         let (word, answer) = match result {
             Ok(Carried::Ended(answer)) => {
-                self.metrics.call_seconds.with_label_values(&[callee.as_str()]).observe(began.elapsed().as_secs_f64());
+                metrics::took(&self.metrics.whole, began.elapsed());
                 fail_point_async!(BackFirstByte, return Err(Problem::new(Kind::OutcomeUnreadable, "a fail point")));
                 let outcome = answer.map_err(|unread| unread.problem(Kind::NoOutcomeYet));
                 id = outcome.as_ref().ok().map(|outcome| outcome.id);
@@ -222,15 +223,15 @@ impl OutboundSide {
                     Err(problem) => Err(problem.clone()),
                 };
                 match (&answered, outcome.map(|o| o.source)) {
-                    (Err(problem), _) => (problem.kind().word(), answered),
-                    (Ok(_), Ok(Source::Proxy(reason))) => (Kind::Ended(reason).word(), answered),
+                    (Err(problem), _) => (self.metrics.problem(problem.kind()), answered),
+                    (Ok(_), Ok(Source::Proxy(reason))) => (self.metrics.problem(Kind::Ended(reason)), answered),
                     (Ok(_), _) => ("app", answered),
                 }
             }
             Ok(Carried::Later(answer)) => ("accepted", Ok(*answer)),
-            Err(problem) => (problem.kind().word(), Err(problem)),
+            Err(problem) => (self.metrics.problem(problem.kind()), Err(problem)),
         };
-        self.metrics.calls.with_label_values(&[callee.as_str(), word]).inc();
+        self.metrics.calls.of(callee.as_str()).inc(word);
         if let Some(line) = line {
             line.ended(id, &answer, word);
         }
@@ -295,6 +296,10 @@ impl OutboundSide {
             }
         };
         drop(memory);
+        let appended = tokio::time::Instant::now();
+        if accepted.is_ok() {
+            metrics::took(&self.metrics.append, appended - sent);
+        }
         fail_point_async!(OutAccepted, return Err(Problem::new(Kind::AcceptanceUnknown, "a fail point")));
         let accepted = accepted.map_err(|problem| self.append_failed(problem, repeatable));
         let waits_until = match &accepted {
@@ -303,11 +308,12 @@ impl OutboundSide {
             Err(problem) if problem.kind() == Kind::AcceptanceUnknown => sent + hold,
             Err(_) => sent,
         };
-        let waiting = Waiting::new(&self.metrics);
+        let waiting = During::new(&self.metrics.waiting);
         let answer = if hold.is_zero() { None } else { tokio::time::timeout_at(waits_until, ticket.answer()).await.ok() };
         drop(waiting);
         accepting.let_go();
         if let Some(answer) = answer {
+            metrics::took(&self.metrics.outcome, appended.elapsed());
             return Ok(Carried::Ended(answer));
         }
         let accepted = accepted?;
@@ -324,7 +330,7 @@ impl OutboundSide {
 
     fn append_failed(&self, problem: Problem, repeatable: bool) -> Problem {
         let unknown = problem.kind() == Kind::AcceptanceUnknown;
-        self.metrics.append_failures.with_label_values(&[if unknown { "unknown" } else { "not_persisted" }]).inc();
+        self.metrics.append_failures.inc(if unknown { "unknown" } else { "not_persisted" });
         if unknown { problem.retry_safe(repeatable) } else { problem }
     }
 }
@@ -360,22 +366,6 @@ const SHORTEST_APPEND: Duration = Duration::from_secs(10);
 enum Carried {
     Ended(Answer),
     Later(Box<Response<AnswerBody>>),
-}
-
-/// Counts a caller that waits, until it is dropped.
-struct Waiting(prometheus::IntGauge);
-
-impl Waiting {
-    fn new(metrics: &Metrics) -> Self {
-        metrics.waiting.inc();
-        Self(metrics.waiting.clone())
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
 }
 
 /// 202: the call is durable, and its outcome can be asked for (RFC 7240, section 4.1).

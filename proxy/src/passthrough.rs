@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bluebox_observe::During;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::uri::{Authority, Scheme};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
@@ -163,7 +164,7 @@ impl PassThrough {
             let what = format!("{to} answered in a transfer coding that it was not asked for (RFC 9112, section 7.4)");
             return Err(Problem::new(Kind::PassThroughFailed, what));
         }
-        self.metrics.passed.with_label_values(&["forwarded"]).inc();
+        self.metrics.passed.inc("forwarded");
         let (mut head, body) = response.into_parts();
         if head.headers.contains_key(header::TRANSFER_ENCODING) && asked.method != Method::HEAD {
             // Of two framings this one counts, and the other is not passed on (RFC 9112, section 6.3).
@@ -192,10 +193,11 @@ impl PassThrough {
     where
         S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send,
     {
-        self.metrics.passed.with_label_values(&[how]).inc();
+        self.metrics.passed.inc(how);
+        let open = During::new(&self.metrics.tunnels);
         let stop = self.stop.clone();
         self.tunnels.spawn(async move {
-            let _place = place;
+            let (_place, _open) = (place, open);
             let copy = async {
                 let mut server = server.await?;
                 let mut caller = TokioIo::new(caller.await.map_err(std::io::Error::other)?);

@@ -1,37 +1,122 @@
-//! `bluebox calls ID`: what became of a call.
+//! `bluebox calls`: calls without an end, and what became of one.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use bluebox_core::ComponentName;
+use bluebox_proxy::calls::CallRef;
 use clap::Args;
+use http::Method;
 
-use super::{get, running};
+use super::{OutputOptions, SystemOptions, get, running, write_table};
+use crate::units::spell;
+use crate::watch::history::{self, ago};
 
-/// Asks what became of a call: one that was sent with `Prefer: respond-async` or an `Idempotency-Key`. The same as GET http://bluebox/v1/calls/ID through any proxy.
+/// Shows the calls that were accepted and have no end yet, the oldest first. With an id: what became of that call, out of the log: when it was accepted, moved aside, given up,
+/// replayed, and how it ended; and the same of the calls of its trace, where its caller sent a `traceparent`.
+///
+/// With what stood in a `Location`: the outcome itself, as GET http://bluebox/v1/calls/ID through any proxy gives it.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  bluebox calls                                    what is in flight, or waits
+  bluebox calls --component cart -o json
+  bluebox calls 3f2a91                             the story of one call
+  bluebox calls http://bluebox/v1/calls/AgRjYXJ0…  the outcome of one sent with `Prefer: respond-async`")]
 pub(crate) struct CallsOptions {
-    /// The id, or the whole `Location` that the caller was given.
-    id: String,
-    /// The proxy to ask; by default the gateway of the `bluebox up` on the data directory, else 127.0.0.1:4140.
+    /// The id of a call, or how it begins; or the whole `Location` that the caller was given.
+    id: Option<String>,
+    /// Only calls to this component.
+    #[arg(long, value_name = "NAME", value_parser = |text: &str| ComponentName::try_new(text))]
+    component: Option<ComponentName>,
+    /// At most so many.
+    #[arg(long, value_name = "COUNT", default_value = "50", value_parser = crate::units::count)]
+    limit: usize,
+    /// For a `Location`: the proxy to ask; by default the gateway of the `bluebox up` on the data directory, else 127.0.0.1:4140.
     #[arg(long, value_name = "HOST:PORT", value_parser = crate::file::address)]
     proxy: Option<SocketAddr>,
-    /// The data directory of that `bluebox up`.
-    #[arg(long, env = "BLUEBOX_DATA", value_name = "DIR", default_value = ".bluebox")]
-    data: PathBuf,
+    #[command(flatten)]
+    output: OutputOptions,
+    #[command(flatten)]
+    system: SystemOptions,
 }
 
 const PLACE: &str = "http://bluebox/v1/calls/";
 
-/// Asks.
+/// Shows it.
 pub(crate) async fn run(options: CallsOptions) -> anyhow::Result<()> {
-    let id = options.id.strip_prefix(PLACE).unwrap_or(&options.id);
+    let Some(id) = &options.id else { return list(&options).await };
+    let id = id.strip_prefix(PLACE).unwrap_or(id);
     if id.is_empty() || !id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'~')) {
-        bail!("{:?}: no call has this id; it is what follows {PLACE} in the Location that the caller was given", options.id);
+        bail!("{id:?}: no call has this id; it is what stands in `bluebox-call-id`, or what follows {PLACE} in the Location that the caller was given");
     }
-    let proxy = options.proxy.or_else(|| running(&options.data)?.gateway).unwrap_or(crate::file::DEFAULT_GATEWAY);
+    let is_hexadecimal = id.len() <= 32 && id.bytes().all(|b| b.is_ascii_hexdigit());
+    if is_hexadecimal && CallRef::decode(id).is_none() { story(&options, &id.to_ascii_lowercase()).await } else { outcome(&options, id).await }
+}
+
+async fn list(options: &CallsOptions) -> anyhow::Result<()> {
+    let waiting = match options.system.watch() {
+        Some(at) => {
+            let query = options.component.as_ref().map_or_else(String::new, |name| format!("?component={name}"));
+            let mut waiting: Vec<history::Waiting> = get::json(Method::GET, at, &format!("/v1/calls{query}")).await?;
+            waiting.truncate(options.limit);
+            waiting
+        }
+        None => history::waiting(&options.system.reach().await?, options.component.as_ref(), options.limit).await?,
+    };
+    let mut out = std::io::stdout().lock();
+    if options.output.is_json() {
+        writeln!(out, "{}", serde_json::to_string_pretty(&waiting)?)?;
+        return Ok(());
+    }
+    if waiting.is_empty() {
+        writeln!(out, "none: everything that was accepted has ended")?;
+        return Ok(());
+    }
+    let head = [("CALL", false), ("FROM", false), ("TO", false), ("AGE", true), ("DELIVERIES", true), ("REQUEST", false)];
+    let row = |call: &history::Waiting| {
+        let parked = if call.parked { " (parked)" } else { "" };
+        vec![
+            call.call.clone(),
+            call.caller.to_string(),
+            call.component.to_string(),
+            spell(ago(call.accepted_ms)),
+            call.attempts.to_string(),
+            format!("{} {}{parked}", call.method, call.target),
+        ]
+    };
+    write_table(&mut out, &head, &waiting.iter().map(row).collect::<Vec<_>>())?;
+    Ok(())
+}
+
+async fn story(options: &CallsOptions, id: &str) -> anyhow::Result<()> {
+    let story: history::Story = match options.system.watch() {
+        Some(at) => get::json(Method::GET, at, &format!("/v1/calls/{id}")).await?,
+        None => history::story(&options.system.reach().await?, id, options.component.as_ref()).await?,
+    };
+    let mut out = std::io::stdout().lock();
+    if options.output.is_json() {
+        writeln!(out, "{}", serde_json::to_string_pretty(&story)?)?;
+        return Ok(());
+    }
+    writeln!(out, "{} {}", story.call, if story.ended { "has ended" } else { "has no end yet" })?;
+    if let Some(trace) = &story.trace {
+        writeln!(out, "trace {trace}")?;
+    }
+    let first = story.events.first().map_or(0, |event| event.at_ms);
+    let head = [("AGO", true), ("AFTER", true), ("WHAT", false), ("BETWEEN", false), ("DETAIL", false)];
+    let row = |event: &history::Event| {
+        let after = Duration::from_millis(event.at_ms - first);
+        let after = if after < Duration::from_secs(1) { format!("{} ms", after.as_millis()) } else { spell(after) };
+        vec![spell(ago(event.at_ms)), after, event.what.clone(), event.between.clone(), format!("{}  [{}]", event.detail, event.place)]
+    };
+    write_table(&mut out, &head, &story.events.iter().map(row).collect::<Vec<_>>())?;
+    Ok(())
+}
+
+async fn outcome(options: &CallsOptions, id: &str) -> anyhow::Result<()> {
+    let proxy = options.proxy.or_else(|| running(options.system.data())?.gateway).unwrap_or(crate::file::DEFAULT_GATEWAY);
     let answer = get::get(proxy, &format!("{PLACE}{id}"), Duration::from_secs(30)).await.context("no proxy could be asked (--proxy names one)")?;
     let field = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok());
     let mut out = std::io::stdout().lock();

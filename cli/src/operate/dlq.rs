@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write as _;
+use std::net::SocketAddr;
 
 use anyhow::{Context as _, bail};
 use bluebox_core::call::{Body, Call};
@@ -13,15 +14,24 @@ use bluebox_core::wire::{CallsEntry, DeadLetter, SETTLED_KEY, Settled, Settlemen
 use bluebox_core::{CallId, ComponentName};
 use bluebox_proxy::bulk::{Bulk, CHUNK_KEY};
 use clap::{Args, Subcommand};
+use http::Method;
+use serde::{Deserialize, Serialize};
 
-use super::{Reached, SystemOptions};
+use super::{OutputOptions, Reached, SystemOptions, get};
 use crate::units::{so_many, spell};
+use crate::watch::history::ago;
 
 /// Memory for bodies that are copied.
 const BODY_MEMORY: usize = 8 << 20;
 
 /// Looks after dead letters: calls that were given up after too many attempts, because their box died of them, or because their deadline passed.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  bluebox dlq list --component cart
+  bluebox dlq show 3f2a                   the request, and why it was given up
+  bluebox dlq show 3f2a --body > body     its body alone
+  bluebox dlq replay 3f2a 77b0            deliver these after all
+  bluebox dlq drop --all --component cart")]
 pub(crate) struct DlqOptions {
     #[command(subcommand)]
     command: Command,
@@ -34,9 +44,8 @@ enum Command {
         /// Only those of this component.
         #[arg(long, value_name = "NAME", value_parser = |text: &str| ComponentName::try_new(text))]
         component: Option<ComponentName>,
-        /// As JSON, one object to a line.
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        output: OutputOptions,
         #[command(flatten)]
         system: SystemOptions,
     },
@@ -87,7 +96,13 @@ impl Letter {
 /// Does what was asked.
 pub(crate) async fn run(options: DlqOptions) -> anyhow::Result<()> {
     match options.command {
-        Command::List { component, json, system } => list(&letters(&system.reach().await?, component.as_ref()).await?, json),
+        Command::List { component, output, system } => {
+            let letters = match system.watch() {
+                Some(at) => told(at, component.as_ref()).await?,
+                None => list_all(&system.reach().await?, component.as_ref()).await?,
+            };
+            list(&letters, output.is_json())
+        }
         Command::Show { id, body, system } => {
             let reached = system.reach().await?;
             let letters = letters(&reached, None).await?;
@@ -132,11 +147,48 @@ async fn letters(reached: &Reached, component: Option<&ComponentName>) -> anyhow
     Ok(all)
 }
 
-fn list(letters: &[Letter], json: bool) -> anyhow::Result<()> {
+/// A dead letter, for who looks.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Listed {
+    call: String,
+    replay: u32,
+    component: ComponentName,
+    caller: ComponentName,
+    reason: String,
+    detail: String,
+    attempts: u32,
+    accepted_ms: u64,
+    buried_ms: u64,
+    method: String,
+    target: String,
+    body_bytes: u64,
+}
+
+impl From<&Letter> for Listed {
+    fn from(letter: &Letter) -> Self {
+        let (call, it) = (letter.call(), &letter.letter);
+        Self {
+            call: call.id.to_string(),
+            replay: call.replay,
+            component: call.callee.clone(),
+            caller: call.caller.clone(),
+            reason: format!("{:?}", it.reason).to_lowercase(),
+            detail: it.detail.clone(),
+            attempts: it.attempts,
+            accepted_ms: it.accepted.as_millis(),
+            buried_ms: letter.buried.as_millis(),
+            method: call.request.method.to_string(),
+            target: call.request.target.clone(),
+            body_bytes: call.request.body.len(),
+        }
+    }
+}
+
+fn list(letters: &[Listed], json: bool) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     if json {
         for letter in letters {
-            writeln!(out, "{}", as_json(letter))?;
+            writeln!(out, "{}", serde_json::to_string(letter)?)?;
         }
         return Ok(());
     }
@@ -144,25 +196,31 @@ fn list(letters: &[Letter], json: bool) -> anyhow::Result<()> {
         writeln!(out, "no dead letters")?;
         return Ok(());
     }
-    let width = letters.iter().map(|letter| letter.call().callee.as_str().len()).max().unwrap_or(0).max(9);
+    let width = letters.iter().map(|letter| letter.component.as_str().len()).max().unwrap_or(0).max(9);
     writeln!(out, "{:<32} {:<width$} {:<10} {:>8}  REQUEST, AND WHAT HAPPENED LAST", "CALL", "COMPONENT", "AGE", "ATTEMPTS")?;
     for letter in letters {
-        let (call, age) = (letter.call(), spell(wall_clock().since(letter.buried)));
-        let request = &call.request;
-        writeln!(out, "{} {:<width$} {age:<10} {:>8}  {} {}", call.id, call.callee.as_str(), letter.letter.attempts, request.method, request.target)?;
-        writeln!(out, "{:<32} {:<width$} {}", "", "", letter.letter.detail)?;
+        let age = spell(ago(letter.buried_ms));
+        writeln!(out, "{} {:<width$} {age:<10} {:>8}  {} {}", letter.call, letter.component.as_str(), letter.attempts, letter.method, letter.target)?;
+        writeln!(out, "{:<32} {:<width$} {}", "", "", letter.detail)?;
     }
     writeln!(out, "\nbluebox dlq show ID, replay ID, drop ID")?;
     Ok(())
 }
 
-fn as_json(letter: &Letter) -> serde_json::Value {
-    let (call, it) = (letter.call(), &letter.letter);
-    serde_json::json!({
-        "call": call.id.to_string(), "replay": call.replay, "component": call.callee, "caller": call.caller, "reason": format!("{:?}", it.reason).to_lowercase(),
-        "detail": it.detail, "attempts": it.attempts, "accepted_ms": it.accepted.as_millis(), "buried_ms": letter.buried.as_millis(),
-        "method": call.request.method.as_str(), "target": call.request.target, "body_bytes": call.request.body.len(),
-    })
+/// All of them, for who asks over HTTP.
+pub(crate) async fn list_all(reached: &Reached, component: Option<&ComponentName>) -> anyhow::Result<Vec<Listed>> {
+    Ok(letters(reached, component).await?.iter().map(Listed::from).collect())
+}
+
+/// Replays or drops one, and says which it was.
+pub(crate) async fn settle_one(reached: &Reached, id: &str, how: Settlement) -> anyhow::Result<String> {
+    let letters = letters(reached, None).await?;
+    let letter = one(&letters, id)?;
+    if how == Settlement::Replayed {
+        replay(reached, letter).await?;
+    }
+    settle(reached, letter, how).await?;
+    Ok(letter.call().id.to_string())
 }
 
 fn one<'a>(letters: &'a [Letter], id: &str) -> anyhow::Result<&'a Letter> {
@@ -204,7 +262,31 @@ fn bulk(reached: &Reached, to: &TopicPartition) -> Bulk {
     Bulk::new(reached.log.clone(), to.clone(), BODY_MEMORY)
 }
 
+/// What a watch has.
+async fn told(at: SocketAddr, component: Option<&ComponentName>) -> anyhow::Result<Vec<Listed>> {
+    let letters: Vec<Listed> = get::json(Method::GET, at, "/v1/dead-letters").await?;
+    Ok(letters.into_iter().filter(|letter| component.is_none_or(|name| *name == letter.component)).collect())
+}
+
+/// Has a watch do it.
+async fn each_by(at: SocketAddr, which: &WhichOptions, how: Settlement) -> anyhow::Result<()> {
+    let word = if how == Settlement::Dropped { "drop" } else { "replay" };
+    let ids = if which.all { told(at, which.component.as_ref()).await?.into_iter().map(|letter| letter.call).collect() } else { which.ids.clone() };
+    let mut out = std::io::stdout().lock();
+    for id in &ids {
+        if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            bail!("{id:?}: no dead letter has this id");
+        }
+        let done: serde_json::Value = get::json(Method::POST, at, &format!("/v1/dead-letters/{id}/{word}")).await?;
+        writeln!(out, "{}: {}", done["call"].as_str().unwrap_or(id), done["done"].as_str().unwrap_or(word))?;
+    }
+    Ok(())
+}
+
 async fn each(which: WhichOptions, how: Settlement) -> anyhow::Result<()> {
+    if let Some(at) = which.system.watch() {
+        return each_by(at, &which, how).await;
+    }
     let reached = which.system.reach().await?;
     let all = letters(&reached, which.component.as_ref()).await?;
     let wanted: Vec<&Letter> = if which.all { all.iter().collect() } else { which.ids.iter().map(|id| one(&all, id)).collect::<anyhow::Result<_>>()? };

@@ -1,7 +1,10 @@
 //! Looking into a running system, or into what it has left behind.
 //!
 //! - [`ps`]: what runs.
-//! - [`calls`]: what became of a call.
+//! - [`status`]: how each component does.
+//! - [`calls`]: calls without an end, and what became of one.
+//! - [`tap`]: calls as they come and end.
+//! - [`topics`]: which topics there are, and which there should be.
 //! - [`dlq`]: dead letters: list, show, replay, drop.
 //! - [`txn`]: transactions: list, show, retry, cancel, forget.
 //! - [`get`]: asks a proxy something.
@@ -12,18 +15,23 @@ pub(crate) mod dlq;
 pub(crate) mod drain;
 pub(crate) mod get;
 pub(crate) mod ps;
+pub(crate) mod status;
+pub(crate) mod tap;
+pub(crate) mod topics;
 pub(crate) mod txn;
 
+use std::io::Write;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use bluebox_core::Log;
-use bluebox_core::log::{Entry, Read, TopicPartition};
+use bluebox_core::log::{Entry, Offset, Read, TopicPartition};
 use bluebox_core::registry::Registry;
 use bluebox_core::topics::Prefix;
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::log::{self, LogOptions};
 use crate::up::data;
@@ -32,12 +40,56 @@ use crate::up::state::{self, State};
 /// How long a log may take to answer somebody who waits at a terminal.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How an answer is written.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct OutputOptions {
+    /// How the answer is written.
+    #[arg(long, short, value_name = "FORM", default_value = "table")]
+    output: Form,
+    /// The same as `-o json`.
+    #[arg(long, hide = true)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Form {
+    /// For people.
+    Table,
+    /// For scripts, with everything that is known.
+    Json,
+}
+
+impl OutputOptions {
+    /// Whether it is for scripts.
+    pub(crate) fn is_json(self) -> bool {
+        self.json || self.output == Form::Json
+    }
+}
+
+/// Lines with columns of one width; numbers to the right.
+pub(crate) fn write_table(out: &mut impl Write, head: &[(&str, bool)], rows: &[Vec<String>]) -> std::io::Result<()> {
+    let widths: Vec<usize> =
+        head.iter().enumerate().map(|(n, (title, _))| rows.iter().map(|row| row[n].chars().count()).max().unwrap_or(0).max(title.len())).collect();
+    let titles: Vec<String> = head.iter().map(|(title, _)| (*title).to_owned()).collect();
+    for row in std::iter::once(&titles).chain(rows) {
+        let mut line = String::new();
+        for ((cell, width), (_, right)) in row.iter().zip(&widths).zip(head) {
+            line.push_str(&if *right { format!("{cell:>width$}  ") } else { format!("{cell:<width$}  ") });
+        }
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
 /// Which system.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct SystemOptions {
     /// The data directory of the `bluebox up` in question.
     #[arg(long, env = "BLUEBOX_DATA", value_name = "DIR", default_value = ".bluebox")]
     data: PathBuf,
+    /// Ask this `bluebox watch` instead of the log: of a cluster, after `kubectl -n bluebox port-forward deploy/bluebox-watch 4145`.
+    #[arg(long, env = "BLUEBOX_WATCH", value_name = "HOST:PORT", value_parser = crate::file::address)]
+    watch: Option<SocketAddr>,
     #[command(flatten)]
     log: LogOptions,
 }
@@ -51,13 +103,26 @@ pub(crate) struct Reached {
 }
 
 impl SystemOptions {
-    /// What runs there, if anything does.
-    fn running(&self) -> Option<State> {
-        running(&self.data)
+    /// What runs there, if anything does; nothing if another log was named.
+    pub(crate) fn running(&self) -> Option<State> {
+        if self.log.brokers.is_some() || self.log.log_socket.is_some() { None } else { running(&self.data) }
+    }
+
+    /// The `bluebox watch` that is to be asked instead of the log.
+    pub(crate) fn watch(&self) -> Option<SocketAddr> {
+        self.watch
+    }
+
+    /// The data directory.
+    pub(crate) fn data(&self) -> &Path {
+        &self.data
     }
 
     /// The log: that of the flags, else that of the `up` that runs on the data directory, else what it has left there.
     pub(crate) async fn reach(&self) -> anyhow::Result<Reached> {
+        if let Some(watch) = self.watch {
+            bail!("--watch {watch} can't be asked for this: it needs the log itself (--brokers)");
+        }
         let mut options = self.log.clone();
         if options.brokers.is_none() && options.log_socket.is_none() {
             match self.running() {
@@ -115,21 +180,38 @@ impl Reached {
     }
 
     /// Reads a partition from its start to the end that it has now.
-    pub(crate) async fn each(&self, partition: &TopicPartition, mut take: impl FnMut(Entry)) -> anyhow::Result<()> {
+    pub(crate) async fn each(&self, partition: &TopicPartition, take: impl FnMut(Entry)) -> anyhow::Result<()> {
+        self.each_from(partition, Offset::default(), take).await.map(drop)
+    }
+
+    /// Reads a partition from `from` on to the end that it has now, which is returned.
+    pub(crate) async fn each_from(&self, partition: &TopicPartition, from: Offset, mut take: impl FnMut(Entry)) -> anyhow::Result<Offset> {
         let bounds = tokio::time::timeout(PATIENCE, self.log.bounds(partition)).await.with_context(|| format!("{partition}: the log does not answer"))??;
-        if bounds.start >= bounds.end {
+        self.range(partition, from.max(bounds.start), bounds.end, |entry| {
+            take(entry);
+            true
+        })
+        .await?;
+        Ok(bounds.end)
+    }
+
+    /// Reads a part of a partition, for as long as `take` wants more.
+    pub(crate) async fn range(&self, partition: &TopicPartition, from: Offset, end: Offset, mut take: impl FnMut(Entry) -> bool) -> anyhow::Result<()> {
+        if from >= end {
             return Ok(());
         }
-        let mut reader = self.log.read(partition, bounds.start);
-        let mut next = bounds.start;
-        while next < bounds.end {
+        let mut reader = self.log.read(partition, from);
+        let mut next = from;
+        while next < end {
             // Compaction may have taken the last ones: silence is an end too.
             let Ok(read) = tokio::time::timeout(PATIENCE, reader.next()).await else { break };
             match read.with_context(|| format!("{partition}: the log was closed"))? {
                 Read::Entries(entries) => {
-                    for entry in entries.into_iter().take_while(|entry| entry.offset < bounds.end) {
+                    for entry in entries.into_iter().take_while(|entry| entry.offset < end) {
                         next = entry.offset.next();
-                        take(entry);
+                        if !take(entry) {
+                            return Ok(());
+                        }
                     }
                 }
                 Read::Truncated { start, .. } => next = next.max(start),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::bail;
 use clap::Args;
 
-use super::running;
+use super::{OutputOptions, running};
 
 /// Shows what a `bluebox up` runs: replicas, their processes and ports, and how often they were started again.
 #[derive(Debug, Args)]
@@ -14,9 +14,8 @@ pub(crate) struct PsOptions {
     /// The data directory of the `bluebox up` in question.
     #[arg(long, env = "BLUEBOX_DATA", value_name = "DIR", default_value = ".bluebox")]
     data: PathBuf,
-    /// As JSON, with everything that is known.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: OutputOptions,
 }
 
 /// Shows it.
@@ -25,7 +24,7 @@ pub(crate) fn run(options: &PsOptions) -> anyhow::Result<()> {
         bail!("{}: no `bluebox up` runs on this data directory (--data names another)", options.data.display());
     };
     let mut out = std::io::stdout().lock();
-    if options.json {
+    if options.output.is_json() {
         writeln!(out, "{}", serde_json::to_string_pretty(&state)?)?;
         return Ok(());
     }

@@ -20,7 +20,9 @@ mod register;
 pub(crate) mod state;
 pub(crate) mod unit;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -28,6 +30,7 @@ use bluebox_core::log::Health;
 use bluebox_core::topics::Retention;
 use bluebox_proxy::registry::Registration;
 use clap::Args;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -39,7 +42,10 @@ use self::state::{State, Status, UnitState};
 use self::unit::{Phase, Supervisor};
 use crate::file::{self, System};
 use crate::log::KafkaOptions;
+use crate::operate::Reached;
 use crate::units::so_many;
+use crate::watch::page;
+use crate::watch::run::bind;
 
 /// What `bluebox up --help` ends with.
 pub(crate) const EXAMPLES: &str = "\
@@ -77,6 +83,9 @@ pub(crate) struct UpOptions {
     /// Where callers outside any box call; port 0 lets the system choose. By default what the file says, or 127.0.0.1:4140.
     #[arg(long, env = "BLUEBOX_GATEWAY", value_name = "HOST:PORT", value_parser = file::address)]
     gateway: Option<std::net::SocketAddr>,
+    /// Where the page with what goes on is, for a browser on this machine; port 0 lets the system choose. By default 127.0.0.1:4144, or another port if that is taken.
+    #[arg(long, env = "BLUEBOX_PAGE", value_name = "HOST:PORT", value_parser = loopback)]
+    page: Option<SocketAddr>,
     /// When the embedded log waits for the disk: `always`, `never`, or how much may be lost with the power, such as 50ms. No choice loses
     /// anything when processes die.
     #[arg(long, env = "BLUEBOX_FSYNC", value_name = "WHEN", value_parser = |text: &str| crate::log::parse_fsync(text).map(|_| text.to_owned()))]
@@ -130,7 +139,8 @@ pub(crate) async fn run(options: UpOptions) -> anyhow::Result<()> {
         }
     }
 
-    let (state, changing) = watch::channel(first_state(&options.file, &system, &log, &units));
+    let (listener, page) = open_page(options.page).await?;
+    let (state, changing) = watch::channel(first_state(&options.file, &system, &log, &units, page));
     // What is said of the state is said when others can see it too.
     let (written, watched) = watch::channel(changing.borrow().clone());
     let keeper = tokio::spawn(state::keep(changing, written, kept.directory().to_owned()));
@@ -143,6 +153,12 @@ pub(crate) async fn run(options: UpOptions) -> anyhow::Result<()> {
         set.spawn(Supervisor { unit, index, output: output.clone(), source, state: state.clone(), phase: phases.clone() }.run());
     }
     drop(state);
+    let (seen, looking) = crate::watch::begin(Reached { log: log.client(), prefix: system.log.prefix.clone() }, Some(watched.clone()))?;
+    let mut watching = JoinSet::new();
+    watching.spawn(looking);
+    let told = output.clone();
+    watching.spawn(page::serve(listener, seen, page::Rights::Change, Arc::new(move |what| told.say(Tone::News, what))));
+    output.say(Tone::Plain, format!("  what goes on: http://{page}/"));
     tokio::spawn(tell_when_up(watched.clone(), log.client().health(), output.clone()));
     let idle = tokio::spawn(idle::watch(watched.clone(), output.clone(), options.look_for_idle));
 
@@ -166,6 +182,7 @@ pub(crate) async fn run(options: UpOptions) -> anyhow::Result<()> {
         while gateway.join_next().await.is_some() {}
         while boxes.join_next().await.is_some() {}
     }
+    watching.shutdown().await;
     log.close().await;
     let _ = keeper.await;
     kept.forget_state();
@@ -235,6 +252,30 @@ fn apply(options: &UpOptions, system: &mut System) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Where the page is if nothing else is said.
+const DEFAULT_PAGE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 4144);
+
+/// Reads an address of this machine that only this machine reaches.
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address = file::address(text)?;
+    if address.ip().is_loopback() { Ok(address) } else { Err("dead letters can be dropped there, so it must be on loopback: 127.0.0.1 or [::1]".to_owned()) }
+}
+
+/// Another `up` may have the port that nobody asked for by its number.
+async fn open_page(asked: Option<SocketAddr>) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let told = |address: SocketAddr| format!("the page can't be had at {address} (--page names another place)");
+    match asked {
+        Some(address) => bind(address).await.with_context(|| told(address)),
+        None => match bind(DEFAULT_PAGE).await {
+            Ok(bound) => Ok(bound),
+            Err(_) => {
+                let any = SocketAddr::new(DEFAULT_PAGE.ip(), 0);
+                bind(any).await.with_context(|| told(any))
+            }
+        },
+    }
+}
+
 /// Whether the ports that the file names are free. What an `up` that was killed has left behind is given a moment to end.
 async fn check_ports(units: &[Unit]) -> anyhow::Result<()> {
     const PATIENCE: Duration = Duration::from_secs(2);
@@ -287,7 +328,7 @@ fn greet(output: &Output, file: &Path, system: &System, log: &OpenLog, units: &[
     }
 }
 
-fn first_state(file: &Path, system: &System, log: &OpenLog, units: &[Unit]) -> State {
+fn first_state(file: &Path, system: &System, log: &OpenLog, units: &[Unit], page: SocketAddr) -> State {
     State {
         pid: std::process::id(),
         file: std::path::absolute(file).unwrap_or_else(|_| file.to_owned()),
@@ -296,6 +337,7 @@ fn first_state(file: &Path, system: &System, log: &OpenLog, units: &[Unit]) -> S
         log_socket: log.socket().map(Path::to_owned),
         topic_prefix: system.log.prefix.as_str().to_owned(),
         gateway: units.iter().find(|unit| unit.program == Program::Gateway).and_then(|unit| unit.listen),
+        page: Some(page),
         units: units
             .iter()
             .map(|unit| UnitState {

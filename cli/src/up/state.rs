@@ -26,6 +26,9 @@ pub(crate) struct State {
     pub(crate) topic_prefix: String,
     /// Where callers outside any box call.
     pub(crate) gateway: Option<SocketAddr>,
+    /// Where the page is.
+    #[serde(default)]
+    pub(crate) page: Option<SocketAddr>,
     /// The replicas of boxes, and the gateway.
     pub(crate) units: Vec<UnitState>,
 }

@@ -89,6 +89,17 @@ pub fn run(command: &mut Command) -> (ExitStatus, String) {
     (status, format!("{}{}", String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap()))
 }
 
+/// Runs one of the commands for operators in the place of a system.
+pub fn operate(up: &Up, arguments: &[&str]) -> (Option<i32>, String) {
+    operate_in(&up.place, arguments)
+}
+
+/// The same where nothing runs any more.
+pub fn operate_in(place: &Place, arguments: &[&str]) -> (Option<i32>, String) {
+    let (status, said) = run(bluebox().args(arguments).current_dir(place.path()));
+    (status.code(), said)
+}
+
 /// Waits for a condition; with the deadline, says what was waited for.
 pub fn wait_until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let began = Instant::now();

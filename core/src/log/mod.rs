@@ -472,6 +472,32 @@ pub enum Health {
     Away(Moment),
 }
 
+/// What a client of the log knows of the brokers that it appends to.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Statistics {
+    /// Records that were given to the client and are not acknowledged.
+    pub queued_records: u64,
+    /// Their bytes.
+    pub queued_bytes: u64,
+    /// The brokers that it knows.
+    pub brokers: Vec<BrokerStatistics>,
+}
+
+/// One broker.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BrokerStatistics {
+    /// Its number.
+    pub node: i32,
+    /// Whether there is a connection to it.
+    pub connected: bool,
+    /// Requests that were sent or are to be, and have no answer.
+    pub requests_waiting: u32,
+    /// How long requests took lately, on average; zero if there were none.
+    pub round_trip_mean: Duration,
+    /// What 99 % of them did not exceed.
+    pub round_trip_p99: Duration,
+}
+
 /// The substrate. All of it is cheap to call and never blocks; what takes time is in the values that it returns.
 pub trait Log: Send + Sync + 'static {
     /// Appends a record to the end of a partition. Done when it is durable. Appends to one partition that are made in an order are stored in it.
@@ -490,6 +516,24 @@ pub trait Log: Send + Sync + 'static {
     /// The bounds of a partition: everything whose append was acknowledged before the call lies below `end`.
     fn bounds(&self, of: &TopicPartition) -> Pending<Bounds>;
 
+    /// The ends of these partitions, in their order: everything whose append was acknowledged before the call lies below. For who asks about many at once; in a tokio runtime.
+    fn ends(&self, of: Vec<TopicPartition>) -> Pending<Vec<Offset>> {
+        let asked: Vec<_> = of.iter().map(|partition| self.bounds(partition)).collect();
+        let (tell, pending) = Pending::new();
+        tokio::spawn(async move {
+            let mut ends = Vec::with_capacity(asked.len());
+            for bounds in asked {
+                match bounds.await {
+                    Ok(bounds) => ends.push(bounds.end),
+                    Err(error) => return drop(tell.send(Err(error))),
+                }
+            }
+            // One who has gone is told nothing.
+            let _ = tell.send(Ok(ends));
+        });
+        pending
+    }
+
     /// Becomes a member of a group.
     fn join(&self, group: GroupSpec) -> Membership;
 
@@ -507,4 +551,9 @@ pub trait Log: Send + Sync + 'static {
 
     /// The largest record (key and value) that an append takes, in bytes.
     fn max_record_bytes(&self) -> usize;
+
+    /// What is known of the brokers, some seconds old at most; `None` where there are none, or nothing is known yet.
+    fn statistics(&self) -> Option<Statistics> {
+        None
+    }
 }

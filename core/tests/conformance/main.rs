@@ -35,6 +35,7 @@ macro_rules! conformance {
                 a_reader_that_was_given_up_while_much_waited_holds_up_none_that_comes_later,
                 bounds_include_everything_that_was_acknowledged,
                 bounds_of_nothing_are_not_found,
+                the_ends_of_many_partitions_come_in_the_order_in_which_they_were_asked_for,
                 a_reader_sees_partitions_apart,
                 what_comes_seldom_is_read_beside_the_rest,
             ]);

@@ -70,6 +70,23 @@ pub async fn bounds_include_everything_that_was_acknowledged(fixture: impl Fixtu
     }
 }
 
+pub async fn the_ends_of_many_partitions_come_in_the_order_in_which_they_were_asked_for(fixture: impl Fixture) {
+    let (one, two) = (fixture.client(), fixture.client());
+    let (first, second) = (fixture.topic(&*one, 4).await, fixture.topic(&*one, 2).await);
+    for n in 0..3 {
+        for _ in 0..=n {
+            one.append(&first.partition(n), record("x")).await.unwrap();
+        }
+    }
+    one.append(&second.partition(1), record("x")).await.unwrap();
+    let asked: Vec<_> = [(&second, 1), (&first, 2), (&first, 3), (&first, 0), (&second, 0)].map(|(topic, n)| topic.partition(n)).into();
+    let ends: Vec<_> = two.ends(asked).await.unwrap().into_iter().map(Offset::get).collect();
+    assert_eq!(ends, [1, 3, 0, 1, 0]);
+    assert_eq!(two.ends(Vec::new()).await.unwrap(), []);
+    let nowhere = two.ends(vec![Topic::new(&fixture.name("nowhere")).partition(0)]).await;
+    assert!(nowhere.is_err(), "{nowhere:?}");
+}
+
 pub async fn bounds_of_nothing_are_not_found(fixture: impl Fixture) {
     let log = fixture.client();
     let nowhere = log.bounds(&Topic::new(&fixture.name("nowhere")).partition(0)).await;

@@ -19,7 +19,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus::{IntCounterVec, Opts};
+use bluebox_observe::Words;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -47,7 +47,7 @@ pub struct Listeners {
 /// What is counted here.
 #[derive(Clone)]
 pub struct Counts {
-    queries: IntCounterVec,
+    queries: Words,
 }
 
 impl Counts {
@@ -56,13 +56,19 @@ impl Counts {
     /// # Errors
     /// When they are there already, which is a mistake in this program.
     pub fn try_new(metrics: &Metrics) -> Result<Self, prometheus::Error> {
-        let queries = IntCounterVec::new(Opts::new("bluebox_dns_queries_total", "Questions of the app for names, by how they were answered"), &["result"])?;
-        metrics.registry().register(Box::new(queries.clone()))?;
-        Ok(Self { queries })
+        let help = "Questions of the app for names, by how they were answered: `component`, `forwarded`, `failed` (no nameserver answered), `malformed`, `busy` (more than 512 under way)";
+        Ok(Self { queries: metrics.counts().words("bluebox_dns_queries_total", help, "result")? })
     }
 
     fn count(&self, word: &str) {
-        self.queries.with_label_values(&[word]).inc();
+        self.queries.inc(word);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn count_all(&self) {
+        for word in ["component", "forwarded", "failed", "malformed", "busy"] {
+            self.count(word);
+        }
     }
 }
 

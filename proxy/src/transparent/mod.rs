@@ -20,9 +20,10 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bluebox_observe::{During, Words};
 use hyper_util::rt::TokioExecutor;
 use hyper_util::server::conn::auto;
-use prometheus::{IntCounterVec, IntGauge, Opts};
+use prometheus::IntGauge;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
@@ -53,7 +54,7 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 #[derive(Clone)]
 pub struct Counts {
     /// Connections, by what became of them.
-    connections: IntCounterVec,
+    connections: Words,
     /// Those that are open.
     open: IntGauge,
 }
@@ -64,12 +65,19 @@ impl Counts {
     /// # Errors
     /// When they are there already, which is a mistake in this program.
     pub fn try_new(metrics: &Metrics) -> Result<Self, prometheus::Error> {
-        let help = "Connections that the redirect caught, by what became of them";
-        let connections = IntCounterVec::new(Opts::new("bluebox_transparent_connections_total", help), &["kind"])?;
-        let open = IntGauge::new("bluebox_transparent_connections", "Connections that the redirect caught and that are open")?;
-        metrics.registry().register(Box::new(connections.clone()))?;
-        metrics.registry().register(Box::new(open.clone()))?;
+        let help = "Connections that the redirect caught, by what became of them: `http` (served by the proxy), `spliced`, `refused`, `timeout`, `nowhere` (to a component without a \
+                    Service, at a port that none has), `silent` (the client went), `direct` (to the listener itself), `loop` (the proxy's own, sent back to it: the user that the proxy \
+                    runs as is not the one that the redirect leaves alone)";
+        let connections = metrics.counts().words("bluebox_transparent_connections_total", help, "kind")?;
+        let open = metrics.counts().gauge("bluebox_transparent_connections", "Connections that the redirect caught and that are open now")?;
         Ok(Self { connections, open })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn count_all(&self) {
+        for kind in ["http", "spliced", "refused", "timeout", "nowhere", "silent", "direct", "loop"] {
+            self.connections.inc(kind);
+        }
     }
 }
 
@@ -189,8 +197,8 @@ impl Transparent {
     }
 
     async fn connection(self: Arc<Self>, client: TcpStream, peer: SocketAddr, http: Arc<auto::Builder<TokioExecutor>>, place: Place, stop: CancellationToken) {
-        let _open = Open::new(&self.counts.open);
-        let count = |kind: &str| self.counts.connections.with_label_values(&[kind]).inc();
+        let _open = During::new(&self.counts.open);
+        let count = |kind: &str| self.counts.connections.inc(kind);
         let towards = match original_destination(&client) {
             Ok(towards) => towards,
             Err(problem) => {
@@ -388,20 +396,4 @@ fn original_destination(client: &TcpStream) -> io::Result<SocketAddr> {
         _ => socket.original_dst_v4()?,
     };
     found.as_socket().ok_or_else(|| io::Error::other("its destination is no internet address"))
-}
-
-/// Counts an open connection, until it is dropped.
-struct Open(IntGauge);
-
-impl Open {
-    fn new(gauge: &IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
 }

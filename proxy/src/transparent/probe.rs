@@ -53,8 +53,7 @@ impl Redirected {
     /// # Errors
     /// When the count of it is there already, which is a mistake in this program.
     pub fn watch(token: String, metrics: &Metrics) -> Result<(Self, impl Future<Output = ()> + use<>), prometheus::Error> {
-        let gauge = IntGauge::new("bluebox_redirect_in_place", "Whether the kernel sends what the app sends to this proxy")?;
-        metrics.registry().register(Box::new(gauge.clone()))?;
+        let gauge = metrics.counts().gauge("bluebox_redirect_in_place", "Whether the kernel sends what the app sends to this proxy: 1, else 0")?;
         let (sender, receiver) = watch::channel(Found::Unknown);
         Ok((Self(receiver), ask_on(token, gauge, sender)))
     }

@@ -1,6 +1,5 @@
 //! A log, boxes, and an app that does what a test tells it.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,6 +16,7 @@ use bluebox_proxy::config::{AppProtocol, Inbound, Served};
 use bluebox_proxy::context::Contexts;
 use bluebox_proxy::inbound::observe::Observe;
 use bluebox_proxy::inbound::{self, Start};
+use bluebox_proxy::metrics::Metrics;
 use bluebox_proxy::transaction::Passing;
 use bytes::Bytes;
 use http::{HeaderMap, Method};
@@ -260,7 +260,7 @@ async fn handle(request: http::Request<Incoming>, show: mpsc::UnboundedSender<Se
 pub(crate) struct Replica {
     pub(crate) client: Arc<Client>,
     pub(crate) stop: CancellationToken,
-    pub(crate) metrics: prometheus::Registry,
+    pub(crate) metrics: Metrics,
     task: tokio::task::JoinHandle<Result<(), bluebox_proxy::inbound::Superseded>>,
 }
 
@@ -273,7 +273,7 @@ impl Replica {
         let client = world.log.client();
         let log: Arc<dyn Log> = Arc::clone(&client) as Arc<dyn Log>;
         let served = Served { name: name("cart"), component: Component::default(), ordinal: None, app: app.address, protocol: AppProtocol::Http1 };
-        let metrics = prometheus::Registry::new();
+        let metrics = Metrics::try_new(&name("cart")).unwrap();
         let bulk = Bulk::new(Arc::clone(&log), world.topics.bulk.partition(0), 64 << 20);
         let observe = Observe::new(&served.name, &metrics).unwrap();
         let instance = InstanceId::random();
@@ -309,13 +309,9 @@ impl Replica {
     }
 
     pub(crate) fn metric(&self, wanted: &str) -> f64 {
-        let sums: HashMap<String, f64> = self
-            .metrics
-            .gather()
-            .iter()
-            .map(|f| (f.name().to_owned(), f.get_metric().iter().map(|m| m.get_counter().get_value() + m.get_gauge().get_value()).sum()))
-            .collect();
-        sums.get(wanted).copied().unwrap_or(0.0)
+        let text = String::from_utf8(self.metrics.text()).unwrap();
+        let lines = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(wanted));
+        lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
     }
 
     /// Waits until a metric has this value.

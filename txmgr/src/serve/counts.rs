@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use bluebox_core::clock::wall_clock;
 use bluebox_core::log::Timestamp;
+use bluebox_observe::counts::Family;
+use prometheus::core::Collector;
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 use crate::callback::{Outcome, Phase};
@@ -35,6 +37,27 @@ pub(super) struct Counts {
 fn registered<C: prometheus::core::Collector + Clone + 'static>(registry: &Registry, collector: C) -> Result<C, prometheus::Error> {
     registry.register(Box::new(collector.clone()))?;
     Ok(collector)
+}
+
+/// What can be counted, for the reference.
+///
+/// # Errors
+/// Only by a mistake in this program.
+pub fn families() -> Result<Vec<Family>, prometheus::Error> {
+    let Counts { transactions, oldest, changes, seconds, callbacks, callback_seconds, .. } = Counts::try_new(&Registry::new())?;
+    let of = |kind: &'static str, collector: &dyn Collector| {
+        let descriptions = collector.desc().into_iter();
+        descriptions.map(|one| Family { name: one.fq_name.clone(), kind, labels: one.variable_labels.clone(), help: one.help.clone() }).collect::<Vec<_>>()
+    };
+    let all = [
+        of("counter", &callbacks),
+        of("histogram", &callback_seconds),
+        of("counter", &changes),
+        of("gauge", &oldest),
+        of("gauge", &transactions),
+        of("histogram", &seconds),
+    ];
+    Ok(all.concat())
 }
 
 impl Counts {

@@ -37,6 +37,8 @@ mod problem;
 mod sagas;
 mod view;
 
+pub use counts::families;
+
 /// What the transaction manager is told when it starts.
 #[derive(Debug, Clone)]
 pub struct Settings {

@@ -1,7 +1,7 @@
 //! Appends: one idempotent producer, a gate in front of it, and the reports that come back.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
@@ -15,7 +15,8 @@ use tracing::{error, warn};
 use super::config::{KafkaConfig, MAX_RECORD_BYTES};
 use super::error::append_error;
 use super::link::{Link, Observer};
-use crate::log::{Append, AppendError, Appended, Offset, Pending, Record, Timestamp, TopicPartition};
+use super::statistics;
+use crate::log::{Append, AppendError, Appended, Offset, Pending, Record, Statistics, Timestamp, TopicPartition};
 
 /// Appends that may wait behind the gate, together with those in the producer's own queue.
 const HELD_RECORDS: usize = 10_000;
@@ -57,6 +58,8 @@ enum Gate {
 struct Load {
     sent: AtomicU64,
     reported: AtomicU64,
+    /// What the producer said of itself last.
+    statistics: Mutex<Option<Statistics>>,
 }
 
 /// What goes with a record through the producer.
@@ -179,6 +182,11 @@ impl Appender {
         }
     }
 
+    /// What the producer said of itself last.
+    pub(super) fn statistics(&self) -> Option<Statistics> {
+        self.load.statistics.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn producer(&self) -> Arc<KafkaProducer> {
         self.inner.read().unwrap_or_else(PoisonError::into_inner).producer.clone()
     }
@@ -241,6 +249,14 @@ impl ClientContext for Reports {
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.observer.error(error, reason);
+    }
+
+    /// Not as rdkafka takes them: all that librdkafka knows is far more than is wanted.
+    fn stats_raw(&self, statistics: &[u8]) {
+        match statistics::read(statistics) {
+            Ok(read) => *self.load.statistics.lock().unwrap_or_else(PoisonError::into_inner) = Some(read),
+            Err(error) => warn!(%error, "what the producer says of itself can't be read"),
+        }
     }
 }
 

@@ -106,6 +106,8 @@ impl KafkaConfig {
         config
             .set("linger.ms", "0")
             .set("queue.buffering.max.messages", "10000")
+            // For the metrics.
+            .set("statistics.interval.ms", "5000")
             .set("queue.buffering.max.kbytes", "65536")
             .set("message.max.bytes", CLIENT_MESSAGE_BYTES.to_string());
         let mut config = self.with_user_properties(config);

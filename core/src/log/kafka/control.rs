@@ -119,6 +119,33 @@ impl Control {
         })
     }
 
+    /// One question to each broker, however many partitions.
+    pub(super) fn ends(&self, of: &[TopicPartition]) -> Result<Vec<Offset>, LogError> {
+        let mut wanted = TopicPartitionList::with_capacity(of.len());
+        for partition in of {
+            let number = super::legal(partition).map_err(|_| LogError::NotFound(partition.to_string()))?;
+            // In place of a time this asks for the end (ListOffsets, timestamp -1).
+            let asked = wanted.add_partition_offset(partition.topic.as_str(), number, KafkaOffset::End);
+            asked.map_err(|error| log_error(&partition.to_string(), &error))?;
+        }
+        if of.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.patiently(|limit| {
+            let found = self.client.offsets_for_times(wanted.clone(), limit).map_err(|error| log_error("ends of partitions", &error))?;
+            let end = |partition: &TopicPartition| {
+                let number = i32::try_from(partition.partition).unwrap_or(i32::MAX);
+                let element = found.find_partition(partition.topic.as_str(), number).ok_or_else(|| LogError::NotFound(partition.to_string()))?;
+                element.error().map_err(|error| log_error(&partition.to_string(), &error))?;
+                match element.offset() {
+                    KafkaOffset::Offset(raw) => Ok(Offset::new(u64::try_from(raw).unwrap_or(0))),
+                    other => Err(LogError::Unavailable(format!("{partition}: the broker said {other:?} for its end"))),
+                }
+            };
+            of.iter().map(end).collect()
+        })
+    }
+
     pub(super) fn partitions(&self, of: &Topic) -> Result<Option<u32>, LogError> {
         if super::legal(&of.partition(0)).is_err() {
             return Ok(None);

@@ -6,13 +6,15 @@
 //! - `fetch`, `lane`, `stream`: consumers that are assigned partitions by hand, for all readers and for the members of groups.
 //! - `group`, `session`, `ownership`, `member`, `commit`: a consumer per membership, which fetches nothing.
 //! - `control`: questions about topics and offsets.
-//! - `link`: whether there is a broker.
+//! - `link`: whether there is a broker; `statistics`: how it answers, for the metrics.
 
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::{Append, Bounds, Committed, GroupSpec, Health, Log, LogError, Membership, Offset, Pending, Reader, Record, Topic, TopicPartition, TopicSpec};
+use super::{
+    Append, Bounds, Committed, GroupSpec, Health, Log, LogError, Membership, Offset, Pending, Reader, Record, Statistics, Topic, TopicPartition, TopicSpec,
+};
 
 mod append;
 mod commit;
@@ -26,6 +28,7 @@ mod link;
 mod member;
 mod ownership;
 mod session;
+mod statistics;
 mod stream;
 mod wake;
 
@@ -79,6 +82,10 @@ impl Log for KafkaLog {
         self.control.ask(move |control| control.bounds(&of))
     }
 
+    fn ends(&self, of: Vec<TopicPartition>) -> Pending<Vec<Offset>> {
+        self.control.ask(move |control| control.ends(&of))
+    }
+
     fn join(&self, group: GroupSpec) -> Membership {
         group::join(&self.config, &self.link, &self.control, &self.fetcher, group)
     }
@@ -103,6 +110,10 @@ impl Log for KafkaLog {
 
     fn max_record_bytes(&self) -> usize {
         config::MAX_RECORD_BYTES
+    }
+
+    fn statistics(&self) -> Option<Statistics> {
+        self.appender.statistics()
     }
 }
 

@@ -180,6 +180,7 @@ enum What {
 /// One tenure of a partition.
 struct Tenure {
     id: u64,
+    since: Moment,
     places: Places,
     /// Ends everything that was started for it, but for ends of calls that are being made durable.
     stop: CancellationToken,
@@ -420,7 +421,14 @@ impl<'s> Consumer<'s> {
             };
             self.last_tenure += 1;
             ids.push(self.last_tenure);
-            let tenure = Tenure { id: self.last_tenure, stop: CancellationToken::new(), deliveries: HashMap::new(), newest: Timestamp::default(), places };
+            let tenure = Tenure {
+                id: self.last_tenure,
+                since: Moment::now(),
+                stop: CancellationToken::new(),
+                deliveries: HashMap::new(),
+                newest: Timestamp::default(),
+                places,
+            };
             // Taken away and given back without a word: nothing of what was under way goes on.
             self.lost(number, acts);
             self.tell_tenure(number, Some(tenure.id));

@@ -77,7 +77,10 @@ impl Consumer<'_> {
                     What::Loaded(Inheritance { parked, parked_end, cancels, control_end })
                 });
             }
-            Effect::Start(from) => self.membership.control().start(&places.calls, from),
+            Effect::Start(from) => {
+                self.service.observe.taken_over(Moment::now().since(tenure.since));
+                self.membership.control().start(&places.calls, from);
+            }
             Effect::Search(suspects) => {
                 tracing::debug!(partition = number, suspects = suspects.len(), "looks for outcomes of what another box had begun");
                 let permits = Arc::clone(&self.service.searches);
@@ -95,6 +98,7 @@ impl Consumer<'_> {
             Effect::Park(parking) => self.park(number, parking, places),
             Effect::Release => {
                 fail_point!(InRelease);
+                self.service.observe.released();
                 self.membership.control().release(vec![places.calls]);
                 self.end_tenure(number);
             }
@@ -155,6 +159,7 @@ impl Consumer<'_> {
             fail_point!(InSolo);
         }
         let Delivery { origin, call, attempt, may_have_started, .. } = delivery;
+        let accepted = self.owner.partition(number).and_then(|partition| partition.accepted(origin));
         let task = self.run_for(number, async move {
             let Some(call) = endings.load(&call, &places).await else {
                 return What::Delivered(origin, DeliveryEnd::Failed("its parked record can't be read".to_owned()));
@@ -164,17 +169,19 @@ impl Consumer<'_> {
             if Moment::now() >= until {
                 return What::Delivered(origin, DeliveryEnd::NotBegun);
             }
-            observe.delivering(attempt, may_have_started);
-            tracing::debug!(call = %call.id, attempt, caller = %call.caller, "a delivery began");
+            observe.delivering(attempt, may_have_started, accepted);
             let began = Moment::now();
+            tracing::debug!(call = %call.id, attempt, caller = %call.caller, "a delivery began");
             let this = Attempt { number: attempt, may_have_started, partition: number };
             let end = match transactions.as_ref().and_then(|all| Some((all, all.rule(&call)?))) {
                 // In a box of its own: those without a rule have no room for it.
                 Some((all, (rule, found))) => Box::pin(all.deliver(rule, &found, &app, &call, this, until)).await,
                 None => app.deliver(&call, this, &Handed::AsItCame).await,
             };
+            let took = Moment::now().since(began);
+            observe.app_took(took);
             if let DeliveryEnd::Answered(outcome) = &end {
-                line::answered(&call, &component, attempt, outcome.response.status, Moment::now().since(began));
+                line::answered(&call, &component, attempt, outcome.response.status, took);
             }
             observe.delivered(&call.id, attempt, &end);
             What::Delivered(origin, end)
@@ -188,7 +195,9 @@ impl Consumer<'_> {
         let (endings, epoch, observe, tell) = (self.service.endings.clone(), self.epoch(number), self.service.observe.clone(), self.tell.clone());
         // Goes on when the partition is lost: the caller waits for what the app answered, and the next owner looks for it. See `Owner::recorded`.
         tokio::spawn(async move {
+            let began = Moment::now();
             let indexed = endings.record(&ending, &places, epoch).await;
+            observe.reply_took(Moment::now().since(began), ending.accepted);
             observe.ended(&ending);
             let what = What::Recorded(ending.origin, ending.digest.zip(indexed).map(|(digest, at)| (ending.id, digest, at)));
             drop(tell.send(Done { number, tenure, what }));

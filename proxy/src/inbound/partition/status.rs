@@ -40,6 +40,28 @@ impl Partition {
         self.held.values().map(|h| h.accepted).min()
     }
 
+    /// When a call that is held was accepted.
+    pub fn accepted(&self, origin: Offset) -> Option<Timestamp> {
+        self.held.get(&origin).map(|held| held.accepted)
+    }
+
+    /// Lanes with calls that are held.
+    pub fn lanes(&self) -> usize {
+        self.in_lane.len()
+    }
+
+    /// Calls in the longest of them.
+    pub fn longest_lane(&self) -> usize {
+        self.in_lane.values().map(VecDeque::len).max().unwrap_or(0)
+    }
+
+    /// How much of the window is used, from 0 to 1: of the calls without an end, or of the offsets above what is committed, whichever is more.
+    pub fn window_used(&self) -> f64 {
+        let calls = self.held.len().saturating_sub(self.parked) as f64 / MAX_UNFINISHED as f64;
+        let span = self.position.distance_from(self.committed_base) as f64 / MAX_SPAN as f64;
+        calls.max(span).min(1.0)
+    }
+
     /// How many calls are parked.
     pub fn parked_calls(&self) -> usize {
         self.parked
