@@ -103,6 +103,8 @@ impl Partition {
     pub(super) fn finish(&mut self, origin: Offset) {
         let Some(held) = self.held.remove(&origin) else { return };
         self.held_bytes -= held.bytes();
+        // It may lie a day ahead, and would be kept until then. The other timers are soon over.
+        self.timers.remove(&(held.deadline, origin));
         if let Some(at) = held.parked_at {
             self.parked_done.mark(at);
             self.parked -= 1;

@@ -254,6 +254,19 @@ fn a_retry_does_not_end_before_the_call_that_it_repeats() {
 }
 
 #[test]
+fn nothing_is_kept_of_a_call_that_has_ended() {
+    let mut partition = serving(&clean(), 9, Vec::new());
+    let mut effects = Vec::new();
+    partition.arrived(time(0), arrival(0, Some("lane"), None), &mut effects);
+    assert_eq!(partition.next_timer(time(0)), Some(time(3_600_000)), "its deadline");
+    let id = arrival(0, None, None).call.id;
+    partition.cancel(Cancel { at: at(0), origin: at(0), id }, &mut effects);
+    assert_eq!(cancelled(&effects), [0]);
+    partition.recorded(time(0), at(0), &mut effects);
+    assert_eq!((partition.held_calls(), partition.next_timer(time(0))), (0, None));
+}
+
+#[test]
 fn a_refusal_that_is_found_is_no_end_for_the_index() {
     let crashed = (Mark { suspects: Suspects::Any, ..Mark::default() }.encode(), clean().1);
     let mut partition = serving(&crashed, 1, Vec::new());
