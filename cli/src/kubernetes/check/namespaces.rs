@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bluebox_core::log::kafka::KafkaConfig;
+use bluebox_core::registry::Class;
 use bluebox_core::topics::Prefix;
 use bluebox_injector::Settings;
 use bluebox_injector::annotations::INJECTED;
@@ -419,13 +420,14 @@ fn served(all: &[Seen]) -> Vec<Serves> {
         for pod in &seen.pods {
             let arguments = proxy(pod).and_then(|proxy| proxy["args"].as_array()).into_iter().flatten().filter_map(Value::as_str);
             for argument in arguments.filter_map(|argument| argument.strip_prefix("--serve=")) {
-                // Kubernetes puts addresses in here that are not known now.
-                let Ok(served) = serve::parse(argument.split(",streams=").next().unwrap_or(argument)) else { continue };
+                // Kubernetes puts addresses and ordinals in here that are not known now, and don't matter.
+                let known = argument.split(",streams=").next().unwrap_or(argument).replace("$(BLUEBOX_ORDINAL)", "0");
+                let Ok(served) = serve::parse(&known) else { continue };
                 let owner = seen.owner(pod).unwrap_or_else(|| format!("pod/{}", text(pod, "/metadata/name")));
                 found.push(Serves {
                     system: system.clone(),
                     component: served.name.to_string(),
-                    class: if served.ordinal.is_some() { "stateful" } else { "service" },
+                    class: if served.component.class == Class::Stateful { "stateful" } else { "service" },
                     partitions: served.component.partitions,
                     owner: format!("{}/{owner}", seen.name),
                     pod: text(pod, "/metadata/name").to_owned(),

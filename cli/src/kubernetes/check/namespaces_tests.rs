@@ -140,7 +140,9 @@ fn each_thing_that_is_wrong_is_found_alone() {
         (Box::new(|seen| seen.reached = vec![("cart-1-a".to_owned(), Err("forbidden".to_owned()))]), Status::Warning, &["forbidden", "pods/proxy"]),
         (Box::new(|seen| seen.unseen.push("events: forbidden".to_owned())), Status::Warning, &["events: forbidden"]),
         (
-            Box::new(|seen| seen.pods.push(pod("canary", "bluebox:2", &["--serve=cart=127.0.0.1:8080,class=stateful,ordinal=0,partitions=2"]))),
+            Box::new(|seen| {
+                seen.pods.push(pod("canary", "bluebox:2", &["--serve=cart=127.0.0.1:8080,class=stateful,ordinal=$(BLUEBOX_ORDINAL),partitions=2"]))
+            }),
             Status::Failed,
             &["of two classes", "(service)", "(stateful)"],
         ),
