@@ -338,10 +338,10 @@ fn waiting(seen: &Seen) -> Check {
         let conditions = workload["status"]["conditions"].as_array().into_iter().flatten();
         let conditions = conditions.filter(|condition| condition["type"] == "ReplicaFailure" && condition["status"] == "True");
         let of_this = |event: &&Value| text(event, "/involvedObject/kind") == kind && text(event, "/involvedObject/name") == called;
-        let said =
+        let mut said =
             conditions.chain(seen.events.iter().filter(of_this)).map(|one| text(one, "/message")).filter(|said| said.contains(BARE) || said.contains(DENIED));
         // The last that was said.
-        let Some(said) = said.last().filter(|_| lacks) else { continue };
+        let Some(said) = said.next_back().filter(|_| lacks) else { continue };
         denied |= said.contains(DENIED);
         let said = if said.contains(DENIED) { said } else { "the injector did not answer when it was asked" };
         found.push(format!("{}/{called}: {said}", kind.to_lowercase()));
