@@ -251,6 +251,9 @@ mod tests {
         assert_eq!(found(|_| {}), []);
     }
 
+    /// What is broken, and what is found.
+    type Case = (Box<dyn FnOnce(&mut Seen)>, Status, &'static str);
+
     #[test]
     fn each_thing_that_is_wrong_is_found_alone() {
         let node = |kubelet: &str, kernel: &str, system: &str| {
@@ -258,7 +261,7 @@ mod tests {
                 json!({"metadata": {"name": "n"}, "status": {"nodeInfo": {"kubeletVersion": kubelet, "kernelVersion": kernel, "operatingSystem": system}}}),
             ])
         };
-        let cases: Vec<(Box<dyn FnOnce(&mut Seen)>, Status, &str)> = vec![
+        let cases: Vec<Case> = vec![
             (Box::new(|seen| seen.version = json!({"gitVersion": "v1.32.9"})), Status::Failed, "it is v1.32.9"),
             (Box::new(|seen| seen.version = json!({})), Status::Warning, "can't be read"),
             (Box::new(|seen| seen.admission = Ok(None)), Status::Failed, "doesn't serve"),
