@@ -19,8 +19,13 @@ use crate::partition::{NoAnswer, NotServing};
 
 /// Requests that wait for one partition; beyond, those who ask wait.
 const WAITING: usize = 1024;
-/// The pause before a partition is taken again that another process has fenced: that one may be right, and this one's proxy not know it yet.
+/// The pause before a partition is taken again that another process has fenced: that one may be right, and this one's proxy not know it yet. It doubles each time, so that two that both believe
+/// to have it don't take it from each other without end.
 const TAKE_AGAIN: Duration = Duration::from_millis(500);
+/// The longest such pause.
+const LONGEST_TAKE_AGAIN: Duration = Duration::from_secs(4);
+/// Who has had a partition for so long was right.
+const SETTLED: Duration = Duration::from_secs(10);
 /// How long a request waits for its partition to be read.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -89,8 +94,17 @@ impl Partitions {
         let forget = Forget(self.counts.clone(), number);
         let task = tokio::spawn(async move {
             let _forget = forget;
-            while owner::run(&owning, &mut asked, &serves).await == End::Again {
-                tokio::time::sleep(TAKE_AGAIN).await;
+            let mut pause = TAKE_AGAIN;
+            loop {
+                let began = tokio::time::Instant::now();
+                if owner::run(&owning, &mut asked, &serves).await != End::Again {
+                    return;
+                }
+                if began.elapsed() >= SETTLED {
+                    pause = TAKE_AGAIN;
+                }
+                tokio::time::sleep(pause).await;
+                pause = (2 * pause).min(LONGEST_TAKE_AGAIN);
             }
         });
         Owned { tenure, task: task.abort_handle(), commands, serving }
