@@ -73,13 +73,14 @@ impl Client {
 
 pub(crate) async fn measure(options: &RunOptions, report: &mut Report) -> anyhow::Result<()> {
     let system = System::start(options).await?;
-    let pair = system.pair(&[], &[]).await?;
-    let txmgr = system.txmgr(options.partitions).await?;
-    proxy::knows(pair.caller.at, "txmgr").await;
+    // First: a broker that makes many topics takes its time to tell of each.
     let mut floor = match (options.log, &options.brokers) {
         (LogKind::Kafka, Some(brokers)) => Some(Floor::start(brokers, system.prefix(), options.body).await?),
         _ => None,
     };
+    let pair = system.pair(&[], &[]).await?;
+    let txmgr = system.txmgr(options.partitions).await?;
+    proxy::knows(pair.caller.at, "txmgr").await;
     let mut client = Client::open(pair.caller.at).await?;
     for _ in 0..WARM_UP {
         client.transaction().await?;
