@@ -75,7 +75,8 @@ impl Injector {
         std::fs::write(place.path().join("kubeconfig"), config.to_string()).unwrap();
         let mut command = bluebox();
         command.args(["injector", "--listen", &listen.to_string(), "--admin", &admin.to_string(), "--proxy-image", "bluebox:1", "--kafka-secret", "kafka"]);
-        let injector = command.env("KUBECONFIG", place.path().join("kubeconfig")).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let injector =
+            command.env("KUBECONFIG", place.path().join("kubeconfig")).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let review = serde_json::json!({
             "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
             "request": {
