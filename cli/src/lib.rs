@@ -8,6 +8,7 @@
 //! - [`redirect`]: `bluebox redirect`: the rules that send what an app sends to its proxy.
 //! - [`kubernetes`]: `bluebox injector`, the admission webhook; `bluebox inject`, the same by hand; what runs in pods beside the proxy.
 //! - [`operate`]: looking into a running system: `bluebox ps`, `calls`, `drain`, `dlq`, `txn`.
+//! - [`memory`]: the allocator.
 //! - [`serve`], [`limits`], [`log`], [`logging`], [`tail`], [`units`]: what flags and the file have in common.
 
 mod family;
@@ -17,6 +18,7 @@ mod limits;
 mod log;
 mod log_server;
 mod logging;
+mod memory;
 mod operate;
 mod proxy;
 mod redirect;
@@ -90,7 +92,7 @@ pub fn main() -> ExitCode {
         Command::Validate(options) => validate::run(&options),
         Command::Proxy(options) => {
             open_many_files();
-            in_runtime(proxy::run(*options))
+            in_runtime_of(proxy_threads(), proxy::run(*options))
         }
         Command::Txmgr(options) => {
             open_many_files();
@@ -141,8 +143,23 @@ fn open_many_files() {
     let _ = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
 }
 
+/// How many threads of a proxy serve connections. A call is handed from task to task; each time that wakes another thread costs more than what is done there. So one, as
+/// long as nobody says that there be more.
+fn proxy_threads() -> Option<usize> {
+    // tokio reads it by itself.
+    std::env::var_os("TOKIO_WORKER_THREADS").is_none().then_some(1)
+}
+
 fn in_runtime(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    in_runtime_of(None, work)
+}
+
+fn in_runtime_of(threads: Option<usize>, work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if let Some(threads) = threads {
+        builder.worker_threads(threads);
+    }
+    let runtime = builder.enable_all().build()?;
     let done = runtime.block_on(work);
     // What is still blocked in a system call must not hold up the end.
     runtime.shutdown_background();

@@ -4,15 +4,15 @@
 //! `dhat-heap.json` behind, in which dhat's viewer shows who allocates. When what is gained should be kept, lower the bound.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod common;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use bluebox_core::ComponentName;
 use bluebox_core::log::embedded::Embedded;
 use bluebox_core::registry::Component;
-use bluebox_core::topics::{Prefix, Retention};
 use bluebox_proxy::Proxy;
-use bluebox_proxy::config::{AppProtocol, Inbound, Outbound, ProxyConfig, Served};
+use bluebox_proxy::config::{AppProtocol, ProxyConfig, Served};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -31,24 +31,7 @@ const CALLS: u64 = 100;
 const WAITING: usize = 200;
 
 fn config(name: &str, serves: Vec<Served>) -> ProxyConfig {
-    ProxyConfig {
-        name: ComponentName::try_new(name).unwrap(),
-        serves,
-        listen: "127.0.0.1:0".parse().unwrap(),
-        transparent: None,
-        dns: None,
-        resolv_conf: bluebox_proxy::dns::resolv_conf::ResolvConf::default(),
-        admin: Some("127.0.0.1:0".parse().unwrap()),
-        control: None,
-        together: None,
-        restart_on_hang: false,
-        liveness: Vec::new(),
-        shared_by_callers: false,
-        prefix: Prefix::default(),
-        retention: Retention::default(),
-        outbound: Outbound::default(),
-        inbound: Inbound::default(),
-    }
+    ProxyConfig { name: common::name(name), serves, ..common::config() }
 }
 
 /// Where it listens, and where its metrics are.
@@ -115,7 +98,7 @@ fn a_durable_call_allocates_little_and_holds_little_while_it_waits() {
         let log = Embedded::in_memory();
         let app = app().await;
         let served =
-            Served { name: ComponentName::try_new("cart").unwrap(), component: Component::default(), ordinal: None, app, protocol: AppProtocol::Http1 };
+            Served { name: common::name("cart"), component: Component::default(), ordinal: None, app, protocol: AppProtocol::Http1 };
         start(&log, config("cart", vec![served])).await;
         let (gateway, admin) = start(&log, config("shop", Vec::new())).await;
         let request = |path: &str| {
@@ -164,7 +147,12 @@ fn a_durable_call_allocates_little_and_holds_little_while_it_waits() {
         while !wait(admin, WAITING).await {
             assert!(tokio::time::Instant::now() < deadline, "not all callers wait");
         }
-        let held = (dhat::HeapStats::get().curr_bytes - before) / WAITING;
+        // Soon they are callers that wait for long, and hyper's buffers are gone.
+        let held = || dhat::HeapStats::get().curr_bytes.saturating_sub(before) / WAITING;
+        while held() > MOST_WAITING_BYTES && tokio::time::Instant::now() < deadline {
+            tokio::task::yield_now().await;
+        }
+        let held = held();
         println!("a caller that waits holds {held} bytes");
         drop(profiler);
         assert!(blocks > 10, "{blocks}: this counts nothing");

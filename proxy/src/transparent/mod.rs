@@ -20,8 +20,6 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hyper_util::rt::TokioExecutor;
-use hyper_util::server::conn::auto;
 use prometheus::{IntCounterVec, IntGauge, Opts};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncWriteExt as _;
@@ -34,7 +32,7 @@ use tracing::{debug, error, warn};
 
 use self::sniff::Speaks;
 use crate::dns::addresses::Addresses;
-use crate::intercept;
+use crate::intercept::{self, Http};
 use crate::metrics::Metrics;
 use crate::outbound::OutboundSide;
 use crate::passthrough::Place;
@@ -140,7 +138,7 @@ impl Transparent {
     /// Serves connections until `stop`; then accepts no more, lets what is under way end for at most `drain`, and cuts off the rest.
     pub async fn serve(self: Arc<Self>, listeners: Vec<TcpListener>, stop: CancellationToken, drain: Duration) {
         let places = Arc::new(Semaphore::new(self.side.config.outbound.max_connections.min(Semaphore::MAX_PERMITS)));
-        let http = Arc::new(intercept::builder(&self.side));
+        let http = Arc::new(Http::new(&self.side));
         let connections = TaskTracker::new();
         let cut = CancellationToken::new();
         let mut accepting = JoinSet::new();
@@ -161,7 +159,7 @@ impl Transparent {
         self: Arc<Self>,
         listener: TcpListener,
         places: Arc<Semaphore>,
-        http: Arc<auto::Builder<TokioExecutor>>,
+        http: Arc<Http>,
         connections: TaskTracker,
         cut: CancellationToken,
         stop: CancellationToken,
@@ -188,7 +186,7 @@ impl Transparent {
         }
     }
 
-    async fn connection(self: Arc<Self>, client: TcpStream, peer: SocketAddr, http: Arc<auto::Builder<TokioExecutor>>, place: Place, stop: CancellationToken) {
+    async fn connection(self: Arc<Self>, client: TcpStream, peer: SocketAddr, http: Arc<Http>, place: Place, stop: CancellationToken) {
         let _open = Open::new(&self.counts.open);
         let count = |kind: &str| self.counts.connections.with_label_values(&[kind]).inc();
         let towards = match original_destination(&client) {
