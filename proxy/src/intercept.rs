@@ -26,6 +26,7 @@ use crate::head::MOST_FIELDS;
 use crate::interim::Interims;
 use crate::long_wait::{Answering, Head, UnderWay};
 use crate::outbound::{OutboundSide, Towards};
+use crate::metrics;
 use crate::passthrough::Place;
 use crate::respond::AnswerBody;
 use crate::target::RawTarget;
@@ -113,7 +114,7 @@ pub(crate) async fn connection(
     stop: CancellationToken,
     towards: Option<SocketAddr>,
 ) {
-    let _open = Open::new(&side);
+    let _open = metrics::Counted::new(&side.metrics.connections);
     let _ = stream.set_nodelay(true);
     let limits = &side.config.outbound;
     let (mut stream, watch) = Guarded::new(stream, limits.max_head_bytes.max(LEAST_HEAD_BYTES), limits.head_timeout);
@@ -184,6 +185,7 @@ async fn serve_http1(mut stream: Guarded, http: &Http, asker: &Asker, stop: &Can
         stream = parts.io.into_inner();
         let read_already = parts.read_buf;
         // From here to the answer hyper is gone, and with it its buffers.
+        let held = metrics::Counted::new(&asker.side.metrics.waiting_long);
         loop {
             tokio::select! {
                 () = asker.under_way.made() => break,
@@ -195,6 +197,7 @@ async fn serve_http1(mut stream: Guarded, http: &Http, asker: &Asker, stop: &Can
                 () = stop.cancelled(), if !stopping => stopping = true,
             }
         }
+        drop(held);
         let again = asker.under_way.tell_again(stopping);
         stream.read_again(if read_already.is_empty() { again } else { Bytes::from([again, read_already].concat()) });
     }
@@ -304,21 +307,5 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.under_way.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Counts an open connection, until it is dropped.
-struct Open(prometheus::IntGauge);
-
-impl Open {
-    fn new(side: &OutboundSide) -> Self {
-        side.metrics.connections.inc();
-        Self(side.metrics.connections.clone())
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.dec();
     }
 }

@@ -41,13 +41,18 @@ pub(crate) struct UnderWay {
 }
 
 #[derive(Default)]
-enum State {
-    /// There is none.
+struct State {
+    answer: Progress,
+    /// What stands for the request, until hyper was told of it again.
+    head: Option<Head>,
+}
+
+#[derive(Default)]
+enum Progress {
+    /// There is no request.
     #[default]
     None,
-    Making(Head, Answering),
-    /// The same, after hyper was begun again.
-    Again(Answering),
+    Making(Answering),
     Made(Answer),
 }
 
@@ -60,25 +65,26 @@ impl UnderWay {
     /// A request has come, for which `head` stands, and is answered.
     pub(crate) fn begin(&self, head: Head, answering: Answering) {
         self.waits.0.store(false, Ordering::Relaxed);
-        *self.state() = State::Making(head, answering);
+        *self.state() = State { answer: Progress::Making(answering), head: Some(head) };
     }
 
     /// Whether the request that came is the one that hyper was told of again.
     pub(crate) fn is_told_again(&self) -> bool {
-        matches!(*self.state(), State::Again(_) | State::Made(_))
+        let state = self.state();
+        state.head.is_none() && !matches!(state.answer, Progress::None)
     }
 
     /// Whether it waits for long now, and hyper may be left.
     pub(crate) fn waits(&self) -> bool {
-        self.waits.0.load(Ordering::Relaxed) && matches!(*self.state(), State::Making(..))
+        self.waits.0.load(Ordering::Relaxed) && self.state().head.is_some()
     }
 
     /// Goes on with it until it has an answer, which is kept. Cancel safe.
     pub(crate) async fn made(&self) {
         std::future::poll_fn(|cx| {
             let mut state = self.state();
-            if let State::Making(_, answering) | State::Again(answering) = &mut *state {
-                *state = State::Made(ready!(answering.as_mut().poll(cx)));
+            if let Progress::Making(answering) = &mut state.answer {
+                state.answer = Progress::Made(ready!(answering.as_mut().poll(cx)));
             }
             Poll::Ready(())
         })
@@ -87,17 +93,7 @@ impl UnderWay {
 
     /// What hyper is told of it again, when it is begun again.
     pub(crate) fn tell_again(&self, closes: bool) -> Bytes {
-        let mut state = self.state();
-        match std::mem::take(&mut *state) {
-            State::Making(head, answering) => {
-                *state = State::Again(answering);
-                head.to_bytes(closes)
-            }
-            other => {
-                *state = other;
-                Bytes::new()
-            }
-        }
+        self.state().head.take().map_or_else(Bytes::new, |head| head.to_bytes(closes))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -111,19 +107,16 @@ impl Future for UnderWay {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
         let mut state = self.state();
-        match std::mem::take(&mut *state) {
-            State::Made(answer) => Poll::Ready(answer),
-            State::None => Poll::Pending,
-            mut making => {
-                if let State::Making(_, answering) | State::Again(answering) = &mut making
-                    && let Poll::Ready(answer) = answering.as_mut().poll(cx)
-                {
-                    return Poll::Ready(answer);
-                }
-                *state = making;
-                Poll::Pending
-            }
-        }
+        let answer = match &mut state.answer {
+            Progress::None => return Poll::Pending,
+            Progress::Making(answering) => ready!(answering.as_mut().poll(cx)),
+            Progress::Made(_) => match std::mem::take(&mut state.answer) {
+                Progress::Made(answer) => answer,
+                Progress::None | Progress::Making(_) => return Poll::Pending,
+            },
+        };
+        *state = State::default();
+        Poll::Ready(answer)
     }
 }
 

@@ -16,6 +16,8 @@ pub struct Metrics {
     pub call_seconds: HistogramVec,
     /// Callers that wait for an outcome now.
     pub waiting: IntGauge,
+    /// Those of them that wait for long, and whose connections are held without hyper.
+    pub waiting_long: IntGauge,
     /// Requests that took another way than the log, by how: `forwarded`, `tunnelled`, `upgraded`, `stream`, or the word of a problem.
     pub passed: IntCounterVec,
     /// Exchanges to components that can't be durable, by what became of them: `refused`, `passed`.
@@ -45,6 +47,7 @@ impl Metrics {
             calls: vector("bluebox_outbound_calls_total", "Calls out of this box, by how they ended", &["callee", "result"])?,
             call_seconds: registered(&registry, HistogramVec::new(seconds, &["callee"])?)?,
             waiting: gauge("bluebox_outbound_waiting", "Callers that wait for an outcome")?,
+            waiting_long: gauge("bluebox_outbound_waiting_long", "Callers that wait for long, at little cost")?,
             passed: vector("bluebox_passed_through_total", "Requests that did not go through the log, by how they went", &["result"])?,
             streams: vector("bluebox_streams_total", "Exchanges to components that can't be durable", &["result"])?,
             append_failures: vector("bluebox_append_failures_total", "Appends of calls that failed", &["known"])?,
@@ -67,6 +70,22 @@ impl Metrics {
             warn!(%problem, "the metrics could not be written");
         }
         text
+    }
+}
+
+/// Counts one more in a gauge, until it is dropped.
+pub(crate) struct Counted(IntGauge);
+
+impl Counted {
+    pub(crate) fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

@@ -1,6 +1,5 @@
 //! One request of the app, from its arrival to its answer: the stages in their order.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -26,7 +25,7 @@ use crate::config::ProxyConfig;
 use crate::envelope::{Caller, Destination, Draft};
 use crate::fields;
 use crate::long_wait::{self, LongWait};
-use crate::metrics::Metrics;
+use crate::metrics::{Counted, Metrics};
 use crate::passthrough::{PassThrough, Place};
 use crate::pending::{Answer, Pending, Ticket};
 use crate::prefer::{PREFERENCE_APPLIED, Preferences};
@@ -305,7 +304,7 @@ impl OutboundSide {
             Err(problem) if problem.kind() == Kind::AcceptanceUnknown => handed.sent + hold,
             Err(_) => handed.sent,
         };
-        let waiting = Waiting::new(&self.metrics);
+        let waiting = Counted::new(&self.metrics.waiting);
         let answer = if hold.is_zero() { None } else { outcome(&mut handed.ticket, waits_until, self.config.outbound.long_wait, handed.long_wait).await };
         drop(waiting);
         handed.accepting.let_go();
@@ -408,22 +407,6 @@ async fn outcome(ticket: &mut Ticket, until: tokio::time::Instant, long: Duratio
 enum Carried {
     Ended(Answer),
     Later(Box<Response<AnswerBody>>),
-}
-
-/// Counts a caller that waits, until it is dropped.
-struct Waiting(prometheus::IntGauge);
-
-impl Waiting {
-    fn new(metrics: &Metrics) -> Self {
-        metrics.waiting.inc();
-        Self(metrics.waiting.clone())
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
 }
 
 /// 202: the call is durable, and its outcome can be asked for (RFC 7240, section 4.1).

@@ -33,7 +33,7 @@ use tracing::{debug, error, warn};
 use self::sniff::Speaks;
 use crate::dns::addresses::Addresses;
 use crate::intercept::{self, Http};
-use crate::metrics::Metrics;
+use crate::metrics::{Counted, Metrics};
 use crate::outbound::OutboundSide;
 use crate::passthrough::Place;
 use crate::redirect::address;
@@ -187,7 +187,7 @@ impl Transparent {
     }
 
     async fn connection(self: Arc<Self>, client: TcpStream, peer: SocketAddr, http: Arc<Http>, place: Place, stop: CancellationToken) {
-        let _open = Open::new(&self.counts.open);
+        let _open = Counted::new(&self.counts.open);
         let count = |kind: &str| self.counts.connections.with_label_values(&[kind]).inc();
         let towards = match original_destination(&client) {
             Ok(towards) => towards,
@@ -386,20 +386,4 @@ fn original_destination(client: &TcpStream) -> io::Result<SocketAddr> {
         _ => socket.original_dst_v4()?,
     };
     found.as_socket().ok_or_else(|| io::Error::other("its destination is no internet address"))
-}
-
-/// Counts an open connection, until it is dropped.
-struct Open(IntGauge);
-
-impl Open {
-    fn new(gauge: &IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
 }
