@@ -209,7 +209,13 @@ mod tests {
         let destination =
             Destination { callee: ComponentName::try_new("cart").unwrap(), ordinal: None, authority: "cart".to_owned(), target: "/items".to_owned() };
         let name = ComponentName::try_new("web").unwrap();
-        Draft::new(request.body(()).unwrap().into_parts().0, destination, Caller { name: &name, shared_by_callers: shared }, &Outbound::default(), CallId::random)
+        Draft::new(
+            request.body(()).unwrap().into_parts().0,
+            destination,
+            Caller { name: &name, shared_by_callers: shared },
+            &Outbound::default(),
+            CallId::random,
+        )
     }
 
     fn call(method: &str, shared: bool, fields: &[(&str, &str)], content: &'static [u8]) -> Call {

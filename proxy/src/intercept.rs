@@ -25,8 +25,8 @@ use crate::guard::{Guarded, Watch};
 use crate::head::MOST_FIELDS;
 use crate::interim::Interims;
 use crate::long_wait::{Answering, Head, UnderWay};
-use crate::outbound::{OutboundSide, Towards};
 use crate::metrics;
+use crate::outbound::{OutboundSide, Towards};
 use crate::passthrough::Place;
 use crate::respond::AnswerBody;
 use crate::target::RawTarget;
@@ -88,12 +88,7 @@ impl Http {
         let mut http1 = http1::Builder::new();
         // Date is the app's to say: an outcome goes back verbatim. hyper's timeout for heads runs on idle connections too; ours is in `Guarded`.
         // What is too large or malformed never gets as far as hyper: see `head`.
-        http1
-            .timer(TokioTimer::new())
-            .header_read_timeout(None)
-            .max_buf_size(head_bytes + LEAST_HEAD_BYTES)
-            .max_headers(MOST_FIELDS)
-            .auto_date_header(false);
+        http1.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(head_bytes + LEAST_HEAD_BYTES).max_headers(MOST_FIELDS).auto_date_header(false);
         let mut http2 = http2::Builder::new(TokioExecutor::new());
         http2
             .timer(TokioTimer::new())

@@ -91,7 +91,13 @@ impl OutboundSide {
         Ok(result.unwrap_or_else(|problem| respond::problem(problem, &asked)))
     }
 
-    async fn stages(&self, request: Box<Request<Incoming>>, asked: &Asked, place: Place, refused: Option<Box<Problem>>) -> Result<Response<AnswerBody>, Problem> {
+    async fn stages(
+        &self,
+        request: Box<Request<Incoming>>,
+        asked: &Asked,
+        place: Place,
+        refused: Option<Box<Problem>>,
+    ) -> Result<Response<AnswerBody>, Problem> {
         // Boxed, and so gone when the wait begins: many may wait, and for long.
         match Box::pin(self.until_the_wait(request, asked, place, refused)).await? {
             Begun::Answered(answer) => Ok(*answer),

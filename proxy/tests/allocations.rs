@@ -97,8 +97,7 @@ fn a_durable_call_allocates_little_and_holds_little_while_it_waits() {
     runtime.block_on(async {
         let log = Embedded::in_memory();
         let app = app().await;
-        let served =
-            Served { name: common::name("cart"), component: Component::default(), ordinal: None, app, protocol: AppProtocol::Http1 };
+        let served = Served { name: common::name("cart"), component: Component::default(), ordinal: None, app, protocol: AppProtocol::Http1 };
         start(&log, config("cart", vec![served])).await;
         let (gateway, admin) = start(&log, config("shop", Vec::new())).await;
         let request = |path: &str| {
