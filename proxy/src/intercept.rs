@@ -54,7 +54,8 @@ pub async fn serve(listener: TcpListener, side: Arc<OutboundSide>, stop: Cancell
         let Some(Some((place, accepted))) = stop.run_until_cancelled(accepting).await else { break };
         match accepted {
             Ok((stream, _)) => {
-                let connection = connection(stream, side.clone(), http.clone(), Arc::new(place), stop.clone(), None);
+                // Boxed: each future that it is handed through would keep room for it.
+                let connection = Box::pin(connection(stream, side.clone(), http.clone(), Arc::new(place), stop.clone(), None));
                 let cut = cut.clone();
                 connections.spawn(async move { cut.run_until_cancelled(connection).await });
             }
@@ -178,7 +179,9 @@ async fn serve_http1(mut stream: Guarded, http: &Http, asker: &Asker, stop: &Can
         }
         let Some(parts) = Pin::into_inner(serving).into_parts() else { return };
         stream = parts.io.into_inner();
-        let read_already = parts.read_buf;
+        // Copied: it may be a part of a large buffer, of nothing even.
+        let read_already = Bytes::copy_from_slice(&parts.read_buf);
+        drop(parts.read_buf);
         // From here to the answer hyper is gone, and with it its buffers.
         let held = metrics::Counted::new(&asker.side.metrics.waiting_long);
         loop {
@@ -258,9 +261,9 @@ impl Asker {
             request.extensions_mut().insert(self.under_way.long_wait());
         }
         let (watch, connect) = (self.watch.clone(), request.method() == Method::CONNECT);
-        let answer = self.side.clone().answer(Box::new(request), self.place.clone(), refused);
+        let (side, place, request) = (self.side.clone(), self.place.clone(), Box::new(request));
         Box::pin(async move {
-            let answer = answer.await;
+            let answer = side.answer(request, place, refused).await;
             // From here on only its client can hold it up: such a connection is idle when no byte goes.
             drop(counted);
             if let Some(interims) = interims {

@@ -53,7 +53,7 @@ enum Progress {
     #[default]
     None,
     Making(Answering),
-    Made(Answer),
+    Made(Box<Answer>),
 }
 
 impl UnderWay {
@@ -84,7 +84,7 @@ impl UnderWay {
         std::future::poll_fn(|cx| {
             let mut state = self.state();
             if let Progress::Making(answering) = &mut state.answer {
-                state.answer = Progress::Made(ready!(answering.as_mut().poll(cx)));
+                state.answer = Progress::Made(Box::new(ready!(answering.as_mut().poll(cx))));
             }
             Poll::Ready(())
         })
@@ -111,7 +111,7 @@ impl Future for UnderWay {
             Progress::None => return Poll::Pending,
             Progress::Making(answering) => ready!(answering.as_mut().poll(cx)),
             Progress::Made(_) => match std::mem::take(&mut state.answer) {
-                Progress::Made(answer) => answer,
+                Progress::Made(answer) => *answer,
                 Progress::None | Progress::Making(_) => return Poll::Pending,
             },
         };

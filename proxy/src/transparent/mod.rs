@@ -173,7 +173,7 @@ impl Transparent {
             let Some(Some((place, accepted))) = stop.run_until_cancelled(accepting).await else { return };
             match accepted {
                 Ok((stream, peer)) => {
-                    let connection = self.clone().connection(stream, peer, http.clone(), Arc::new(place), stop.clone());
+                    let connection = Box::pin(self.clone().connection(stream, peer, http.clone(), Arc::new(place), stop.clone()));
                     let cut = cut.clone();
                     connections.spawn(async move { cut.run_until_cancelled(connection).await });
                 }
@@ -224,7 +224,7 @@ impl Transparent {
         match self.until_someone_speaks(&client, towards, going).await {
             Ok(Spoke::Http) => {
                 count("http");
-                intercept::connection(client, self.side.clone(), http, place, stop, Some(towards)).await;
+                Box::pin(intercept::connection(client, self.side.clone(), http, place, stop, Some(towards))).await;
             }
             Ok(Spoke::Splice(server)) => {
                 count("spliced");
