@@ -143,11 +143,13 @@ fn open_many_files() {
     let _ = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
 }
 
-/// How many threads of a proxy serve connections. A call is handed from task to task; each time that wakes another thread costs more than what is done there. So one, as
-/// long as nobody says that there be more.
+/// How many threads of a proxy serve connections, unless somebody says: not one for each processor of a large node. A call is handed from task to task, and each time that wakes
+/// another thread costs more than what is done there.
 fn proxy_threads() -> Option<usize> {
+    const MOST: usize = 2;
     // tokio reads it by itself.
-    std::env::var_os("TOKIO_WORKER_THREADS").is_none().then_some(1)
+    let said = std::env::var_os("TOKIO_WORKER_THREADS").is_some();
+    (!said).then(|| std::thread::available_parallelism().map_or(MOST, |processors| processors.get().min(MOST)))
 }
 
 fn in_runtime(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
