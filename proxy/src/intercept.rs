@@ -118,6 +118,8 @@ pub(crate) async fn connection(
     let asked = Asker { side: side.clone(), place, watch: watch.clone(), towards, requests: requests.clone(), under_way: UnderWay::default() };
     let mut silent = std::pin::pin!(silent(limits.head_timeout, watch, requests));
     let protocol = tokio::select! {
+        // First: what has come is answered.
+        biased;
         protocol = stream.protocol() => protocol,
         () = &mut silent => return debug!("closed a connection on which nothing came"),
         () = stop.cancelled() => return,
