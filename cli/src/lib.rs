@@ -10,6 +10,7 @@
 //! - [`watch`]: what goes on: `bluebox watch`, and the page of `up`.
 //! - [`operate`]: looking into a running system: `bluebox status`, `ps`, `calls`, `tap`, `topics`, `dlq`, `txn`; `drain`.
 //! - [`reference`](mod@reference): docs/metrics.md, docs/cli.md, completion.
+//! - [`memory`]: the allocator.
 //! - [`serve`], [`limits`], [`log`], [`logging`], [`tail`], [`units`]: what flags and the file have in common.
 
 mod family;
@@ -19,6 +20,7 @@ mod limits;
 mod log;
 mod log_server;
 mod logging;
+mod memory;
 mod operate;
 mod proxy;
 mod redirect;
@@ -122,7 +124,7 @@ pub fn main() -> ExitCode {
         Command::Validate(options) => validate::run(&options),
         Command::Proxy(options) => {
             open_many_files();
-            in_runtime(proxy::run(*options))
+            in_runtime_of(proxy_threads(), proxy::run(*options))
         }
         Command::Txmgr(options) => {
             open_many_files();
@@ -188,8 +190,25 @@ fn open_many_files() {
     let _ = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
 }
 
+/// How many threads of a proxy serve connections, unless somebody says: not one for each processor of a large node. A call is handed from task to task, and each time that wakes
+/// another thread costs more than what is done there.
+fn proxy_threads() -> Option<usize> {
+    const MOST: usize = 2;
+    // tokio reads it by itself.
+    let said = std::env::var_os("TOKIO_WORKER_THREADS").is_some();
+    (!said).then(|| std::thread::available_parallelism().map_or(MOST, |processors| processors.get().min(MOST)))
+}
+
 fn in_runtime<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    in_runtime_of(None, work)
+}
+
+fn in_runtime_of<T>(threads: Option<usize>, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if let Some(threads) = threads {
+        builder.worker_threads(threads);
+    }
+    let runtime = builder.enable_all().build()?;
     let done = runtime.block_on(work);
     // What is still blocked in a system call must not hold up the end.
     runtime.shutdown_background();

@@ -122,6 +122,7 @@ impl From<OutboundLimits> for Outbound {
             body_memory_bytes: limits.request_memory,
             cancel_on_disconnect: limits.cancel_on_disconnect,
             connect_timeout: limits.connect_timeout,
+            ..Self::default()
         }
     }
 }

@@ -143,6 +143,15 @@ pub fn partition_of(id: &CallId, ordering_key: Option<&[u8]>, partitions: u32) -
     u32::try_from(hash % u64::from(partitions.max(1))).unwrap_or(0)
 }
 
+/// An id like this random one for a call without an ordering key that [`partition_of`] sends to `partition`.
+pub fn id_in(random: CallId, partition: u32, partitions: u32) -> CallId {
+    let (mut bytes, partitions) = (*random.as_bytes(), u64::from(partitions.max(1)));
+    // What is above belongs to no whole round of the partitions.
+    let round = first_bytes(&bytes).min(u64::MAX - partitions) / partitions;
+    bytes[..8].copy_from_slice(&(round * partitions + u64::from(partition) % partitions).to_be_bytes());
+    CallId::from_random(bytes)
+}
+
 fn first_bytes(of: &[u8]) -> u64 {
     of.iter().take(8).fold(0, |n, b| n << 8 | u64::from(*b))
 }
@@ -157,5 +166,18 @@ mod tests {
         assert_eq!(by_key, partition_of(&CallId::random(), Some(b"customer-7"), 32));
         let used: std::collections::BTreeSet<_> = (0..1000).map(|_| partition_of(&CallId::random(), None, 32)).collect();
         assert_eq!(used.len(), 32);
+    }
+
+    #[test]
+    fn an_id_can_be_drawn_for_a_partition() {
+        for partitions in [1, 3, 32, 1000, u32::MAX] {
+            for random in [CallId::random(), CallId::from_bytes([0; 16]), CallId::from_bytes([255; 16])] {
+                for partition in [0, partitions / 2, partitions - 1] {
+                    let id = id_in(random, partition, partitions);
+                    assert_eq!(partition_of(&id, None, partitions), partition, "{random} of {partitions}");
+                    assert_eq!(id.as_bytes()[8..], random.as_bytes()[8..]);
+                }
+            }
+        }
     }
 }

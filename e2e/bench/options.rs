@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bluebox_e2e::flags::{Tested, duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::app::AppOptions;
@@ -65,9 +66,8 @@ pub(crate) struct RunOptions {
     /// The Kafka.
     #[arg(long, env = "BLUEBOX_TEST_BROKERS")]
     pub(crate) brokers: Option<String>,
-    /// The `bluebox` to be measured; by default the one beside this program.
-    #[arg(long)]
-    pub(crate) bluebox: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) tested: Tested,
     /// What to measure; by default all but growth.
     #[arg(long, value_enum, value_delimiter = ',')]
     pub(crate) only: Vec<Part>,
@@ -104,9 +104,6 @@ pub(crate) struct RunOptions {
     /// Partitions of the called component.
     #[arg(long, default_value_t = 32)]
     pub(crate) partitions: u32,
-    /// A flag for every proxy, such as --proxy-flag=--kafka-property=fetch.wait.max.ms=500. Can be repeated.
-    #[arg(long, allow_hyphen_values = true)]
-    pub(crate) proxy_flag: Vec<String>,
     /// Where the figures go.
     #[arg(long, default_value = "target/bench.json")]
     pub(crate) output: PathBuf,
@@ -121,8 +118,4 @@ impl RunOptions {
         let wanted = |part: &Part| if self.only.is_empty() { *part != Part::Growth || self.growth } else { self.only.contains(part) };
         Part::value_variants().iter().copied().filter(wanted).collect()
     }
-}
-
-fn duration(text: &str) -> Result<Duration, humantime::DurationError> {
-    humantime::parse_duration(text)
 }

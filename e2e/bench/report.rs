@@ -25,7 +25,7 @@ impl Report {
         let brokers = options.brokers.as_ref().filter(|_| options.log == LogKind::Kafka).map(|list| list.split(',').count());
         let about = json!({
             "machine": usage::machine(), "log": log, "brokers": brokers, "body_bytes": options.body, "rounds": options.rounds,
-            "calls_per_round": options.calls, "seconds_per_round": options.time.as_secs_f64(), "version": env!("CARGO_PKG_VERSION"), "proxy_flags": options.proxy_flag,
+            "calls_per_round": options.calls, "seconds_per_round": options.time.as_secs_f64(), "version": env!("CARGO_PKG_VERSION"), "proxy_flags": options.tested.proxy_flag,
         });
         Ok(Self { output: options.output.clone(), add_as: options.add_as.clone(), figures: Map::from_iter([("about".to_owned(), about)]) })
     }

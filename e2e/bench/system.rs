@@ -51,11 +51,7 @@ pub(crate) struct Pair {
 impl System {
     /// Starts the log, if it is the embedded one.
     pub(crate) async fn start(options: &RunOptions) -> anyhow::Result<Self> {
-        let bluebox = match &options.bluebox {
-            Some(path) => path.clone(),
-            None => std::env::current_exe()?.with_file_name("bluebox"),
-        };
-        ensure!(bluebox.exists(), "{}: not there; build it, or say where it is with --bluebox", bluebox.display());
+        let bluebox = options.tested.bluebox()?;
         let directory = tempfile::Builder::new().prefix("bluebox-bench-").tempdir()?;
         let (log, log_flag) = match options.log {
             LogKind::Kafka => {
@@ -75,7 +71,7 @@ impl System {
             directory,
             log_flag,
             prefix,
-            proxy_flags: options.proxy_flag.clone(),
+            proxy_flags: options.tested.proxy_flag.clone(),
             body,
             partitions: options.partitions,
             labels: Cell::new(0),

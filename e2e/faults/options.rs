@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bluebox_e2e::flags::{Tested, duration};
 use clap::{Args, Parser, Subcommand};
 
 use crate::callee::CalleeOptions;
@@ -77,12 +78,8 @@ pub(crate) struct RunOptions {
     /// No faults, but load for so many minutes, and whether the proxies' memory, files and threads grow.
     #[arg(long, value_name = "MINUTES")]
     pub(crate) steady: Option<u64>,
-    /// A further flag for every proxy, such as --group-protocol=consumer.
-    #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
-    pub(crate) proxy_flag: Vec<String>,
-    /// The program to be tested; by default the `bluebox` beside this one.
-    #[arg(long, value_name = "PROGRAM")]
-    pub(crate) bluebox: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) tested: Tested,
     /// Where the report is written.
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
@@ -144,18 +141,8 @@ impl RunOptions {
         if self.plain {
             command += " --plain";
         }
-        if let Some(program) = &self.bluebox {
-            command += &format!(" --bluebox {}", program.display());
-        }
-        for flag in &self.proxy_flag {
-            command += &format!(" --proxy-flag={flag}");
-        }
-        command
+        command + &self.tested.to_flags()
     }
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|error| format!("{error}; a duration is written as 900ms, 2s or 5m"))
 }
 
 fn after_help() -> String {

@@ -27,8 +27,7 @@ pub(crate) async fn all(options: &RunOptions) -> anyhow::Result<bool> {
     ensure!(options.lease < options.session, "--session ({:?}) must be above --lease ({:?})", options.session, options.lease);
     let program = std::env::current_exe().context("this program")?;
     let binaries = program.parent().context("this program has no directory")?;
-    let bluebox = options.bluebox.clone().unwrap_or_else(|| binaries.join("bluebox"));
-    ensure!(bluebox.exists(), "{}: not there; `cargo build --bin bluebox` makes it", bluebox.display());
+    let bluebox = options.tested.bluebox()?;
     let target = binaries.parent().context("the directory of this program has none above it")?.to_owned();
     let report_at = options.report.clone().unwrap_or_else(|| target.join("faults.json"));
     let mut report = Report::default();
@@ -58,7 +57,7 @@ async fn one(options: &RunOptions, log: LogKind, seed: u64, target: &Path, blueb
         lease: options.lease,
         think: options.think,
         plain: options.plain,
-        proxy_flags: options.proxy_flag.clone(),
+        proxy_flags: options.tested.proxy_flag.clone(),
     };
     let began = Moment::now();
     let mut system = System::start(settings).await?;

@@ -12,6 +12,7 @@
 //! - [`client`]: a caller.
 //! - [`deadline`]: waiting for conditions.
 //! - [`kubectl`]: for tests with a cluster.
+//! - [`flags`]: what the command lines of the fault runner and the benchmarks have in common.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::missing_panics_doc, reason = "a test that can't go on says why and ends")]
 
@@ -19,6 +20,7 @@ pub mod app;
 pub mod client;
 pub mod deadline;
 pub mod faults;
+pub mod flags;
 pub mod kubectl;
 pub mod process;
 pub mod proxy;

@@ -109,6 +109,8 @@ pub struct Outbound {
     pub cancel_on_disconnect: bool,
     /// How long a pass-through connection may take to come up. Default 10 s.
     pub connect_timeout: Duration,
+    /// Whose call has not ended this long after it was accepted waits for long: see [`crate::long_wait`]. Default 200 ms.
+    pub long_wait: Duration,
 }
 
 impl Default for Outbound {
@@ -125,6 +127,7 @@ impl Default for Outbound {
             body_memory_bytes: 64 << 20,
             cancel_on_disconnect: false,
             connect_timeout: Duration::from_secs(10),
+            long_wait: Duration::from_millis(200),
         }
     }
 }

@@ -69,11 +69,12 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// Reads the head of a request. Consumes the fields that are for Bluebox, and takes out those that must not travel.
+    /// Reads the head of a request. Consumes the fields that are for Bluebox, and takes out those that must not travel. A call that may go to any partition gets the id that is
+    /// drawn for it.
     ///
     /// # Errors
     /// When a key is there twice, or is none.
-    pub fn new(head: request::Parts, destination: Destination, caller: Caller<'_>, limits: &Outbound) -> Result<Self, Problem> {
+    pub fn new(head: request::Parts, destination: Destination, caller: Caller<'_>, limits: &Outbound, draw: impl FnOnce() -> CallId) -> Result<Self, Problem> {
         let request::Parts { method, mut headers, .. } = head;
         let says_length = headers.contains_key(header::CONTENT_LENGTH)
             || headers.contains_key(header::TRANSFER_ENCODING)
@@ -84,7 +85,8 @@ impl Draft {
 
         let id = match &key {
             Some(key) => CallId::keyed(caller.name, &destination.callee, destination.ordinal, ordering_key.as_deref(), key),
-            None => CallId::random(),
+            None if ordering_key.is_some() || destination.ordinal.is_some() => CallId::random(),
+            None => draw(),
         };
         let keyed = key.is_some();
         let recorded = keyed || preferences.respond_async;
@@ -207,7 +209,13 @@ mod tests {
         let destination =
             Destination { callee: ComponentName::try_new("cart").unwrap(), ordinal: None, authority: "cart".to_owned(), target: "/items".to_owned() };
         let name = ComponentName::try_new("web").unwrap();
-        Draft::new(request.body(()).unwrap().into_parts().0, destination, Caller { name: &name, shared_by_callers: shared }, &Outbound::default())
+        Draft::new(
+            request.body(()).unwrap().into_parts().0,
+            destination,
+            Caller { name: &name, shared_by_callers: shared },
+            &Outbound::default(),
+            CallId::random,
+        )
     }
 
     fn call(method: &str, shared: bool, fields: &[(&str, &str)], content: &'static [u8]) -> Call {

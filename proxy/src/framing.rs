@@ -21,6 +21,15 @@ pub struct Verdict {
     pub may_switch: bool,
 }
 
+/// What is spoken on a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.0 or 1.1.
+    Http1,
+    /// HTTP/2 with prior knowledge (RFC 9113, section 3.3).
+    Http2,
+}
+
 /// Follows one connection.
 #[derive(Debug)]
 pub struct Framing {
@@ -76,6 +85,20 @@ impl Framing {
     /// For a new connection. A head that is longer than this is refused.
     pub fn new(max_head_bytes: usize) -> Self {
         Self { state: State::Start(0), undecided: false, verdicts: VecDeque::new(), ready: VecDeque::new(), max_head_bytes, heads: 0 }
+    }
+
+    /// Which protocol is spoken, as soon as it is known; to be asked before the first request is given out.
+    pub fn protocol(&self) -> Option<Protocol> {
+        match self.state {
+            State::Start(_) => None,
+            State::LetGo => Some(Protocol::Http2),
+            _ => Some(Protocol::Http1),
+        }
+    }
+
+    /// Whether all of the requests that have come was given out, and the verdicts on them, and nothing of another has come.
+    pub fn is_between_messages(&self) -> bool {
+        matches!(self.state, State::Idle { .. }) && self.ready.is_empty() && self.verdicts.is_empty()
     }
 
     /// Which head is under way, if one has begun and not ended.

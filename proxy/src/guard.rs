@@ -3,16 +3,18 @@
 
 use std::future::Future;
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
-use crate::framing::{Framing, Verdict};
+use crate::framing::{Framing, Protocol, Verdict};
 use crate::interim::Queue;
 use crate::problem::{Kind, Problem};
 
@@ -30,6 +32,8 @@ pub struct Watch {
 struct Seen {
     framing: Framing,
     last_byte: Instant,
+    /// Whether hyper may hold bytes that it has not written: it flushes only when it has written all.
+    unflushed: bool,
     interims: Queue,
     /// The connection's task, when it waits for what another task may do.
     task: Option<Waker>,
@@ -75,6 +79,12 @@ impl Watch {
         self.seen().framing.in_head().is_some()
     }
 
+    /// Whether hyper has read no further than to the end of a request, and has written all that it had to write.
+    pub(crate) fn is_between_messages(&self) -> bool {
+        let seen = self.seen();
+        seen.framing.is_between_messages() && !seen.unflushed
+    }
+
     /// When the last byte came or went.
     pub fn last_byte(&self) -> Instant {
         self.seen().last_byte
@@ -105,7 +115,20 @@ pub struct Guarded {
     head_timeout: Duration,
     /// Set while a head arrives: which, and until when.
     deadline: Option<(u64, Pin<Box<Sleep>>)>,
+    /// What is read before anything else.
+    again: Bytes,
     lingering: Option<Lingering>,
+}
+
+/// What became of what was read of the stream.
+#[derive(Debug, PartialEq, Eq)]
+enum Came {
+    /// Nothing: it has ended.
+    End,
+    /// Its reader may have it as it is.
+    AsItIs,
+    /// It was taken in. What its reader may have of it is ready.
+    TakenIn,
 }
 
 #[derive(Debug)]
@@ -119,9 +142,75 @@ struct Lingering {
 impl Guarded {
     /// Guards a connection whose request heads may have `max_head_bytes`, and take `head_timeout` from their first byte to their last.
     pub fn new(stream: TcpStream, max_head_bytes: usize, head_timeout: Duration) -> (Self, Watch) {
-        let seen = Seen { framing: Framing::new(max_head_bytes), last_byte: Instant::now(), interims: Queue::default(), task: None };
+        let seen = Seen { framing: Framing::new(max_head_bytes), last_byte: Instant::now(), unflushed: false, interims: Queue::default(), task: None };
         let watch = Watch { seen: Arc::new(Mutex::new(seen)) };
-        (Self { stream, watch: watch.clone(), head_timeout, deadline: None, lingering: None }, watch)
+        (Self { stream, watch: watch.clone(), head_timeout, deadline: None, again: Bytes::new(), lingering: None }, watch)
+    }
+
+    /// Waits until it is known which protocol is spoken; `None` when the connection ends before. What has come is there for its next reader. Cancel safe.
+    ///
+    /// # Errors
+    /// When the connection breaks off, or the preface of HTTP/2 does not arrive in time.
+    pub(crate) async fn protocol(&mut self) -> io::Result<Option<Protocol>> {
+        std::future::poll_fn(|cx| {
+            loop {
+                if let Some(protocol) = self.watch.seen().framing.protocol() {
+                    return Poll::Ready(Ok(Some(protocol)));
+                }
+                let mut scratch = [MaybeUninit::uninit(); 4096];
+                match ready!(self.poll_stream(cx, &mut ReadBuf::uninit(&mut scratch)))? {
+                    Came::End => return Poll::Ready(Ok(None)),
+                    Came::AsItIs | Came::TakenIn => {}
+                }
+            }
+        })
+        .await
+    }
+
+    /// Waits until more has come, of which nothing is taken; `false` when the connection has ended. Cancel safe.
+    ///
+    /// # Errors
+    /// When it breaks off.
+    pub(crate) async fn more(&self) -> io::Result<bool> {
+        self.stream.peek(&mut [0]).await.map(|there| there > 0)
+    }
+
+    /// Who reads next reads this first.
+    pub(crate) fn read_again(&mut self, bytes: Bytes) {
+        self.again = bytes;
+    }
+
+    /// Reads once, and follows what came.
+    fn poll_stream(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<Came>> {
+        let before = buffer.filled().len();
+        match Pin::new(&mut self.stream).poll_read(cx, buffer) {
+            Poll::Ready(Ok(())) => {
+                let mut seen = self.watch.seen();
+                let came = &buffer.filled()[before..];
+                if came.is_empty() {
+                    return Poll::Ready(Ok(Came::End));
+                }
+                seen.last_byte = Instant::now();
+                let as_it_is = seen.framing.feed(came);
+                match seen.framing.in_head() {
+                    None => self.deadline = None,
+                    Some(head) if self.deadline.as_ref().is_some_and(|(of, _)| *of == head) => {}
+                    Some(head) => self.deadline = Some((head, Box::pin(tokio::time::sleep(self.head_timeout)))),
+                }
+                if as_it_is {
+                    return Poll::Ready(Ok(Came::AsItIs));
+                }
+                buffer.set_filled(before);
+                Poll::Ready(Ok(Came::TakenIn))
+            }
+            Poll::Pending => {
+                ready!(self.deadline.as_mut().map_or(Poll::Pending, |(_, deadline)| deadline.as_mut().poll(cx)));
+                self.deadline = None;
+                self.late()?;
+                Poll::Ready(Ok(Came::TakenIn))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+        }
     }
 
     /// Writes what is there of interim responses.
@@ -138,9 +227,14 @@ impl Guarded {
         Poll::Ready(Ok(()))
     }
 
-    /// An interim response that has been written in part is written to its end before anything else.
-    fn poll_begun_interims(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.watch.seen().interims.has_begun() { self.poll_interims(cx) } else { Poll::Ready(Ok(())) }
+    /// hyper has something to write. An interim response that has been written in part is written to its end before anything else.
+    fn poll_before_writing(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.watch.seen().unflushed = true;
+        if self.watch.seen().interims.has_begun() {
+            ready!(self.poll_interims(cx))?;
+        }
+        self.watch.seen().last_byte = Instant::now();
+        Poll::Ready(Ok(()))
     }
 
     /// The head under way did not come in time.
@@ -158,6 +252,11 @@ impl Guarded {
 impl AsyncRead for Guarded {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if !this.again.is_empty() {
+            let bytes = this.again.split_to(this.again.len().min(buffer.remaining()));
+            buffer.put_slice(&bytes);
+            return Poll::Ready(Ok(()));
+        }
         loop {
             {
                 let mut seen = this.watch.seen();
@@ -169,36 +268,15 @@ impl AsyncRead for Guarded {
                     return Poll::Pending;
                 }
             }
-            let before = buffer.filled().len();
-            match Pin::new(&mut this.stream).poll_read(cx, buffer) {
-                Poll::Ready(Ok(())) => {
-                    let mut seen = this.watch.seen();
-                    let came = &buffer.filled()[before..];
-                    if came.is_empty() {
-                        return Poll::Ready(Ok(()));
-                    }
-                    seen.last_byte = Instant::now();
-                    let as_it_is = seen.framing.feed(came);
-                    match seen.framing.in_head() {
-                        None => this.deadline = None,
-                        Some(head) if this.deadline.as_ref().is_some_and(|(of, _)| *of == head) => {}
-                        Some(head) => this.deadline = Some((head, Box::pin(tokio::time::sleep(this.head_timeout)))),
-                    }
-                    if as_it_is {
-                        return Poll::Ready(Ok(()));
-                    }
-                    buffer.set_filled(before);
-                }
+            match this.poll_stream(cx, buffer) {
+                Poll::Ready(came) => match came? {
+                    Came::End | Came::AsItIs => return Poll::Ready(Ok(())),
+                    Came::TakenIn => {}
+                },
                 Poll::Pending => {
-                    let late = this.deadline.as_mut().is_some_and(|(_, deadline)| deadline.as_mut().poll(cx).is_ready());
-                    if !late {
-                        this.watch.seen().remember(cx);
-                        return Poll::Pending;
-                    }
-                    this.deadline = None;
-                    this.late()?;
+                    this.watch.seen().remember(cx);
+                    return Poll::Pending;
                 }
-                failed => return failed,
             }
         }
     }
@@ -206,14 +284,12 @@ impl AsyncRead for Guarded {
 
 impl AsyncWrite for Guarded {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        ready!(self.poll_begun_interims(cx))?;
-        self.watch.seen().last_byte = Instant::now();
+        ready!(self.poll_before_writing(cx))?;
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        ready!(self.poll_begun_interims(cx))?;
-        self.watch.seen().last_byte = Instant::now();
+        ready!(self.poll_before_writing(cx))?;
         Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
     }
 
@@ -225,6 +301,7 @@ impl AsyncWrite for Guarded {
     /// so this is where an interim response can go out. Its request's answer is given to hyper only after that (see [`crate::interim`]).
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_interims(cx))?;
+        self.watch.seen().unflushed = false;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 

@@ -1,28 +1,34 @@
 //! Takes requests off the app's connections: HTTP/1.1 and HTTP/2 with prior knowledge, on one port.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use bluebox_observe::During;
-use http::{Method, Request, StatusCode, Version};
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
+use hyper::server::conn::{http1, http2};
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use crate::framing::Verdict;
-use crate::guard::Guarded;
+use crate::framing::{Protocol, Verdict};
+use crate::guard::{Guarded, Watch};
 use crate::head::MOST_FIELDS;
 use crate::interim::Interims;
+use crate::long_wait::{Answering, Head, UnderWay};
 use crate::outbound::{OutboundSide, Towards};
 use crate::passthrough::Place;
+use crate::respond::AnswerBody;
 use crate::target::RawTarget;
 
 /// Requests that one HTTP/2 connection may have under way at once.
@@ -36,7 +42,7 @@ const LEAST_HEAD_BYTES: usize = 8192;
 pub async fn serve(listener: TcpListener, side: Arc<OutboundSide>, stop: CancellationToken, drain: Duration) {
     let limits = &side.config.outbound;
     let places = Arc::new(Semaphore::new(limits.max_connections.min(Semaphore::MAX_PERMITS)));
-    let http = Arc::new(builder(&side));
+    let http = Arc::new(Http::new(&side));
     let connections = TaskTracker::new();
     let cut = CancellationToken::new();
     loop {
@@ -48,7 +54,8 @@ pub async fn serve(listener: TcpListener, side: Arc<OutboundSide>, stop: Cancell
         let Some(Some((place, accepted))) = stop.run_until_cancelled(accepting).await else { break };
         match accepted {
             Ok((stream, _)) => {
-                let connection = connection(stream, side.clone(), http.clone(), Arc::new(place), stop.clone(), None);
+                // Boxed: each future that it is handed through would keep room for it.
+                let connection = Box::pin(connection(stream, side.clone(), http.clone(), Arc::new(place), stop.clone(), None));
                 let cut = cut.clone();
                 connections.spawn(async move { cut.run_until_cancelled(connection).await });
             }
@@ -69,32 +76,36 @@ pub async fn serve(listener: TcpListener, side: Arc<OutboundSide>, stop: Cancell
 }
 
 /// How HTTP is served to the app.
-pub(crate) fn builder(side: &OutboundSide) -> auto::Builder<TokioExecutor> {
-    let limits = &side.config.outbound;
-    let head_bytes = limits.max_head_bytes.max(LEAST_HEAD_BYTES);
-    let mut http = auto::Builder::new(TokioExecutor::new());
-    // Date is the app's to say: an outcome goes back verbatim. hyper's timeout for heads runs on idle connections too; ours is in `Guarded`.
-    // What is too large or malformed never gets as far as hyper: see `head`.
-    http.http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(None)
-        .max_buf_size(head_bytes + LEAST_HEAD_BYTES)
-        .max_headers(MOST_FIELDS)
-        .auto_date_header(false);
-    http.http2()
-        .timer(TokioTimer::new())
-        .max_header_list_size(u32::try_from(head_bytes).unwrap_or(u32::MAX))
-        .max_concurrent_streams(STREAMS_PER_CONNECTION)
-        .keep_alive_interval(Duration::from_secs(30))
-        .auto_date_header(false);
-    http
+pub(crate) struct Http {
+    http1: http1::Builder,
+    http2: http2::Builder<TokioExecutor>,
+}
+
+impl Http {
+    /// As the configuration wants it.
+    pub(crate) fn new(side: &OutboundSide) -> Self {
+        let limits = &side.config.outbound;
+        let head_bytes = limits.max_head_bytes.max(LEAST_HEAD_BYTES);
+        let mut http1 = http1::Builder::new();
+        // Date is the app's to say: an outcome goes back verbatim. hyper's timeout for heads runs on idle connections too; ours is in `Guarded`.
+        // What is too large or malformed never gets as far as hyper: see `head`.
+        http1.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(head_bytes + LEAST_HEAD_BYTES).max_headers(MOST_FIELDS).auto_date_header(false);
+        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        http2
+            .timer(TokioTimer::new())
+            .max_header_list_size(u32::try_from(head_bytes).unwrap_or(u32::MAX))
+            .max_concurrent_streams(STREAMS_PER_CONNECTION)
+            .keep_alive_interval(Duration::from_secs(30))
+            .auto_date_header(false);
+        Self { http1, http2 }
+    }
 }
 
 /// Serves one connection; `towards` says where it was going, if the redirect caught it.
 pub(crate) async fn connection(
     stream: TcpStream,
     side: Arc<OutboundSide>,
-    http: Arc<auto::Builder<TokioExecutor>>,
+    http: Arc<Http>,
     place: Place,
     stop: CancellationToken,
     towards: Option<SocketAddr>,
@@ -102,30 +113,159 @@ pub(crate) async fn connection(
     let _open = During::new(&side.metrics.connections);
     let _ = stream.set_nodelay(true);
     let limits = &side.config.outbound;
-    let (stream, watch) = Guarded::new(stream, limits.max_head_bytes.max(LEAST_HEAD_BYTES), limits.head_timeout);
-    // How many requests have come, and how many are being answered.
-    let (came, mut first) = watch::channel(false);
-    let under_way = Arc::new(AtomicUsize::new(0));
-    let service = service_fn(|mut request: Request<Incoming>| {
-        if let Some(towards) = towards {
+    let (mut stream, watch) = Guarded::new(stream, limits.max_head_bytes.max(LEAST_HEAD_BYTES), limits.head_timeout);
+    let requests = Arc::new(Requests::default());
+    let asked = Asker { side: side.clone(), place, watch: watch.clone(), towards, requests: requests.clone(), under_way: UnderWay::default() };
+    let mut silent = std::pin::pin!(silent(limits.head_timeout, watch, requests));
+    let protocol = tokio::select! {
+        // First: what has come is answered.
+        biased;
+        protocol = stream.protocol() => protocol,
+        () = &mut silent => return debug!("closed a connection on which nothing came"),
+        () = stop.cancelled() => return,
+    };
+    match protocol {
+        Ok(Some(Protocol::Http1)) => tokio::select! {
+            () = serve_http1(stream, &http, &asked, &stop) => {}
+            () = &mut silent => debug!("closed a connection on which nothing came"),
+        },
+        Ok(Some(Protocol::Http2)) => tokio::select! {
+            // Large, and rare beside the other.
+            () = Box::pin(serve_http2(stream, &http, &asked, &stop)) => {}
+            () = &mut silent => debug!("closed a connection on which nothing came"),
+        },
+        Ok(None) => {}
+        Err(problem) => debug!(%problem, "a connection broke off before its first request"),
+    }
+}
+
+async fn serve_http2(stream: Guarded, http: &Http, asker: &Asker, stop: &CancellationToken) {
+    let service = service_fn(|request| asker.answer(request));
+    let mut serving = std::pin::pin!(http.http2.serve_connection(TokioIo::new(stream), service));
+    let ended = tokio::select! {
+        ended = &mut serving => ended,
+        () = stop.cancelled() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if let Err(problem) = ended {
+        debug!(%problem, "a connection broke off");
+    }
+}
+
+async fn serve_http1(mut stream: Guarded, http: &Http, asker: &Asker, stop: &CancellationToken) {
+    let mut stopping = false;
+    loop {
+        let mut serving = Box::pin(http.http1.serve_connection(TokioIo::new(stream), asker.clone()).with_upgrades());
+        let ended = loop {
+            let waits_or_ends = std::future::poll_fn(|cx| match serving.as_mut().poll(cx) {
+                Poll::Ready(ended) => Poll::Ready(Some(ended)),
+                Poll::Pending if asker.under_way.waits() && asker.watch.is_between_messages() => Poll::Ready(None),
+                Poll::Pending => Poll::Pending,
+            });
+            tokio::select! {
+                // First: what hyper has not read yet of a request would be lost.
+                biased;
+                ended = waits_or_ends => break ended,
+                () = stop.cancelled(), if !stopping => {
+                    stopping = true;
+                    serving.as_mut().graceful_shutdown();
+                }
+            }
+        };
+        match ended {
+            Some(Ok(())) => return,
+            Some(Err(problem)) => return debug!(%problem, "a connection broke off"),
+            None => {}
+        }
+        let Some(parts) = Pin::into_inner(serving).into_parts() else { return };
+        stream = parts.io.into_inner();
+        // Copied: it may be a part of a large buffer, of nothing even.
+        let read_already = Bytes::copy_from_slice(&parts.read_buf);
+        drop(parts.read_buf);
+        // From here to the answer hyper is gone, and with it its buffers.
+        let held = During::new(&asker.side.metrics.waiting_long);
+        loop {
+            tokio::select! {
+                () = asker.under_way.made() => break,
+                more = stream.more() => match more {
+                    Ok(true) => break,
+                    Ok(false) => return debug!("a caller hung up that waited"),
+                    Err(problem) => return debug!(%problem, "a connection broke off"),
+                },
+                () = stop.cancelled(), if !stopping => stopping = true,
+            }
+        }
+        drop(held);
+        let again = asker.under_way.tell_again(stopping);
+        stream.read_again(if read_already.is_empty() { again } else { Bytes::from([again, read_already].concat()) });
+    }
+}
+
+/// Ends when a connection is to be closed because nothing comes.
+async fn silent(head_timeout: Duration, watch: Watch, requests: Arc<Requests>) {
+    // The first request must show in time. If its head is under way, that has a time of its own, and an answer.
+    while tokio::time::timeout(head_timeout, requests.first.notified()).await.is_err() {
+        if !watch.is_in_head() {
+            return;
+        }
+    }
+    // After that a connection may stand idle for longer: a client that uses one again at the moment in which it is closed sees an error.
+    loop {
+        let idle = watch.last_byte().elapsed();
+        if idle >= IDLE_TIMEOUT && requests.under_way.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        tokio::time::sleep(IDLE_TIMEOUT.saturating_sub(idle).max(IDLE_TIMEOUT / 10)).await;
+    }
+}
+
+/// The requests of one connection.
+#[derive(Debug, Default)]
+struct Requests {
+    /// Told when one has come.
+    first: Notify,
+    /// How many are being answered.
+    under_way: AtomicUsize,
+}
+
+/// Has the requests of one connection answered.
+#[derive(Clone)]
+struct Asker {
+    side: Arc<OutboundSide>,
+    place: Place,
+    watch: Watch,
+    towards: Option<SocketAddr>,
+    requests: Arc<Requests>,
+    /// The one that is under way, on a connection of HTTP/1.
+    under_way: UnderWay,
+}
+
+impl Asker {
+    fn answer(&self, mut request: Request<Incoming>) -> Answering {
+        if let Some(towards) = self.towards {
             request.extensions_mut().insert(Towards(towards));
         }
-        came.send_if_modified(|came| !std::mem::replace(came, true));
-        let counted = UnderWay::new(&under_way);
+        self.requests.first.notify_one();
+        let counted = Counted::new(&self.requests);
         let is_http1 = request.version() <= Version::HTTP_11;
-        let Verdict { refused, raw_target, may_switch } = if is_http1 { watch.take_verdict() } else { Verdict::default() };
+        let Verdict { refused, raw_target, may_switch } = if is_http1 { self.watch.take_verdict() } else { Verdict::default() };
         if let Some(target) = raw_target {
             request.extensions_mut().insert(RawTarget(target));
         }
         // HTTP/1.0 knows no interim responses (RFC 9110, section 15.2).
-        let interims = (request.version() == Version::HTTP_11).then(|| Interims::begin(&watch));
+        let interims = (request.version() == Version::HTTP_11).then(|| Interims::begin(&self.watch));
         if let Some(interims) = interims.clone() {
             request.extensions_mut().insert(interims);
         }
-        let (watch, connect) = (watch.clone(), request.method() == Method::CONNECT);
-        let answer = side.clone().answer(request, place.clone(), refused.map(|problem| *problem));
-        async move {
-            let answer = answer.await;
+        if is_http1 {
+            request.extensions_mut().insert(self.under_way.long_wait());
+        }
+        let (watch, connect) = (self.watch.clone(), request.method() == Method::CONNECT);
+        let (side, place, request) = (self.side.clone(), self.place.clone(), Box::new(request));
+        Box::pin(async move {
+            let answer = side.answer(request, place, refused).await;
             // From here on only its client can hold it up: such a connection is idle when no byte goes.
             drop(counted);
             if let Some(interims) = interims {
@@ -136,60 +276,36 @@ pub(crate) async fn connection(
                 if switches { watch.let_go() } else { watch.go_on() }
             }
             answer
+        })
+    }
+}
+
+/// For HTTP/1.
+impl Service<Request<Incoming>> for Asker {
+    type Response = Response<AnswerBody>;
+    type Error = Infallible;
+    type Future = UnderWay;
+
+    fn call(&self, request: Request<Incoming>) -> UnderWay {
+        if !self.under_way.is_told_again() {
+            self.under_way.begin(Head::of(&request), self.answer(request));
         }
-    });
-    let serving = http.serve_connection_with_upgrades(TokioIo::new(stream), service);
-    let mut serving = std::pin::pin!(serving);
-    let silent = async {
-        // The first request must show in time. If its head is under way, that has a time of its own, and an answer.
-        while tokio::time::timeout(limits.head_timeout, first.wait_for(|came| *came)).await.is_err() {
-            if !watch.is_in_head() {
-                return;
-            }
-        }
-        // After that a connection may stand idle for longer: a client that uses one again at the moment in which it is closed sees an error.
-        loop {
-            let idle = watch.last_byte().elapsed();
-            if idle >= IDLE_TIMEOUT && under_way.load(Ordering::Relaxed) == 0 {
-                return;
-            }
-            tokio::time::sleep(IDLE_TIMEOUT.saturating_sub(idle).max(IDLE_TIMEOUT / 10)).await;
-        }
-    };
-    let mut silent = std::pin::pin!(silent);
-    let mut stopping = false;
-    loop {
-        tokio::select! {
-            ended = &mut serving => {
-                if let Err(problem) = ended {
-                    debug!(%problem, "a connection broke off");
-                }
-                return;
-            }
-            () = &mut silent => {
-                debug!("closed a connection on which nothing came");
-                return;
-            }
-            () = stop.cancelled(), if !stopping => {
-                stopping = true;
-                serving.as_mut().graceful_shutdown();
-            }
-        }
+        self.under_way.clone()
     }
 }
 
 /// Counts a request that is being answered, until it is dropped.
-struct UnderWay(Arc<AtomicUsize>);
+struct Counted(Arc<Requests>);
 
-impl UnderWay {
-    fn new(count: &Arc<AtomicUsize>) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count.clone())
+impl Counted {
+    fn new(requests: &Arc<Requests>) -> Self {
+        requests.under_way.fetch_add(1, Ordering::Relaxed);
+        Self(requests.clone())
     }
 }
 
-impl Drop for UnderWay {
+impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -4,10 +4,11 @@
 //!
 //! - [`intercept`]: takes requests off the app's connections, and refuses what is no HTTP.
 //!   Its connections are guarded ([`guard`]), which follows the requests ([`framing`]), judges their heads ([`head`]) and writes interim responses
-//!   ([`interim`]).
+//!   ([`interim`]). Those of callers that wait for long are held without hyper ([`long_wait`]).
 //! - [`route`]: decides: durable call, pass-through, Bluebox's own API, or a clear no.
 //! - [`passthrough`]: what is no component goes its way, streaming.
 //! - [`envelope`]: makes a call out of a request.
+//!   Where nothing says which partition it goes to, [`spread`] does.
 //! - [`append`]: makes it durable: from here on it is *accepted*.
 //! - [`pending`]: waits for its outcome.
 //! - [`respond`]: answers the app.
@@ -45,6 +46,7 @@ pub mod interim;
 pub mod line;
 pub mod listening;
 pub mod liveness;
+pub mod long_wait;
 pub mod metrics;
 pub mod names;
 pub mod outbound;
@@ -56,6 +58,7 @@ pub mod redirect;
 pub mod registry;
 pub mod respond;
 pub mod route;
+pub mod spread;
 pub mod target;
 pub mod transaction;
 pub mod transparent;
@@ -88,6 +91,7 @@ use crate::outbound::OutboundSide;
 use crate::passthrough::PassThrough;
 use crate::pending::{Pending, reply_partition};
 use crate::registry::{Directory, RegisterError, Registration};
+use crate::spread::Spread;
 use crate::transaction::Transactions;
 use crate::transparent::Transparent;
 use crate::transparent::probe::Redirected;
@@ -299,6 +303,7 @@ impl Proxy {
             pass: pass.clone(),
             contexts: contexts.clone(),
             metrics: metrics.clone(),
+            spread: Spread::default(),
             began: std::time::Instant::now(),
         });
         for served in &config.serves {

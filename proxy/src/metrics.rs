@@ -31,6 +31,8 @@ pub struct Metrics {
     pub whole: Histogram,
     /// Callers that wait for an outcome now.
     pub waiting: IntGauge,
+    /// Those of them that wait for long, and whose connections are held without hyper.
+    pub waiting_long: IntGauge,
     /// Requests that took another way than the log, by how: `forwarded`, `tunnelled`, `upgraded`, or the word of a problem.
     pub passed: Words,
     /// Exchanges to components that can't be durable, by what became of them: `refused`, `passed`.
@@ -80,6 +82,7 @@ impl Metrics {
                 "problem",
             )?,
             waiting: counts.gauge("bluebox_outbound_waiting", "Callers that wait for an outcome now")?,
+            waiting_long: counts.gauge("bluebox_outbound_waiting_long", "Callers that have waited for 200 ms or more over HTTP/1: such a caller takes some 4.5 kB instead of 41")?,
             passed: counts.words(
                 "bluebox_passed_through_total",
                 "Requests that did not go through the log: `forwarded`, `upgraded`, `tunnelled`, or the word of the problem that they ended with",

@@ -1,16 +1,16 @@
 //! One request of the app, from its arrival to its answer: the stages in their order.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bluebox_core::call::{Outcome, Source};
+use bluebox_core::call::{Digest, Outcome, ReplyAddress, Source};
 use bluebox_core::fail_point_async;
 use bluebox_core::log::{Health, Log};
 use bluebox_core::registry::Component;
 use bluebox_core::topics::Topics;
+use bluebox_core::{CallId, ComponentName};
 use bluebox_observe::During;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -21,7 +21,7 @@ use hyper::body::Incoming;
 use tokio::sync::watch;
 use tracing::{debug, error};
 
-use crate::append::{self, Accepted};
+use crate::append::{self, Accepted, Accepting};
 use crate::bulk::{Bulk, OutBody, TakeIn, TakeInError};
 use crate::calls::{self, CallRef};
 use crate::config::ProxyConfig;
@@ -29,15 +29,17 @@ use crate::context::Contexts;
 use crate::envelope::{Caller, Destination, Draft};
 use crate::fields;
 use crate::line;
+use crate::long_wait::{self, LongWait};
 use crate::metrics::{self, Metrics};
 use crate::passthrough::{PassThrough, Place};
-use crate::pending::{Answer, Pending};
-use crate::prefer::PREFERENCE_APPLIED;
+use crate::pending::{Answer, Pending, Ticket};
+use crate::prefer::{PREFERENCE_APPLIED, Preferences};
 use crate::problem::{Kind, Problem, can_be_repeated};
 use crate::redirect::address;
 use crate::registry::Directory;
 use crate::respond::{self, AnswerBody, Asked, BodyError};
 use crate::route::{self, Route, Target};
+use crate::spread::Spread;
 
 /// How long, and how much, of a body that nobody wants is still read, so that its sender finds the time to read why.
 const DRAIN_TIME: Duration = Duration::from_secs(2);
@@ -75,6 +77,8 @@ pub struct OutboundSide {
     pub contexts: Contexts,
     /// What is counted.
     pub metrics: Metrics,
+    /// Where calls go that may go anywhere.
+    pub spread: Spread,
     /// When the proxy started.
     pub began: Instant,
 }
@@ -83,10 +87,9 @@ impl OutboundSide {
     /// Answers one request. Always has an answer: a mistake in Bluebox is one too.
     ///
     /// Dropped when the caller hangs up. That ends no call: what was handed to the log goes on.
-    pub async fn answer(self: Arc<Self>, request: Request<Incoming>, place: Place, refused: Option<Problem>) -> Result<Response<AnswerBody>, Infallible> {
-        let (head, body) = request.into_parts();
-        let asked = Asked::of(&head);
-        let stages = self.stages(Request::from_parts(head, body), &asked, place, refused);
+    pub(crate) async fn answer(self: Arc<Self>, request: Box<Request<Incoming>>, place: Place, refused: Option<Box<Problem>>) -> long_wait::Answer {
+        let asked = Asked::of(&request);
+        let stages = self.stages(request, &asked, place, refused);
         let result = AssertUnwindSafe(ANSWERED.scope((), stages)).catch_unwind().await.unwrap_or_else(|_| {
             self.metrics.internal_errors.inc();
             error!("a mistake in Bluebox: the stages of a request panicked");
@@ -95,12 +98,26 @@ impl OutboundSide {
         Ok(result.unwrap_or_else(|problem| respond::problem(problem, &asked)))
     }
 
-    async fn stages(&self, request: Request<Incoming>, asked: &Asked, place: Place, refused: Option<Problem>) -> Result<Response<AnswerBody>, Problem> {
+    async fn stages(
+        &self,
+        request: Box<Request<Incoming>>,
+        asked: &Asked,
+        place: Place,
+        refused: Option<Box<Problem>>,
+    ) -> Result<Response<AnswerBody>, Problem> {
+        // Boxed, and so gone when the wait begins: many may wait, and for long.
+        match Box::pin(self.until_the_wait(request, asked, place, refused)).await? {
+            Begun::Answered(answer) => Ok(*answer),
+            Begun::Call(handed) => self.end(handed, asked).await,
+        }
+    }
+
+    async fn until_the_wait(&self, request: Box<Request<Incoming>>, asked: &Asked, place: Place, refused: Option<Box<Problem>>) -> Result<Begun, Problem> {
         let (head, body) = request.into_parts();
         let towards = head.extensions.get().map(|Towards(towards)| *towards);
         fail_point_async!(OutIntercepted, return Err(Problem::new(Kind::Internal, "a fail point")));
         let route = match refused {
-            Some(problem) => Err(problem),
+            Some(problem) => Err(*problem),
             None => self.decide(&head, towards).await,
         };
         let route = route.inspect_err(|problem| {
@@ -111,8 +128,8 @@ impl OutboundSide {
             debug!(?problem, "refused a request");
         })?;
         fail_point_async!(OutRouted, return Err(Problem::new(Kind::Internal, "a fail point")));
-        match route {
-            Route::Call { destination, component } => self.call(head, body, destination, &component, asked).await,
+        let answer = match route {
+            Route::Call { destination, component } => return self.call(head, body, destination, &component).await.map(|handed| Begun::Call(Box::new(handed))),
             Route::Own(target) => calls::serve(self, &head.method, &target, asked).await,
             Route::PassThrough(target) => match there(&target, towards) {
                 Ok(there) => self.passed(self.pass.pass(Request::from_parts(head, body), target, &there, place).await),
@@ -124,7 +141,8 @@ impl OutboundSide {
                 self.metrics.streams.inc("passed");
                 self.passed(self.pass.pass(Request::from_parts(head, body), target, &direct, place).await)
             }
-        }
+        };
+        answer.map(|answer| Begun::Answered(Box::new(answer)))
     }
 
     async fn decide(&self, head: &request::Parts, towards: Option<SocketAddr>) -> Result<Route, Problem> {
@@ -187,7 +205,8 @@ impl OutboundSide {
         match self.decide(&head, None).await? {
             Route::Call { destination, component } => {
                 let topics = self.config.prefix.topics(&destination.callee);
-                match self.carry(head, body, destination, &component, &topics).await? {
+                let handed = self.hand_over(head, body, destination, &component, &topics).await?;
+                match self.wait(Box::new(handed)).await? {
                     Carried::Ended(answer) => answer.map_err(|unread| unread.problem(Kind::NoOutcomeYet)),
                     Carried::Later(_) => Err(Problem::new(Kind::NoOutcomeYet, "the call was accepted and has no outcome yet")),
                 }
@@ -196,60 +215,53 @@ impl OutboundSide {
         }
     }
 
-    /// A durable call.
-    async fn call(
-        &self,
-        mut head: request::Parts,
-        body: Incoming,
-        destination: Destination,
-        component: &Component,
-        asked: &Asked,
-    ) -> Result<Response<AnswerBody>, Problem> {
+    /// A durable call, until it is in the log.
+    async fn call(&self, mut head: request::Parts, body: Incoming, destination: Destination, component: &Component) -> Result<Handed, Problem> {
         let callee = destination.callee.clone();
-        let began = Instant::now();
         let topics = self.config.prefix.topics(&callee);
         self.contexts.pass_on(&mut head.headers, &callee);
         let line = line::Sent::begin(&head, &callee);
-        let mut id = None;
-        let result = self.carry(head, body, destination, component, &topics).await;
-        let (word, answer) = match result {
-            Ok(Carried::Ended(answer)) => {
-                metrics::took(&self.metrics.whole, began.elapsed());
-                fail_point_async!(BackFirstByte, return Err(Problem::new(Kind::OutcomeUnreadable, "a fail point")));
-                let outcome = answer.map_err(|unread| unread.problem(Kind::NoOutcomeYet));
-                id = outcome.as_ref().ok().map(|outcome| outcome.id);
-                let answered = match &outcome {
-                    Ok(outcome) => respond::recorded(&outcome.response, &self.bulk, asked).await.map_err(|p| p.about(outcome.id)),
-                    Err(problem) => Err(problem.clone()),
-                };
-                match (&answered, outcome.map(|o| o.source)) {
-                    (Err(problem), _) => (self.metrics.problem(problem.kind()), answered),
-                    (Ok(_), Ok(Source::Proxy(reason))) => (self.metrics.problem(Kind::Ended(reason)), answered),
-                    (Ok(_), _) => ("app", answered),
+        match self.hand_over(head, body, destination, component, &topics).await {
+            Ok(handed) => Ok(Handed { line, ..handed }),
+            Err(problem) => {
+                let word = self.metrics.problem(problem.kind());
+                self.metrics.calls.of(callee.as_str()).inc(word);
+                let answer: Result<Response<AnswerBody>, _> = Err(problem.clone());
+                if let Some(line) = line {
+                    line.ended(None, &answer, word);
                 }
+                Err(problem)
             }
-            Ok(Carried::Later(answer)) => ("accepted", Ok(*answer)),
-            Err(problem) => (self.metrics.problem(problem.kind()), Err(problem)),
-        };
-        self.metrics.calls.of(callee.as_str()).inc(word);
-        if let Some(line) = line {
-            line.ended(id, &answer, word);
         }
-        answer
     }
 
-    /// The stages of a durable call: envelope, body, append, await.
-    async fn carry<B>(&self, head: request::Parts, mut body: B, destination: Destination, component: &Component, topics: &Topics) -> Result<Carried, Problem>
+    /// The first stages of a durable call: envelope, body, append.
+    async fn hand_over<B>(
+        &self,
+        mut head: request::Parts,
+        mut body: B,
+        destination: Destination,
+        component: &Component,
+        topics: &Topics,
+    ) -> Result<Handed, Problem>
     where
         B: http_body::Body + Send + Unpin + 'static,
         B::Data: Send,
         B::Error: Into<BodyError>,
     {
+        let began = Instant::now();
         let limits = &self.config.outbound;
         let callee = destination.callee.clone();
         let caller = Caller { name: &self.config.name, shared_by_callers: self.config.shared_by_callers };
         let expects = head.headers.contains_key(header::EXPECT);
-        let mut draft = Draft::new(head, destination, caller, limits)?;
+        let long_wait = head.extensions.remove::<LongWait>();
+        let mut on_its_way = None;
+        let draw = || {
+            let (id, drawn) = self.spread.draw(&callee, component.partitions);
+            on_its_way = Some(drawn);
+            id
+        };
+        let mut draft = Draft::new(head, destination, caller, limits, draw)?;
         let (id, keyed, hold, preferences, ordinal) = (draft.id, draft.keyed, draft.hold, draft.preferences, draft.ordinal);
         let repeatable = can_be_repeated(&draft.method, keyed);
         fail_point_async!(OutEnveloped, return Err(Problem::new(Kind::Internal, "a fail point")));
@@ -287,45 +299,83 @@ impl OutboundSide {
         }
         fail_point_async!(OutAppending, return Err(Problem::new(Kind::AcceptanceUnknown, "a fail point")));
         let sent = tokio::time::Instant::now();
-        let accepted = tokio::select! {
-            accepted = accepting.accepted(hold.max(SHORTEST_APPEND)) => accepted,
+        let first = tokio::select! {
+            accepted = accepting.accepted(hold.max(SHORTEST_APPEND)) => First::Report(accepted),
             // An outcome is as good an acknowledgement as any. But who does not want to wait is always answered the same way.
-            answer = ticket.answer(), if !hold.is_zero() => {
-                accepting.let_go();
+            answer = ticket.answer(), if !hold.is_zero() => First::Outcome(answer),
+        };
+        drop((memory, on_its_way));
+        let appended = tokio::time::Instant::now();
+        if let First::Report(report) = &first {
+            if report.is_ok() {
+                metrics::took(&self.metrics.append, appended - sent);
+            }
+            fail_point_async!(OutAccepted, return Err(Problem::new(Kind::AcceptanceUnknown, "a fail point")));
+        }
+        Ok(Handed { id, callee, began, sent, appended, hold, repeatable, preferences, recorded, reply_to, ticket, accepting, first, long_wait, line: None })
+    }
+
+    /// The last stages of a durable call: await the outcome, answer.
+    async fn end(&self, mut handed: Box<Handed>, asked: &Asked) -> Result<Response<AnswerBody>, Problem> {
+        let (callee, id, began, line) = (handed.callee.clone(), handed.id, handed.began, handed.line.take());
+        let (word, answer) = match self.wait(handed).await {
+            Ok(Carried::Ended(answer)) => {
+                metrics::took(&self.metrics.whole, began.elapsed());
+                fail_point_async!(BackFirstByte, return Err(Problem::new(Kind::OutcomeUnreadable, "a fail point")));
+                let outcome = answer.map_err(|unread| unread.problem(Kind::NoOutcomeYet));
+                let answered = match &outcome {
+                    Ok(outcome) => Box::pin(respond::recorded(&outcome.response, &self.bulk, asked)).await.map_err(|p| p.about(outcome.id)),
+                    Err(problem) => Err(problem.clone()),
+                };
+                match (&answered, outcome.map(|o| o.source)) {
+                    (Err(problem), _) => (self.metrics.problem(problem.kind()), answered),
+                    (Ok(_), Ok(Source::Proxy(reason))) => (self.metrics.problem(Kind::Ended(reason)), answered),
+                    (Ok(_), _) => ("app", answered),
+                }
+            }
+            Ok(Carried::Later(answer)) => ("accepted", Ok(*answer)),
+            Err(problem) => (self.metrics.problem(problem.kind()), Err(problem)),
+        };
+        self.metrics.calls.of(callee.as_str()).inc(word);
+        if let Some(line) = line {
+            line.ended(Some(id), &answer, word);
+        }
+        answer
+    }
+
+    async fn wait(&self, mut handed: Box<Handed>) -> Result<Carried, Problem> {
+        let accepted = match handed.first {
+            First::Outcome(answer) => {
+                handed.accepting.let_go();
                 return Ok(Carried::Ended(answer));
             }
+            First::Report(accepted) => accepted.map_err(|problem| self.append_failed(problem, handed.repeatable)),
         };
-        drop(memory);
-        let appended = tokio::time::Instant::now();
-        if accepted.is_ok() {
-            metrics::took(&self.metrics.append, appended - sent);
-        }
-        fail_point_async!(OutAccepted, return Err(Problem::new(Kind::AcceptanceUnknown, "a fail point")));
-        let accepted = accepted.map_err(|problem| self.append_failed(problem, repeatable));
+        let hold = handed.hold;
         let waits_until = match &accepted {
             Ok(_) => tokio::time::Instant::now() + hold,
             // It may be in the log all the same: then its outcome comes.
-            Err(problem) if problem.kind() == Kind::AcceptanceUnknown => sent + hold,
-            Err(_) => sent,
+            Err(problem) if problem.kind() == Kind::AcceptanceUnknown => handed.sent + hold,
+            Err(_) => handed.sent,
         };
         let waiting = During::new(&self.metrics.waiting);
-        let answer = if hold.is_zero() { None } else { tokio::time::timeout_at(waits_until, ticket.answer()).await.ok() };
+        let answer = if hold.is_zero() { None } else { outcome(&mut handed.ticket, waits_until, self.config.outbound.long_wait, handed.long_wait).await };
         drop(waiting);
-        accepting.let_go();
+        handed.accepting.let_go();
         if let Some(answer) = answer {
-            metrics::took(&self.metrics.outcome, appended.elapsed());
+            metrics::took(&self.metrics.outcome, handed.appended.elapsed());
             return Ok(Carried::Ended(answer));
         }
         let accepted = accepted?;
-        if let Some(digest) = recorded.filter(|_| preferences.respond_async) {
-            let call_ref = CallRef::new(&self.config, &accepted, &reply_to, id, callee, &digest);
-            return Ok(Carried::Later(Box::new(later(&call_ref, &accepted, preferences.applied(true)))));
+        if let Some(digest) = handed.recorded.filter(|_| handed.preferences.respond_async) {
+            let call_ref = CallRef::new(&self.config, &accepted, &handed.reply_to, handed.id, handed.callee, &digest);
+            return Ok(Carried::Later(Box::new(later(&call_ref, &accepted, handed.preferences.applied(true)))));
         }
         let waited = humantime::format_duration(hold);
         let detail = format!(
             "it was waited for {waited}; the call goes on. Ask for a longer wait with `Prefer: wait=N`, or for the outcome later with `Prefer: respond-async`"
         );
-        Err(Problem::new(Kind::NoOutcomeYet, detail).about(id).retry_safe(repeatable))
+        Err(Problem::new(Kind::NoOutcomeYet, detail).about(handed.id).retry_safe(handed.repeatable))
     }
 
     fn append_failed(&self, problem: Problem, repeatable: bool) -> Problem {
@@ -362,6 +412,56 @@ const REGISTER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The least time that the log is given to take a call, however short the wait.
 const SHORTEST_APPEND: Duration = Duration::from_secs(10);
+
+/// How far a request has come when the wait begins.
+enum Begun {
+    /// It is answered.
+    Answered(Box<Response<AnswerBody>>),
+    /// It is a call, and is waited for.
+    Call(Box<Handed>),
+}
+
+/// A call that was handed to the log, as far as it must be known to its end. Nothing of what its caller sent is held.
+struct Handed {
+    id: CallId,
+    callee: ComponentName,
+    began: Instant,
+    /// When it was handed over.
+    sent: tokio::time::Instant,
+    /// When the log, or an outcome, said that it is there.
+    appended: tokio::time::Instant,
+    hold: Duration,
+    repeatable: bool,
+    preferences: Preferences,
+    recorded: Option<Digest>,
+    reply_to: ReplyAddress,
+    ticket: Ticket,
+    accepting: Accepting,
+    first: First,
+    long_wait: Option<LongWait>,
+    /// What is logged of it in the end, if anybody wants to read that.
+    line: Option<line::Sent>,
+}
+
+/// What came first of a call that was handed to the log.
+enum First {
+    /// Whether the log has it.
+    Report(Result<Accepted, Problem>),
+    /// Its outcome.
+    Outcome(Answer),
+}
+
+/// Waits for an outcome; from `long` on, as one who waits for long.
+async fn outcome(ticket: &mut Ticket, until: tokio::time::Instant, long: Duration, long_wait: Option<LongWait>) -> Option<Answer> {
+    let soon = tokio::time::Instant::now() + long;
+    if let Some(long_wait) = long_wait.filter(|_| soon < until) {
+        if let Ok(answer) = tokio::time::timeout_at(soon, ticket.answer()).await {
+            return Some(answer);
+        }
+        long_wait.begin();
+    }
+    tokio::time::timeout_at(until, ticket.answer()).await.ok()
+}
 
 enum Carried {
     Ended(Answer),

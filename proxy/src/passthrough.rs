@@ -95,8 +95,8 @@ impl PassThrough {
 
     async fn forward(&self, mut request: Request<Incoming>, target: Target, to: Authority, place: Place) -> Result<Response<AnswerBody>, Problem> {
         let caller_side = hyper::upgrade::on(&mut request);
+        let asked = Asked::of(&request);
         let (mut head, body) = request.into_parts();
-        let asked = Asked::of(&head);
         let upgrade = wants_upgrade(&head);
         let is_http2 = head.version == Version::HTTP_2;
         let interims = head.extensions.remove::<Interims>();

@@ -70,9 +70,9 @@ pub struct Asked {
 }
 
 impl Asked {
-    /// From the head of the request as it came.
-    pub fn of(head: &http::request::Parts) -> Self {
-        Self { method: head.method.clone(), version: head.version, takes_trailers: fields::takes_trailers(&head.headers) }
+    /// From the request as it came.
+    pub fn of<B>(request: &http::Request<B>) -> Self {
+        Self { method: request.method().clone(), version: request.version(), takes_trailers: fields::takes_trailers(request.headers()) }
     }
 
     /// The body for a response whose content would be `body`, where `told` says whether the head has a `Content-Length`.

@@ -38,7 +38,7 @@ impl Waiting {
         let (sender, answer) = oneshot::channel();
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        self.calls.entry(id).or_default().push(Waiter { ticket, digest: None, sender });
+        self.calls.entry(id).or_insert_with(|| Vec::with_capacity(1)).push(Waiter { ticket, digest: None, sender });
         (ticket, answer)
     }
 

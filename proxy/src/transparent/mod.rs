@@ -21,8 +21,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bluebox_observe::{During, Words};
-use hyper_util::rt::TokioExecutor;
-use hyper_util::server::conn::auto;
 use prometheus::IntGauge;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncWriteExt as _;
@@ -35,7 +33,7 @@ use tracing::{debug, error, warn};
 
 use self::sniff::Speaks;
 use crate::dns::addresses::Addresses;
-use crate::intercept;
+use crate::intercept::{self, Http};
 use crate::metrics::Metrics;
 use crate::outbound::OutboundSide;
 use crate::passthrough::Place;
@@ -148,7 +146,7 @@ impl Transparent {
     /// Serves connections until `stop`; then accepts no more, lets what is under way end for at most `drain`, and cuts off the rest.
     pub async fn serve(self: Arc<Self>, listeners: Vec<TcpListener>, stop: CancellationToken, drain: Duration) {
         let places = Arc::new(Semaphore::new(self.side.config.outbound.max_connections.min(Semaphore::MAX_PERMITS)));
-        let http = Arc::new(intercept::builder(&self.side));
+        let http = Arc::new(Http::new(&self.side));
         let connections = TaskTracker::new();
         let cut = CancellationToken::new();
         let mut accepting = JoinSet::new();
@@ -169,7 +167,7 @@ impl Transparent {
         self: Arc<Self>,
         listener: TcpListener,
         places: Arc<Semaphore>,
-        http: Arc<auto::Builder<TokioExecutor>>,
+        http: Arc<Http>,
         connections: TaskTracker,
         cut: CancellationToken,
         stop: CancellationToken,
@@ -183,7 +181,7 @@ impl Transparent {
             let Some(Some((place, accepted))) = stop.run_until_cancelled(accepting).await else { return };
             match accepted {
                 Ok((stream, peer)) => {
-                    let connection = self.clone().connection(stream, peer, http.clone(), Arc::new(place), stop.clone());
+                    let connection = Box::pin(self.clone().connection(stream, peer, http.clone(), Arc::new(place), stop.clone()));
                     let cut = cut.clone();
                     connections.spawn(async move { cut.run_until_cancelled(connection).await });
                 }
@@ -196,7 +194,7 @@ impl Transparent {
         }
     }
 
-    async fn connection(self: Arc<Self>, client: TcpStream, peer: SocketAddr, http: Arc<auto::Builder<TokioExecutor>>, place: Place, stop: CancellationToken) {
+    async fn connection(self: Arc<Self>, client: TcpStream, peer: SocketAddr, http: Arc<Http>, place: Place, stop: CancellationToken) {
         let _open = During::new(&self.counts.open);
         let count = |kind: &str| self.counts.connections.inc(kind);
         let towards = match original_destination(&client) {
@@ -234,7 +232,7 @@ impl Transparent {
         match self.until_someone_speaks(&client, towards, going).await {
             Ok(Spoke::Http) => {
                 count("http");
-                intercept::connection(client, self.side.clone(), http, place, stop, Some(towards)).await;
+                Box::pin(intercept::connection(client, self.side.clone(), http, place, stop, Some(towards))).await;
             }
             Ok(Spoke::Splice(server)) => {
                 count("spliced");

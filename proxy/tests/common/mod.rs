@@ -58,9 +58,16 @@ pub fn config() -> ProxyConfig {
         shared_by_callers: false,
         prefix: Prefix::default(),
         retention: Retention::default(),
-        outbound: Outbound::default(),
+        outbound: outbound(),
         inbound: Inbound { drain: Duration::from_secs(3), ..Inbound::default() },
     }
+}
+
+/// With `LONG_WAIT=0` in the environment every wait is a long one.
+fn outbound() -> Outbound {
+    let default = Outbound::default();
+    let long_wait = std::env::var("LONG_WAIT").ok().map(|text| Duration::from_millis(text.parse().unwrap()));
+    Outbound { long_wait: long_wait.unwrap_or(default.long_wait), ..default }
 }
 
 impl System {

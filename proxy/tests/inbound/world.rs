@@ -285,7 +285,7 @@ impl Replica {
             retention: Retention::default(),
             limits,
             bulk,
-            contexts: Contexts::try_new(Passing::Any, &metrics).unwrap(),
+            contexts: Contexts::try_new(Passing::Any, metrics.registry()).unwrap(),
             transactions: None,
             observe,
             cut: CancellationToken::new(),
