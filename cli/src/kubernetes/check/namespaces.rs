@@ -105,7 +105,8 @@ impl Seen {
     fn or_unseen(&mut self, what: &str, kind: &str, list: Result<Vec<Value>, String>) -> Vec<Value> {
         match list {
             Ok(mut list) => {
-                for item in &mut list {
+                // What is read as a pod must not say that it is something else.
+                for item in list.iter_mut().filter(|_| !kind.is_empty()) {
                     item["kind"] = kind.into();
                 }
                 list
