@@ -283,7 +283,7 @@ fn partitions_that_contradict_what_is_there() {
     std::fs::write(place.path().join("bluebox.yaml"), "boxes:\n  cart: {command: [python3, app.py], partitions: 5}\n").unwrap();
     let (status, said) = run(&mut place.command());
     assert_eq!(status.code(), Some(1));
-    assert!(said.contains("bluebox.yaml: ") && said.contains("cart") && said.contains("it has 4 partitions, not 5"), "{said}");
+    assert!(said.contains("bluebox.yaml: ") && said.contains("cart") && said.contains("with 4 partitions, not") && said.contains("with 5;"), "{said}");
 }
 
 #[test]
