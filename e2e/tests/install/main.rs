@@ -233,7 +233,7 @@ fn refused(cluster: &Cluster) {
         &["delete", "secret/bluebox-injector-certificates", own[0], own[1]],
         &["create", "pods", "-n", "shop"],
         &["delete", "pods", own[0], own[1]],
-        &["create", "pods/exec", own[0], own[1]],
+        &["create", "pods", "--subresource=exec", own[0], own[1]],
         &["update", "deployments.apps", own[0], own[1]],
         &["update", "configmap/bluebox-settings", own[0], own[1]],
         &["update", "namespaces"],
