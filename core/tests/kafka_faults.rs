@@ -9,6 +9,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -182,6 +183,51 @@ async fn a_broker_whose_answers_all_come_late_is_reached_all_the_same() {
     let mut node = node.args(["node", "1", "--dir"]).arg(&broker.dir).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     std::fs::write(broker.dir.join("node-1/pid"), node.id().to_string()).unwrap();
     let log = connect(KafkaConfig::new(advertised)).unwrap();
+    until_health(&*log, false).await;
+    until_health(&*log, true).await;
+    broker.signal(Signal::SIGKILL);
+    node.wait().unwrap();
+}
+
+/// Passes on what comes. When the number changes, the connections that there are get no more answers, and stay.
+async fn forgetful_relay(at: &str, to: String, era: Arc<AtomicU32>) {
+    let listener = tokio::net::TcpListener::bind(at).await.unwrap();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let Ok(broker) = tokio::net::TcpStream::connect(&to).await else { continue };
+            let ((mut from_client, mut to_client), (mut from_broker, mut to_broker)) = (client.into_split(), broker.into_split());
+            let (era, mine) = (era.clone(), era.load(Ordering::SeqCst));
+            tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_broker).await });
+            tokio::spawn(async move {
+                let mut buffer = [0; 65_536];
+                while let Ok(read @ 1..) = tokio::io::AsyncReadExt::read(&mut from_broker, &mut buffer).await {
+                    if era.load(Ordering::SeqCst) == mine && tokio::io::AsyncWriteExt::write_all(&mut to_client, &buffer[..read]).await.is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_gets_no_more_answers_is_replaced() {
+    let Some(broker) = Broker::prepare("forgetful") else { return };
+    let doors = std::fs::read_to_string(broker.dir.join("doors")).unwrap();
+    let [listens_at, advertised] = doors.split_whitespace().skip(2).collect::<Vec<_>>()[..] else { panic!("{doors}") };
+    let era = Arc::new(AtomicU32::new(0));
+    forgetful_relay(advertised, listens_at.to_owned(), era.clone()).await;
+    let mut node = Command::new(root().join("scripts/kafka"));
+    let mut node = node.args(["node", "1", "--dir"]).arg(&broker.dir).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    std::fs::write(broker.dir.join("node-1/pid"), node.id().to_string()).unwrap();
+    // Longer than the test waits: the client does not find out by itself.
+    let mut config = KafkaConfig::new(advertised);
+    config.properties.insert("socket.timeout.ms".to_owned(), "300000".to_owned());
+    let log = connect(config).unwrap();
+    until_health(&*log, false).await;
+    until_health(&*log, true).await;
+    era.fetch_add(1, Ordering::SeqCst);
+    drop(log.append(&Topic::new("t").partition(0), record("x")));
     until_health(&*log, false).await;
     until_health(&*log, true).await;
     broker.signal(Signal::SIGKILL);

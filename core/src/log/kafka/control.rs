@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
@@ -33,16 +33,21 @@ const PROBED: &str = "__consumer_offsets";
 type Job = Box<dyn FnOnce() + Send>;
 
 pub(super) struct Control {
-    client: BaseConsumer<Observer>,
+    /// Replaced when it gets no answers for long, see [`Control::renew`].
+    client: RwLock<Arc<BaseConsumer<Observer>>>,
     config: KafkaConfig,
     link: Arc<Link>,
     jobs: SyncSender<Job>,
     outsiders: Mutex<VecDeque<(String, Arc<BaseConsumer<Observer>>)>>,
 }
 
+fn create(config: &KafkaConfig, link: &Arc<Link>) -> Result<BaseConsumer<Observer>, KafkaError> {
+    config.control().create_with_context(Observer::new(link, "control"))
+}
+
 impl Control {
     pub(super) fn start(config: &KafkaConfig, link: &Arc<Link>) -> Result<Arc<Self>, KafkaError> {
-        let client = config.control().create_with_context(Observer::new(link, "control"))?;
+        let client = RwLock::new(Arc::new(create(config, link)?));
         let (jobs, queue) = sync_channel::<Job>(QUEUE);
         let queue = Arc::new(Mutex::new(queue));
         for _ in 0..THREADS {
@@ -57,16 +62,34 @@ impl Control {
 
     /// Serves what librdkafka has to say. These clients are not polled otherwise.
     pub(super) fn drain_events(&self) {
-        while let Some(Ok(_)) = self.client.poll(Duration::ZERO) {}
+        let client = self.client();
+        while let Some(Ok(_)) = client.poll(Duration::ZERO) {}
         let outsiders = self.outsiders.lock().unwrap_or_else(PoisonError::into_inner);
         for (_, outsider) in &*outsiders {
             while let Some(Ok(_)) = outsider.poll(Duration::ZERO) {}
         }
     }
 
+    fn client(&self) -> Arc<BaseConsumer<Observer>> {
+        self.client.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes another client, with connections of its own: one was seen that got no answer for half an hour, while other clients of the same broker did.
+    pub(super) fn renew(&self) {
+        let new = match create(&self.config, &self.link) {
+            Ok(new) => Arc::new(new),
+            Err(error) => return warn!(%error, "the client for questions can't be replaced"),
+        };
+        let old = std::mem::replace(&mut *self.client.write().unwrap_or_else(PoisonError::into_inner), new);
+        // Closing takes a moment, and the prober has none.
+        if let Err(error) = std::thread::Builder::new().name("kafka-close".to_owned()).spawn(move || drop(old)) {
+            warn!(%error, "a client could not be closed in the background");
+        }
+    }
+
     /// Whether any broker answers.
     pub(super) fn probe(&self, limit: Duration) -> Result<(), String> {
-        self.client.client().fetch_metadata(Some(PROBED), limit).map(drop).map_err(|error| error.to_string())
+        self.client().client().fetch_metadata(Some(PROBED), limit).map(drop).map_err(|error| error.to_string())
     }
 
     /// Asks when a thread is free. `job` must not block for longer than the patience of its question.
@@ -108,7 +131,7 @@ impl Control {
     pub(super) fn bounds(&self, of: &TopicPartition) -> Result<Bounds, LogError> {
         let partition = super::legal(of).map_err(|_| LogError::NotFound(of.to_string()))?;
         self.patiently(|limit| {
-            let asked = self.client.fetch_watermarks(of.topic.as_str(), partition, limit).map_err(|error| log_error(&of.to_string(), &error));
+            let asked = self.client().fetch_watermarks(of.topic.as_str(), partition, limit).map_err(|error| log_error(&of.to_string(), &error));
             let (start, end) = match asked {
                 // Also said of a partition that only has no leader at the moment. The metadata knows; and without a leader this is *not available*.
                 Err(LogError::NotFound(what)) if self.partitions_once(&of.topic, limit)? > of.partition => return Err(LogError::Unavailable(what)),
@@ -132,7 +155,7 @@ impl Control {
             return Ok(Vec::new());
         }
         self.patiently(|limit| {
-            let found = self.client.offsets_for_times(wanted.clone(), limit).map_err(|error| log_error("ends of partitions", &error))?;
+            let found = self.client().offsets_for_times(wanted.clone(), limit).map_err(|error| log_error("ends of partitions", &error))?;
             let end = |partition: &TopicPartition| {
                 let number = i32::try_from(partition.partition).unwrap_or(i32::MAX);
                 let element = found.find_partition(partition.topic.as_str(), number).ok_or_else(|| LogError::NotFound(partition.to_string()))?;
@@ -157,7 +180,7 @@ impl Control {
     }
 
     fn partitions_once(&self, of: &Topic, limit: Duration) -> Result<u32, LogError> {
-        let metadata = self.client.fetch_metadata(Some(of.as_str()), limit).map_err(|error| log_error(of.as_str(), &error))?;
+        let metadata = self.client().fetch_metadata(Some(of.as_str()), limit).map_err(|error| log_error(of.as_str(), &error))?;
         let topic = metadata.topics().iter().find(|topic| topic.name() == of.as_str());
         let topic = topic.ok_or_else(|| LogError::NotFound(of.to_string()))?;
         if let Some(error) = topic.error() {

@@ -26,6 +26,9 @@ const PATIENT_PROBE_LIMIT: Duration = Duration::from_secs(5);
 /// And at most.
 const MOST_PATIENT_PROBE_LIMIT: Duration = Duration::from_secs(40);
 
+/// After so many probes in a row without an answer the next ones are made by another client.
+const RENEW_AFTER: u32 = 3;
+
 /// How long a probe may take after so many that failed one after the other.
 fn probe_limit(failed: u32) -> Duration {
     match failed.checked_sub(1) {
@@ -148,6 +151,9 @@ fn probe_loop(link: &Link, control: &Weak<Control>, appender: &Weak<Appender>) {
                 }
                 Err(error) => {
                     failed = failed.saturating_add(1);
+                    if failed.is_multiple_of(RENEW_AFTER) {
+                        control.renew();
+                    }
                     if link.complaint.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
                         link.complain(&error);
                     }
