@@ -226,9 +226,18 @@ async fn a_client_that_gets_no_more_answers_is_replaced() {
     let log = connect(config).unwrap();
     until_health(&*log, false).await;
     until_health(&*log, true).await;
-    era.fetch_add(1, Ordering::SeqCst);
-    drop(log.append(&Topic::new("t").partition(0), record("x")));
-    until_health(&*log, false).await;
+    // Again and again: a client may open another connection just then.
+    let forgetting = async {
+        loop {
+            era.fetch_add(1, Ordering::SeqCst);
+            drop(log.append(&Topic::new("t").partition(0), record("x")));
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    };
+    tokio::select! {
+        () = until_health(&*log, false) => {}
+        () = forgetting => {}
+    }
     until_health(&*log, true).await;
     broker.signal(Signal::SIGKILL);
     node.wait().unwrap();
