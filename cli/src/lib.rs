@@ -10,7 +10,6 @@
 //! - [`watch`]: what goes on: `bluebox watch`, and the page of `up`.
 //! - [`operate`]: looking into a running system: `bluebox status`, `ps`, `calls`, `tap`, `topics`, `dlq`, `txn`; `drain`.
 //! - [`reference`](mod@reference): docs/metrics.md, docs/cli.md, completion.
-//! - [`memory`]: the allocator.
 //! - [`serve`], [`limits`], [`log`], [`logging`], [`tail`], [`units`]: what flags and the file have in common.
 
 mod family;
@@ -20,7 +19,6 @@ mod limits;
 mod log;
 mod log_server;
 mod logging;
-mod memory;
 mod operate;
 mod proxy;
 mod redirect;
