@@ -152,45 +152,34 @@ async fn without_a_broker_everything_says_so_within_a_second() {
     assert!(start.elapsed() < Duration::from_millis(100), "known now: {:?}", start.elapsed());
 }
 
-/// Passes on what comes, the broker's part `late`.
-async fn slow_relay(at: &str, to: String, late: Duration) {
-    let listener = tokio::net::TcpListener::bind(at).await.unwrap();
-    tokio::spawn(async move {
-        while let Ok((client, _)) = listener.accept().await {
-            let Ok(broker) = tokio::net::TcpStream::connect(&to).await else { continue };
-            let ((mut from_client, mut to_client), (mut from_broker, mut to_broker)) = (client.into_split(), broker.into_split());
-            tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_broker).await });
-            tokio::spawn(async move {
-                let mut buffer = [0; 65_536];
-                while let Ok(read @ 1..) = tokio::io::AsyncReadExt::read(&mut from_broker, &mut buffer).await {
-                    tokio::time::sleep(late).await;
-                    if tokio::io::AsyncWriteExt::write_all(&mut to_client, &buffer[..read]).await.is_err() {
-                        break;
-                    }
-                }
-            });
-        }
-    });
+/// A broker behind a relay, which passes on what comes, the broker's part `late`. When the number changes, the connections that there are get no more answers, and stay.
+struct Relayed {
+    broker: Broker,
+    node: Child,
+    config: KafkaConfig,
+    era: Arc<AtomicU32>,
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_broker_whose_answers_all_come_late_is_reached_all_the_same() {
-    let Some(broker) = Broker::prepare("late") else { return };
-    let doors = std::fs::read_to_string(broker.dir.join("doors")).unwrap();
-    let [listens_at, advertised] = doors.split_whitespace().skip(2).collect::<Vec<_>>()[..] else { panic!("{doors}") };
-    slow_relay(advertised, listens_at.to_owned(), Duration::from_millis(900)).await;
-    let mut node = Command::new(root().join("scripts/kafka"));
-    let mut node = node.args(["node", "1", "--dir"]).arg(&broker.dir).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    std::fs::write(broker.dir.join("node-1/pid"), node.id().to_string()).unwrap();
-    let log = connect(KafkaConfig::new(advertised)).unwrap();
-    until_health(&*log, false).await;
-    until_health(&*log, true).await;
-    broker.signal(Signal::SIGKILL);
-    node.wait().unwrap();
+impl Relayed {
+    async fn start(name: &str, late: Duration) -> Option<Self> {
+        let broker = Broker::prepare(name)?;
+        let doors = std::fs::read_to_string(broker.dir.join("doors")).unwrap();
+        let [listens_at, advertised] = doors.split_whitespace().skip(2).collect::<Vec<_>>()[..] else { panic!("{doors}") };
+        let era = Arc::new(AtomicU32::new(0));
+        relay(advertised, listens_at.to_owned(), late, era.clone()).await;
+        let node = Command::new(root().join("scripts/kafka")).args(["node", "1", "--dir"]).arg(&broker.dir).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let node = node.unwrap();
+        std::fs::write(broker.dir.join("node-1/pid"), node.id().to_string()).unwrap();
+        Some(Self { config: KafkaConfig::new(advertised), broker, node, era })
+    }
+
+    fn end(mut self) {
+        self.broker.signal(Signal::SIGKILL);
+        self.node.wait().unwrap();
+    }
 }
 
-/// Passes on what comes. When the number changes, the connections that there are get no more answers, and stay.
-async fn forgetful_relay(at: &str, to: String, era: Arc<AtomicU32>) {
+async fn relay(at: &str, to: String, late: Duration, era: Arc<AtomicU32>) {
     let listener = tokio::net::TcpListener::bind(at).await.unwrap();
     tokio::spawn(async move {
         while let Ok((client, _)) = listener.accept().await {
@@ -201,6 +190,7 @@ async fn forgetful_relay(at: &str, to: String, era: Arc<AtomicU32>) {
             tokio::spawn(async move {
                 let mut buffer = [0; 65_536];
                 while let Ok(read @ 1..) = tokio::io::AsyncReadExt::read(&mut from_broker, &mut buffer).await {
+                    tokio::time::sleep(late).await;
                     if era.load(Ordering::SeqCst) == mine && tokio::io::AsyncWriteExt::write_all(&mut to_client, &buffer[..read]).await.is_err() {
                         break;
                     }
@@ -211,17 +201,19 @@ async fn forgetful_relay(at: &str, to: String, era: Arc<AtomicU32>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_whose_answers_all_come_late_is_reached_all_the_same() {
+    let Some(relayed) = Relayed::start("late", Duration::from_millis(900)).await else { return };
+    let log = connect(relayed.config.clone()).unwrap();
+    until_health(&*log, false).await;
+    until_health(&*log, true).await;
+    relayed.end();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_gets_no_more_answers_is_replaced() {
-    let Some(broker) = Broker::prepare("forgetful") else { return };
-    let doors = std::fs::read_to_string(broker.dir.join("doors")).unwrap();
-    let [listens_at, advertised] = doors.split_whitespace().skip(2).collect::<Vec<_>>()[..] else { panic!("{doors}") };
-    let era = Arc::new(AtomicU32::new(0));
-    forgetful_relay(advertised, listens_at.to_owned(), era.clone()).await;
-    let mut node = Command::new(root().join("scripts/kafka"));
-    let mut node = node.args(["node", "1", "--dir"]).arg(&broker.dir).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    std::fs::write(broker.dir.join("node-1/pid"), node.id().to_string()).unwrap();
+    let Some(relayed) = Relayed::start("forgetful", Duration::ZERO).await else { return };
     // Longer than the test waits: the client does not find out by itself.
-    let mut config = KafkaConfig::new(advertised);
+    let mut config = relayed.config.clone();
     config.properties.insert("socket.timeout.ms".to_owned(), "300000".to_owned());
     let log = connect(config).unwrap();
     until_health(&*log, false).await;
@@ -229,7 +221,7 @@ async fn a_client_that_gets_no_more_answers_is_replaced() {
     // Again and again: a client may open another connection just then.
     let forgetting = async {
         loop {
-            era.fetch_add(1, Ordering::SeqCst);
+            relayed.era.fetch_add(1, Ordering::SeqCst);
             drop(log.append(&Topic::new("t").partition(0), record("x")));
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
@@ -239,8 +231,7 @@ async fn a_client_that_gets_no_more_answers_is_replaced() {
         () = forgetting => {}
     }
     until_health(&*log, true).await;
-    broker.signal(Signal::SIGKILL);
-    node.wait().unwrap();
+    relayed.end();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -33,7 +33,7 @@ impl Sent {
     }
 
     /// It is over for who made it. `result` says by whom it was answered, or which problem there was.
-    pub fn ended<B>(self, id: Option<CallId>, answer: &Result<Response<B>, Problem>, result: &str) {
+    pub fn ended<B>(self, id: Option<CallId>, answer: Result<&Response<B>, &Problem>, result: &str) {
         let Self { method, path, to, began } = self;
         let (status, told) = match answer {
             Ok(response) => (response.status(), response.headers().get(fields::CALL_ID).and_then(|id| id.to_str().ok().map(str::to_owned))),

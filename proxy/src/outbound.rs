@@ -225,11 +225,7 @@ impl OutboundSide {
             Ok(handed) => Ok(Handed { line, ..handed }),
             Err(problem) => {
                 let word = self.metrics.problem(problem.kind());
-                self.metrics.calls.of(callee.as_str()).inc(word);
-                let answer: Result<Response<AnswerBody>, _> = Err(problem.clone());
-                if let Some(line) = line {
-                    line.ended(None, &answer, word);
-                }
+                self.ended(&callee, line, None, Err(&problem), word);
                 Err(problem)
             }
         }
@@ -336,11 +332,16 @@ impl OutboundSide {
             Ok(Carried::Later(answer)) => ("accepted", Ok(*answer)),
             Err(problem) => (self.metrics.problem(problem.kind()), Err(problem)),
         };
+        self.ended(&callee, line, Some(id), answer.as_ref(), word);
+        answer
+    }
+
+    /// Counts a call that is over for who made it, and logs it.
+    fn ended(&self, callee: &ComponentName, line: Option<line::Sent>, id: Option<CallId>, answer: Result<&Response<AnswerBody>, &Problem>, word: &str) {
         self.metrics.calls.of(callee.as_str()).inc(word);
         if let Some(line) = line {
-            line.ended(Some(id), &answer, word);
+            line.ended(id, answer, word);
         }
-        answer
     }
 
     async fn wait(&self, mut handed: Box<Handed>) -> Result<Carried, Problem> {

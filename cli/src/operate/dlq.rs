@@ -21,6 +21,26 @@ use super::{OutputOptions, Reached, SystemOptions, get};
 use crate::units::{so_many, spell};
 use crate::watch::history::ago;
 
+/// What a record of a `dead-letters` topic tells.
+pub(crate) enum Kept {
+    /// A call was given up.
+    Letter(Box<DeadLetter>),
+    /// Somebody did something with one.
+    Settled(Settled),
+}
+
+impl Kept {
+    /// `None` for a part of a body, and for what can't be read.
+    pub(crate) fn of(record: Record) -> Option<Self> {
+        let Record { key, value: Some(value) } = record else { return None };
+        match &key[..] {
+            SETTLED_KEY => Settled::decode(value).ok().map(Self::Settled),
+            CHUNK_KEY => None,
+            _ => DeadLetter::decode(value).ok().map(|letter| Self::Letter(Box::new(letter))),
+        }
+    }
+}
+
 /// Memory for bodies that are copied.
 const BODY_MEMORY: usize = 8 << 20;
 
@@ -127,17 +147,13 @@ async fn letters(reached: &Reached, component: Option<&ComponentName>) -> anyhow
             // A call that was buried twice, by a box that died in between, is one.
             let mut open: BTreeMap<(CallId, u32), Letter> = BTreeMap::new();
             reached
-                .each(&partition, |entry| {
-                    let Some(value) = entry.record.value else { return };
-                    if entry.record.key == SETTLED_KEY {
-                        if let Ok(settled) = Settled::decode(value) {
-                            open.remove(&(settled.id, settled.replay));
-                        }
-                    } else if entry.record.key != CHUNK_KEY
-                        && let Ok(letter) = DeadLetter::decode(value)
-                    {
-                        open.insert((letter.call.id, letter.call.replay), Letter { partition: partition.clone(), buried: entry.timestamp, letter });
+                .each(&partition, |entry| match Kept::of(entry.record) {
+                    Some(Kept::Settled(settled)) => drop(open.remove(&(settled.id, settled.replay))),
+                    Some(Kept::Letter(letter)) => {
+                        let letter = Letter { partition: partition.clone(), buried: entry.timestamp, letter: *letter };
+                        open.insert((letter.letter.call.id, letter.letter.call.replay), letter);
                     }
+                    None => {}
                 })
                 .await?;
             all.extend(open.into_values());

@@ -8,14 +8,14 @@ use bluebox_core::call::{Call, Source};
 use bluebox_core::clock::wall_clock;
 use bluebox_core::log::{Offset, Timestamp, TopicPartition};
 use bluebox_core::registry::Registry;
-use bluebox_core::wire::{CallsEntry, DeadLetter, ParkedCall, Reply, SETTLED_KEY, Settled, Settlement};
+use bluebox_core::wire::{CallsEntry, ParkedCall, Reply, Settlement};
 use bluebox_core::{CallId, ComponentName};
-use bluebox_proxy::bulk::CHUNK_KEY;
 use bluebox_proxy::inbound::frontier::{Frontier, Mark};
 use serde::{Deserialize, Serialize};
 
 use super::survey;
 use crate::operate::Reached;
+use crate::operate::dlq::Kept;
 
 /// Of one partition, at most so many of the newest records are looked at for a call.
 pub(crate) const LOOK_BACK: u64 = 20_000;
@@ -296,19 +296,18 @@ impl Seen {
         let partition = topics.dead_letters.partition(number);
         reached
             .each(&partition, |entry| {
-                let Some(value) = entry.record.value else { return };
                 let place = format!("{partition} offset {}", entry.offset);
-                if entry.record.key == SETTLED_KEY {
-                    if let Ok(settled) = Settled::decode(value) {
+                match Kept::of(entry.record) {
+                    Some(Kept::Settled(settled)) => {
                         let what = if settled.how == Settlement::Dropped { "dropped" } else { "replayed" };
                         told.push((entry.timestamp, (settled.id, settled.replay), what, "by an operator".to_owned(), place));
                     }
-                } else if entry.record.key != CHUNK_KEY
-                    && let Ok(letter) = DeadLetter::decode(value)
-                {
-                    let attempts = crate::units::so_many(letter.attempts as usize, "delivery", "deliveries");
-                    let detail = format!("after {attempts}: {}", letter.detail);
-                    told.push((entry.timestamp, (letter.call.id, letter.call.replay), "dead-letter", detail, place));
+                    Some(Kept::Letter(letter)) => {
+                        let attempts = crate::units::so_many(letter.attempts as usize, "delivery", "deliveries");
+                        let detail = format!("after {attempts}: {}", letter.detail);
+                        told.push((entry.timestamp, (letter.call.id, letter.call.replay), "dead-letter", detail, place));
+                    }
+                    None => {}
                 }
             })
             .await?;

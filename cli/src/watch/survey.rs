@@ -9,14 +9,14 @@ use anyhow::Context as _;
 use bluebox_core::log::{Committed, Offset, Read, Timestamp, TopicPartition};
 use bluebox_core::registry::{Class, Component, Registry};
 use bluebox_core::topics::Topics;
-use bluebox_core::wire::{CallsEntry, DeadLetter, FrontierEntry, ParkedCall, SETTLED_KEY, Settled};
+use bluebox_core::wire::{CallsEntry, FrontierEntry, ParkedCall};
 use bluebox_core::{CallId, ComponentName};
-use bluebox_proxy::bulk::CHUNK_KEY;
 use bluebox_proxy::inbound::frontier::{MAX_SPAN, Mark};
 use futures_util::StreamExt as _;
 use serde::{Deserialize, Serialize};
 
 use crate::operate::Reached;
+use crate::operate::dlq::Kept;
 
 /// Questions to the log that are under way at once.
 const AT_ONCE: usize = 32;
@@ -311,17 +311,10 @@ async fn letters(reached: &Reached, partition: &TopicPartition, end: Offset, see
         return Ok(());
     }
     let next = reached
-        .each_from(partition, *read, |entry| {
-            let Some(value) = entry.record.value else { return };
-            if entry.record.key == SETTLED_KEY {
-                if let Ok(settled) = Settled::decode(value) {
-                    open.remove(&(settled.id, settled.replay));
-                }
-            } else if entry.record.key != CHUNK_KEY
-                && let Ok(letter) = DeadLetter::decode(value)
-            {
-                open.insert((letter.call.id, letter.call.replay));
-            }
+        .each_from(partition, *read, |entry| match Kept::of(entry.record) {
+            Some(Kept::Settled(settled)) => drop(open.remove(&(settled.id, settled.replay))),
+            Some(Kept::Letter(letter)) => drop(open.insert((letter.call.id, letter.call.replay))),
+            None => {}
         })
         .await?;
     *read = next;
