@@ -82,6 +82,7 @@ kinds! {
     HalfOpen "half-open" "The connections of a proxy to the brokers stay open, and nothing comes through in one direction or both (Kafka)",
     Latency "latency" "What goes between a proxy and the brokers takes longer (Kafka)",
     Storm "storm" "Boxes of the called component are started and ended in good order: down to 1, up to 4, down to 1, and back. Nothing else happens meanwhile",
+    RestartCallee "restart-callee" "A box of the called component is asked to end, in good order, and started again, as in a rolling update",
     LogDown "log-down" "Every broker, or the embedded log, is down: 30 s, in the long set five minutes",
     DiskFull "disk-full" "The disk of the embedded log is full (embedded)",
     ClockStep "clock-step" "The wall clock of a proxy, or of the embedded log, is moved back or forth by up to a day, and later back again",
@@ -134,7 +135,7 @@ impl Kind {
             Self::Cut => 4,
             Self::StopCallerProxy | Self::StopCalleeApp | Self::HalfOpen | Self::Latency => 3,
             Self::StopCallerApp | Self::StopLog | Self::LeaderMove | Self::ClockStep => 2,
-            Self::Storm | Self::LogDown | Self::DiskFull => 0,
+            Self::Storm | Self::RestartCallee | Self::LogDown | Self::DiskFull => 0,
         }
     }
 }
@@ -175,6 +176,8 @@ pub(crate) struct Fault {
 pub(crate) struct Plan {
     settings: Settings,
     random: Random,
+    /// Restarts draw from it, so that the rest of a seed's schedule is the same with and without them.
+    restarts: Random,
     /// SIGKILLs so far; without any, faults.
     done: u64,
     /// What is done once the counter is there, in order.
@@ -183,6 +186,8 @@ pub(crate) struct Plan {
 
 /// One storm, one full disk in so many kills.
 const PIECES_EVERY: u64 = 100;
+/// One restart in good order in so many kills.
+const RESTART_EVERY: u64 = 20;
 
 impl Plan {
     pub(crate) fn new(settings: Settings) -> Self {
@@ -199,8 +204,10 @@ impl Plan {
             add(start + length / 2, Kind::DiskFull);
         }
         add(kills * 3 / 4, Kind::LogDown);
+        let restart_every = if settings.kinds == [Kind::RestartCallee] { 1 } else { RESTART_EVERY };
+        (restart_every - 1..kills).step_by(usize::try_from(restart_every).unwrap_or(usize::MAX)).for_each(|at| add(at, Kind::RestartCallee));
         pieces.sort();
-        Self { random: Random::new(settings.seed), settings, done: 0, pieces }
+        Self { random: Random::new(settings.seed), restarts: Random::new(!settings.seed), settings, done: 0, pieces }
     }
 
     /// Whether as many kills as wanted, and all set pieces, are behind it.
@@ -223,6 +230,12 @@ impl Plan {
         };
         if kind.is_kill() || !self.settings.kinds.iter().any(|kind| kind.is_kill()) {
             self.done += 1;
+        }
+        if kind == Kind::RestartCallee {
+            let gap = u64::try_from(self.settings.gap.as_millis()).unwrap_or(u64::MAX);
+            let after = Duration::from_millis(self.restarts.between(gap * 2 / 3, gap * 4 / 3));
+            let lasts = Duration::from_millis(self.restarts.between(0, 1_000));
+            return Some(Fault { after, kind, target: self.restarts.next(), lasts, choice: 0 });
         }
         let after = self.after(kind);
         let lasts = self.lasts(kind);
@@ -312,6 +325,14 @@ mod tests {
     }
 
     #[test]
+    fn restarts_leave_the_rest_of_a_schedule_as_it_is() {
+        let without = Settings { kinds: Kind::ALL.iter().copied().filter(|kind| *kind != Kind::RestartCallee).collect(), ..settings(LogKind::Kafka, 100) };
+        let mut faults = all(settings(LogKind::Kafka, 100));
+        faults.retain(|fault| fault.kind != Kind::RestartCallee);
+        assert_eq!(faults, all(without));
+    }
+
+    #[test]
     fn as_many_kills_as_wanted_and_every_kind_that_the_log_can_have() {
         for log in [LogKind::Embedded, LogKind::Kafka, LogKind::Kafka3] {
             let faults = all(settings(log, 1_000));
@@ -327,6 +348,7 @@ mod tests {
         let only = |kinds: &[Kind]| all(Settings { kinds: kinds.to_vec(), ..settings(LogKind::Kafka, 20) });
         assert_eq!(only(&[Kind::StopCalleeProxy]).len(), 20);
         assert!(only(&[Kind::StopCalleeProxy]).iter().all(|fault| fault.kind == Kind::StopCalleeProxy));
+        assert_eq!(only(&[Kind::RestartCallee]).len(), 20);
         assert_eq!(only(&[Kind::Storm]).iter().map(|fault| fault.kind).collect::<Vec<_>>(), [Kind::Storm]);
         assert_eq!(only(&[Kind::DiskFull]), []);
     }

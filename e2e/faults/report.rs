@@ -103,6 +103,8 @@ impl Verdict {
             "takeover_redeliver_ms": times(&takeover.redeliver),
             "others_ms": times(&takeover.others),
             "moved_ms": times(&takeover.moved),
+            "handover_ms": times(&takeover.handover),
+            "handover_when_idle_ms": times(&takeover.handover_when_idle),
             "in_storms_ms": times(&takeover.in_storms),
             "outcomes_per_second": { "before": self.throughput_before.round(), "after": self.throughput_after.round() },
             "growth": self.growth.iter().map(Growth::json).collect::<Vec<_>>(),
@@ -153,6 +155,8 @@ impl Verdict {
             ("  redeliver", &takeover.redeliver),
             ("longest call to partitions that stay", &takeover.others),
             ("longest call to partitions that move", &takeover.moved),
+            ("handover (asked to end, to the next call elsewhere)", &takeover.handover),
+            ("  of that after the last call of the box", &takeover.handover_when_idle),
             ("calls during storms", &takeover.in_storms),
         ] {
             if let (Some(half), Some(most)) = (percentile(of, 50), percentile(of, 99)) {

@@ -80,6 +80,11 @@ impl Unit {
         matches!(self.state, State::Up { .. })
     }
 
+    /// Whether it was asked to end, and has not yet.
+    pub(crate) fn is_leaving(&self) -> bool {
+        matches!(self.state, State::Leaving { .. })
+    }
+
     /// Whether nothing of it runs and nothing is going to.
     pub(crate) fn is_away(&self) -> bool {
         matches!(self.state, State::Down(None))

@@ -22,6 +22,8 @@ pub(super) enum Heal {
         kind: Kind,
         life: usize,
     },
+    /// Start it again, once it has ended.
+    Return(BoxId),
     ContinueLog(u16),
     StartLog(u16, Kind),
     Network(BoxId, Kind),
@@ -52,6 +54,7 @@ impl System {
             Kind::Cut | Kind::HalfOpen | Kind::Latency => self.spoil_network(fault).await?,
             Kind::DiskFull => self.fill_disk(fault)?,
             Kind::ClockStep => self.step_clock(fault)?,
+            Kind::RestartCallee => self.restart_box(fault),
             Kind::Storm => {
                 self.storm(fault).await?;
                 true
@@ -88,6 +91,19 @@ impl System {
         for kind in [Kind::StopCallerApp, Kind::StopCallerProxy, Kind::StopCalleeApp, Kind::StopCalleeProxy] {
             self.history.ends(kind, On::Box(id));
         }
+        true
+    }
+
+    /// One box is asked to end; the last that runs is left alone, so that there is somebody to hand over to.
+    fn restart_box(&mut self, fault: Fault) -> bool {
+        let others = self.units.iter().filter(|unit| unit.id.role == Role::Callee && unit.is_up()).count();
+        let Some(at) = self.choose(fault, Role::Callee).filter(|_| others > 1) else { return false };
+        let id = self.units[at].id;
+        if [Kind::StopCalleeApp, Kind::StopCalleeProxy].iter().any(|kind| self.is_in_trouble(On::Box(id), *kind)) {
+            return false;
+        }
+        self.units[at].leave(&mut self.history);
+        self.heal_after(fault.lasts, Heal::Return(id));
         true
     }
 
@@ -222,6 +238,14 @@ impl System {
                     // First the line: what it does from now on is done by one that was continued.
                     self.history.ends(kind, On::Box(id));
                     unit.signal(half, Signal::SIGCONT);
+                }
+            }
+            Heal::Return(id) => {
+                if let Some(unit) = self.units.iter_mut().find(|unit| unit.id == id) {
+                    unit.want();
+                    if unit.is_leaving() {
+                        self.heal_after(Duration::from_millis(20), Heal::Return(id));
+                    }
                 }
             }
             Heal::ContinueLog(node) => {

@@ -8,11 +8,14 @@
 //! - *until begun*: from the kill until then: all of the above, and what none of it is.
 //! - *takeover*: from the kill until the caller has its answer. The time that the app takes is in it, and long calls are more often under way at a kill than short ones.
 //! - *beyond the app*: the takeover without the time that the app takes for the call by the plan of the load.
+//!
+//! And of boxes that were asked to end (*handover*): of each lane that such a box had, from when it was asked (or the next call of the lane was sent, if that was later) until another box's app
+//! begins with that call. A partition is handed over when the calls of it that are under way have ended, so the same is told once more from when the box had answered the last of its calls.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::evidence::Evidence;
+use super::evidence::{Delivered, Evidence};
 use crate::clock::Moment;
 use crate::history::{Ending, History, Life, Note, On, Role, Said};
 
@@ -29,6 +32,10 @@ pub(crate) struct Takeover {
     pub(crate) others: Vec<Duration>,
     /// The same of lanes whose partition went, in good order, from a box that lives to one that came back.
     pub(crate) moved: Vec<Duration>,
+    /// From SIGTERM until another box begins with the next call of a lane.
+    pub(crate) handover: Vec<Duration>,
+    /// The same from when the box that was asked to end had answered the last of its calls.
+    pub(crate) handover_when_idle: Vec<Duration>,
     /// How long calls took beyond what the app took that were sent while boxes came and went in good order.
     pub(crate) in_storms: Vec<Duration>,
 }
@@ -70,8 +77,9 @@ pub(super) fn measure(evidence: &Evidence, history: &History) -> Takeover {
         }
     }
     others(evidence, history, &mut times);
-    let Takeover { detect, reassign, redeliver, begun, answered, beyond_app, others, moved, in_storms } = &mut times;
-    for times in [detect, reassign, redeliver, begun, answered, beyond_app, others, moved, in_storms] {
+    handovers(evidence, history, &mut times);
+    let Takeover { detect, reassign, redeliver, begun, answered, beyond_app, others, moved, handover, handover_when_idle, in_storms } = &mut times;
+    for times in [detect, reassign, redeliver, begun, answered, beyond_app, others, moved, handover, handover_when_idle, in_storms] {
         times.sort();
     }
     times
@@ -116,6 +124,35 @@ fn others(evidence: &Evidence, history: &History, times: &mut Takeover) {
             let then = || lane[first..].iter().take_while(|call| call.sent < until);
             let times = if then().all(|call| call.life == Some(owner)) { &mut times.others } else { &mut times.moved };
             times.extend(then().map(|call| call.beyond).max());
+        }
+    }
+}
+
+/// A lane's calls are sent one after the other: where one box that was asked to end had the last one and another has the next, the partition was handed over.
+fn handovers(evidence: &Evidence, history: &History, times: &mut Takeover) {
+    let mut idle: BTreeMap<usize, Moment> = BTreeMap::new();
+    let mut lanes: BTreeMap<(u16, u16), Vec<(Moment, &Delivered)>> = BTreeMap::new();
+    for (value, call) in &evidence.calls {
+        for delivery in &call.deliveries {
+            if let (Some(life), Some(ended)) = (delivery.life, delivery.ended) {
+                let last = idle.entry(life).or_insert(ended);
+                *last = ended.max(*last);
+            }
+        }
+        if let (true, Some(sent), Some(first)) = (value.manner().laned, call.sent(), call.deliveries.first()) {
+            lanes.entry((value.caller, value.worker)).or_default().push((sent, first));
+        }
+    }
+    for lane in lanes.values() {
+        for ((_, last), (sent, next)) in lane.iter().zip(&lane[1..]) {
+            let Some((at, life)) = last.life.and_then(|at| Some((at, history.lives.get(at)?))) else { continue };
+            let Some((asked, Ending::Asked)) = life.ended else { continue };
+            if next.life == last.life || next.began < asked {
+                continue;
+            }
+            let waits = asked.max(*sent);
+            times.handover.push(next.began.since(waits));
+            times.handover_when_idle.push(next.began.since(idle.get(&at).copied().unwrap_or(waits).max(waits)));
         }
     }
 }

@@ -328,3 +328,18 @@ fn a_takeover_is_measured_in_its_parts() {
     assert_eq!((takeover.begun, takeover.beyond_app), (milliseconds(2_590), vec![Duration::from_millis(2_600) - call.takes()]));
     assert!(!call.takes().is_zero(), "a call that takes no time tells nothing here");
 }
+
+#[test]
+fn a_handover_is_measured_from_the_request_to_end_and_from_the_last_answer() {
+    let calls = [value(LANED, 0), value(LANED, 1), value(LANED, 2)];
+    let mut story = Story::new().good(1, calls[0], 0).sent(5, calls[1]).begun(140, calls[1], 1, 0).ended(141, calls[1], 1, 0).answered(142, calls[1], 1, 0);
+    story = story.sent(150, calls[2]).begun(151, calls[2], 1, 1).ended(152, calls[2], 1, 1).answered(153, calls[2], 1, 1);
+    // Something else that the box had under way when it was asked to end.
+    let other = value(PLAIN, 0);
+    story = story.sent(6, other).begun(7, other, 0, 1).ended(100, other, 0, 1).answered(101, other, 0, 1);
+    let unasked = Story { caller: story.caller.clone(), carts: story.carts.clone(), history: story.history.clone() };
+    assert_eq!(unasked.holds().takeover.handover, []);
+    story.history.lives[0].ended = Some((Moment(10_000), Ending::Asked));
+    let takeover = story.holds().takeover;
+    assert_eq!((takeover.handover, takeover.handover_when_idle), (vec![Duration::from_millis(130)], vec![Duration::from_millis(40)]));
+}
