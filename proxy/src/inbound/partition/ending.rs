@@ -16,7 +16,8 @@ impl Partition {
             DeliveryEnd::NotNow(pause, outcome) => {
                 held.attempts -= 1;
                 held.not_now = true;
-                let again = now + pause.min(MAX_NOT_NOW);
+                // An app that says *at once* is given a moment all the same: nothing else would hold up one call that goes back and forth.
+                let again = now + pause.max(self.rules.first_backoff).min(MAX_NOT_NOW);
                 if again >= held.deadline || held.wait_ends.is_some_and(|end| again >= end) {
                     self.record(origin, Verdict::Outcome(outcome), effects);
                 } else {

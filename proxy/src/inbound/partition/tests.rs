@@ -135,6 +135,20 @@ fn a_copy_whose_acknowledgement_was_lost_is_no_second_call() {
 }
 
 #[test]
+fn an_app_that_says_not_now_but_at_once_is_given_a_moment() {
+    let mut partition = serving(&clean(), 9, Vec::new());
+    let mut effects = Vec::new();
+    partition.arrived(time(0), arrival(0, None, None), &mut effects);
+    assert_eq!(ready(&mut partition), [0]);
+    let outcome = crate::inbound::deliver::refusal(CallId::from_bytes([1; 16]), 0, None, 1, Reason::Answer, "");
+    partition.delivery_ended(time(1_000), at(0), DeliveryEnd::NotNow(Duration::ZERO, Box::new(outcome)), 0.0, &mut effects);
+    partition.tick(time(1_099), &mut effects);
+    assert!(!partition.has_ready());
+    partition.tick(time(1_100), &mut effects);
+    assert_eq!(ready(&mut partition), [0]);
+}
+
+#[test]
 fn a_copy_that_comes_to_lie_where_a_commit_saw_nothing_is_made_again() {
     let mut partition = serving(&clean(), 9, Vec::new());
     let mut effects = Vec::new();
