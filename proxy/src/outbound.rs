@@ -270,6 +270,7 @@ impl OutboundSide {
         let take_in = TakeIn {
             limit_bytes: component.body_limit_bytes,
             idle_timeout: limits.body_idle_timeout,
+            waits_out: false,
             least_bytes_per_second: LEAST_BODY_RATE,
             longest: Duration::MAX,
         };

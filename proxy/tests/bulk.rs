@@ -9,16 +9,19 @@ use std::time::Duration;
 
 use bluebox_core::call::{Body, BulkBody};
 use bluebox_core::log::embedded::{AppendFault, Embedded};
-use bluebox_core::log::{Log, Offset, Record, Timestamp, Topic, TopicPartition, TopicSpec};
-use bluebox_proxy::bulk::{Bulk, GiveOutError, INLINE_BYTES, TakeIn, TakeInError};
+use bluebox_core::log::{
+    Append, Bounds, Committed, GroupSpec, Health, Log, Membership, Offset, Pending, Reader, Record, Timestamp, Topic, TopicPartition, TopicSpec,
+};
+use bluebox_proxy::bulk::{Bulk, CopyError, GiveOutError, INLINE_BYTES, TakeIn, TakeInError};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
 use sha2::{Digest, Sha256};
+use tokio::sync::Semaphore;
 
 const MIB: usize = 1 << 20;
-const LIMITS: TakeIn = TakeIn { limit_bytes: 64 << 20, idle_timeout: Duration::from_secs(20), least_bytes_per_second: 0, longest: Duration::from_secs(3600) };
+const LIMITS: TakeIn = TakeIn { limit_bytes: 64 << 20, idle_timeout: Duration::from_secs(20), waits_out: false, least_bytes_per_second: 0, longest: Duration::from_secs(3600) };
 
 async fn log_with_a_partition() -> (Arc<Embedded>, TopicPartition) {
     let log = Embedded::in_memory();
@@ -137,6 +140,16 @@ async fn a_body_that_does_not_end_in_its_time_is_given_up() {
     let limits = TakeIn { longest: Duration::from_secs(90), ..LIMITS };
     assert_eq!(bulk.take_in(drops, &limits, None).await.unwrap_err(), TakeInError::Endless { within: Duration::from_secs(90) });
     assert_eq!(bulk.take_in(Stuck(false), &limits, None).await.unwrap_err(), TakeInError::Idle { after: LIMITS.idle_timeout });
+    // Where it may take a pause that is as long as it likes, but not for ever.
+    let slow = StreamBody::new(Box::pin(futures_util::stream::unfold(0, |sent| async move {
+        tokio::time::sleep(Duration::from_secs(40)).await;
+        (sent < 2).then_some((Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"x"))), sent + 1))
+    })));
+    let limits = TakeIn { waits_out: true, longest: Duration::from_secs(130), ..LIMITS };
+    assert!(bulk.take_in(slow, &limits, None).await.is_ok());
+    let began = tokio::time::Instant::now();
+    assert_eq!(bulk.take_in(Stuck(false), &limits, None).await.unwrap_err(), TakeInError::Idle { after: LIMITS.idle_timeout });
+    assert_eq!(began.elapsed(), limits.longest);
 }
 
 /// What it takes the log to store a body is not held against its sender.
@@ -236,6 +249,96 @@ async fn what_is_not_all_there_is_an_error_and_never_a_shorter_body() {
     // The copy is gone with it here, because both partitions keep as long; what counts is that it had been one of its own.
     let Body::Bulk(copy) = copy else { panic!() };
     assert_eq!((copy.partition.partition, copy.len_bytes), (1, MIB as u64));
+}
+
+/// As that of a dead letter, which is the last copy.
+#[tokio::test(start_paused = true)]
+async fn a_body_is_copied_as_soon_as_the_log_gives_it_out() {
+    let (log, partition) = log_with_a_partition().await;
+    let client = log.client();
+    let bulk = Bulk::new(client.clone(), partition.clone(), MIB);
+    let body = bulk.take_in(Full::new(bytes(MIB)), &LIMITS, None).await.unwrap().body;
+    let copying = bulk.trying_again().writing_to(Topic::new("bulk").partition(1));
+    client.disconnect();
+    let mut copied = Box::pin(copying.copy(&body));
+    assert!(tokio::time::timeout(Duration::from_secs(1000), &mut copied).await.is_err());
+    client.reconnect();
+    let copy = tokio::time::timeout(Duration::from_secs(100), copied).await.unwrap().unwrap();
+    assert!(bulk.give_out(copy, HeaderMap::new()).collect().await.unwrap().to_bytes() == bytes(MIB));
+    // What is nowhere is not waited for.
+    let nowhere = Body::Bulk(BulkBody { partition, chunks: vec![Offset::new(1000)], len_bytes: 5 });
+    assert_eq!(copying.copy(&nowhere).await, Err(CopyError::Unread(GiveOutError::Stalled)));
+}
+
+/// A log that can be read by one at a time.
+struct OneReader {
+    log: Arc<Embedded>,
+    place: Arc<Semaphore>,
+}
+
+impl Log for OneReader {
+    fn read(&self, from: &TopicPartition, at: Offset) -> Reader {
+        let (sender, reader) = Reader::new(1);
+        let (place, log, from) = (self.place.clone(), self.log.clone(), from.clone());
+        tokio::spawn(async move {
+            let _place = place.acquire_owned().await;
+            let mut inner = log.read(&from, at);
+            loop {
+                tokio::select! {
+                    Some(read) = inner.next() => if sender.send(read).await.is_err() { return },
+                    () = sender.closed() => return,
+                }
+            }
+        });
+        reader
+    }
+
+    fn append(&self, to: &TopicPartition, record: Record) -> Append {
+        self.log.append(to, record)
+    }
+
+    fn bounds(&self, of: &TopicPartition) -> Pending<Bounds> {
+        self.log.bounds(of)
+    }
+
+    fn join(&self, group: GroupSpec) -> Membership {
+        self.log.join(group)
+    }
+
+    fn committed(&self, group: &str, of: Vec<TopicPartition>) -> Pending<Vec<Option<Committed>>> {
+        self.log.committed(group, of)
+    }
+
+    fn create_topics(&self, topics: Vec<TopicSpec>) -> Pending<()> {
+        self.log.create_topics(topics)
+    }
+
+    fn partitions(&self, of: &Topic) -> Pending<Option<u32>> {
+        self.log.partitions(of)
+    }
+
+    fn health(&self) -> tokio::sync::watch::Receiver<Health> {
+        self.log.health()
+    }
+
+    fn max_record_bytes(&self) -> usize {
+        self.log.max_record_bytes()
+    }
+}
+
+/// Else a few slow clients would keep all others from reading what lies in the same partition.
+#[tokio::test(start_paused = true)]
+async fn a_body_that_nobody_takes_keeps_no_other_from_being_read() {
+    let (log, partition) = log_with_a_partition().await;
+    let bulk = Bulk::new(Arc::new(OneReader { log, place: Arc::new(Semaphore::new(1)) }), partition, 8 * MIB);
+    let content = bytes(3 * MIB);
+    let body = bulk.take_in(Full::new(content.clone()), &LIMITS, None).await.unwrap().body;
+    let mut slow = bulk.give_out(body.clone(), HeaderMap::new());
+    let first = slow.frame().await.unwrap().unwrap().into_data().unwrap();
+    let quick = tokio::time::timeout(Duration::from_secs(10), bulk.give_out(body, HeaderMap::new()).collect()).await.unwrap().unwrap();
+    assert!(quick.to_bytes() == content);
+    let rest = slow.collect().await.unwrap().to_bytes();
+    assert!([first, rest].concat() == content, "it goes on where it was");
 }
 
 #[tokio::test(start_paused = true)]

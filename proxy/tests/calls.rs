@@ -253,7 +253,7 @@ async fn large_bodies_travel_beside_the_call() {
         let Body::Bulk(ref chunks) = call.request.body else { panic!("{:?}", call.request.body) };
         assert_eq!(chunks.len_bytes, body.len() as u64);
         assert_eq!(chunks.chunks.len(), body.len().div_ceil(256 << 10));
-        let limits = TakeIn { limit_bytes: 4_000_000, idle_timeout: PATIENCE, least_bytes_per_second: 0, longest: PATIENCE };
+        let limits = TakeIn { limit_bytes: 4_000_000, idle_timeout: PATIENCE, waits_out: false, least_bytes_per_second: 0, longest: PATIENCE };
         let copied = bulk.take_in(bulk.give_out(call.request.body.clone(), HeaderMap::new()), &limits, None).await.unwrap();
         reply(&*system.log, &call, Response { body: copied.body, ..response(200, &[], b"") }).await;
     });

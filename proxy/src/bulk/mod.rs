@@ -8,10 +8,11 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bluebox_core::call::Body;
+use bluebox_core::call::{Body, BulkBody};
 use bluebox_core::log::{AppendError, Log, TopicPartition};
 use bytes::Buf;
 use http::HeaderMap;
+use http_body::Body as _;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -20,7 +21,6 @@ use crate::fields;
 
 pub use out::{GiveOutError, OutBody};
 
-use out::STALL;
 use upload::Upload;
 
 /// The largest body that travels in a record, and the size of a chunk of a larger one: 256 KiB.
@@ -49,6 +49,8 @@ pub struct TakeIn {
     pub limit_bytes: u64,
     /// How long it may stand still.
     pub idle_timeout: Duration,
+    /// Whether one that stands still is given up only when `longest` is over.
+    pub waits_out: bool,
     /// What must come of it per second on average, beyond the first `idle_timeout`; 0: anything will do.
     pub least_bytes_per_second: u64,
     /// How long its sender may take for all of it. What the log takes to store it does not count.
@@ -102,6 +104,17 @@ pub enum TakeInError {
     /// Its sender broke off, or broke the rules of its framing.
     #[error("the body broke off: {0}")]
     Broken(String),
+    /// The log did not take a chunk.
+    #[error("a part of the body could not be stored: {0}")]
+    NotStored(#[from] AppendError),
+}
+
+/// Why a body was not copied.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CopyError {
+    /// It can't be read.
+    #[error(transparent)]
+    Unread(#[from] GiveOutError),
     /// The log did not take a chunk.
     #[error("a part of the body could not be stored: {0}")]
     NotStored(#[from] AppendError),
@@ -163,9 +176,10 @@ impl Bulk {
         loop {
             let began = Instant::now();
             let left = limits.longest.saturating_sub(waited);
-            let frame = tokio::time::timeout(limits.idle_timeout.min(left), std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)));
+            let patience = if limits.waits_out { left } else { limits.idle_timeout.min(left) };
+            let frame = tokio::time::timeout(patience, std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)));
             let frame = match frame.await {
-                Err(_) if left < limits.idle_timeout => return Err(TakeInError::Endless { within: limits.longest }),
+                Err(_) if patience < limits.idle_timeout => return Err(TakeInError::Endless { within: limits.longest }),
                 Err(_) => return Err(TakeInError::Idle { after: limits.idle_timeout }),
                 Ok(None) => break,
                 Ok(Some(Err(e))) => return Err(TakeInError::Broken(chain(&*e.into()))),
@@ -208,17 +222,40 @@ impl Bulk {
 
     /// A body of one's own: a large one is copied, chunk by chunk, to the partition that this writes to, so that it lasts as long as that partition keeps it.
     ///
+    /// One that is [trying again](Self::trying_again) waits for a log that does not give the body out now.
+    ///
     /// # Errors
     /// When it can't be read or can't be stored.
-    pub async fn copy(&self, body: &Body) -> Result<Body, TakeInError> {
+    pub async fn copy(&self, body: &Body) -> Result<Body, CopyError> {
         match body {
             Body::Inline(bytes) => Ok(Body::Inline(bytes.clone())),
             Body::Bulk(bulk) if bulk.partition == self.partition => Ok(body.clone()),
-            Body::Bulk(bulk) => {
-                let limits = TakeIn { limit_bytes: bulk.len_bytes, idle_timeout: STALL, least_bytes_per_second: 0, longest: Duration::MAX };
-                Ok(self.take_in(self.give_out(body.clone(), HeaderMap::new()), &limits, None).await?.body)
+            Body::Bulk(bulk) => loop {
+                match self.copy_once(bulk).await {
+                    Err(CopyError::Unread(GiveOutError::Stalled)) if self.tries_again && !self.is_gone(bulk).await => {
+                        tracing::debug!(partition = %bulk.partition, "a body that is to be copied is not given out by the log now, and is read again");
+                    }
+                    done => return done,
+                }
+            },
+        }
+    }
+
+    async fn copy_once(&self, body: &BulkBody) -> Result<Body, CopyError> {
+        let mut out = pin!(self.give_out(Body::Bulk(body.clone()), HeaderMap::new()));
+        let mut upload = Upload::new(self, self.reserve(self.chunk_bytes).await, self.chunk_bytes);
+        while let Some(frame) = std::future::poll_fn(|cx| out.as_mut().poll_frame(cx)).await {
+            if let Ok(data) = frame?.into_data() {
+                upload.push(data).await?;
             }
         }
+        Ok(upload.finish(body.len_bytes).await?.0)
+    }
+
+    /// Whether the log says that a chunk is not there: one that does not answer may have it all the same.
+    async fn is_gone(&self, body: &BulkBody) -> bool {
+        let bounds = self.log.bounds(&body.partition).await;
+        bounds.is_ok_and(|bounds| body.chunks.iter().any(|chunk| *chunk < bounds.start || *chunk >= bounds.end))
     }
 
     async fn reserve(&self, bytes: usize) -> Hold {

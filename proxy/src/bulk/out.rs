@@ -14,14 +14,18 @@ use bytes::Bytes;
 use futures_util::stream::{self, Stream, StreamExt as _};
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
+use tokio::sync::mpsc;
 
 use super::CHUNK_KEY;
 
 /// A reader that must skip more records than this between two chunks begins anew at the second.
 const SKIP_AT_MOST: u64 = 8;
 
+/// A chunk that is not taken for so long gives back the place among the readers of its partition: a log has few of those, and others may wait for one.
+const TAKEN_WITHIN: Duration = Duration::from_secs(1);
+
 /// After so long without a chunk, one that should be there is taken for missing.
-pub(super) const STALL: Duration = Duration::from_secs(60);
+const STALL: Duration = Duration::from_secs(60);
 
 /// Why a body can't be given out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -130,10 +134,16 @@ impl fmt::Debug for OutBody {
     }
 }
 
-/// The chunks of a body, in order, each read when it is wanted.
+/// The chunks of a body, in order. They are read when the first is wanted, two of them ahead.
 fn chunks(log: Arc<dyn Log>, body: BulkBody) -> impl Stream<Item = Result<Bytes, GiveOutError>> + Send {
-    let state = Chunks { log, partition: body.partition, wanted: body.chunks.into(), left: body.len_bytes, reader: None, ahead: VecDeque::new() };
-    stream::try_unfold(state, |mut state| async move { Ok(state.next().await?.map(|data| (data, state))) })
+    let chunks = Chunks { log, partition: body.partition, wanted: body.chunks.into(), left: body.len_bytes, reader: None, ahead: VecDeque::new() };
+    let (give, take) = mpsc::channel(1);
+    stream::unfold((Some((chunks, give)), take), |(begin, mut take)| async move {
+        if let Some((chunks, give)) = begin {
+            tokio::spawn(chunks.feed(give));
+        }
+        Some((take.recv().await?, (None, take)))
+    })
 }
 
 struct Chunks {
@@ -147,6 +157,30 @@ struct Chunks {
 }
 
 impl Chunks {
+    /// Gives them one after the other, for as long as somebody takes them.
+    async fn feed(mut self, give: mpsc::Sender<Result<Bytes, GiveOutError>>) {
+        loop {
+            let next = tokio::select! {
+                next = self.next() => next,
+                () = give.closed() => return,
+            };
+            let Some(next) = next.transpose() else { return };
+            let ends = next.is_err();
+            let room = match tokio::time::timeout(TAKEN_WITHIN, give.reserve()).await {
+                Ok(room) => room,
+                Err(_) => {
+                    (self.reader, self.ahead) = (None, VecDeque::new());
+                    give.reserve().await
+                }
+            };
+            let Ok(room) = room else { return };
+            room.send(next);
+            if ends {
+                return;
+            }
+        }
+    }
+
     async fn next(&mut self) -> Result<Option<Bytes>, GiveOutError> {
         let Some(wanted) = self.wanted.pop_front() else { return Ok(None) };
         let entry = tokio::time::timeout(STALL, self.entry_at(wanted)).await.map_err(|_| GiveOutError::Stalled)??;

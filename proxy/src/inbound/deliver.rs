@@ -34,7 +34,7 @@ const POOL_IDLE: Duration = Duration::from_secs(3);
 /// An app that is alive answers a request that asks for nothing within this, whatever it is at.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long an answer may stand still before it counts as broken off.
+/// An answer that is not complete when the time for an attempt is over counts as broken off if nothing came of it for so long, and else as one that never ends.
 const ANSWER_IDLE: Duration = Duration::from_secs(60);
 
 /// The app of this box. Cheap to clone.
@@ -199,7 +199,7 @@ impl App {
             return self.no_answer(call, attempt, what);
         }
         let longest = ends.saturating_duration_since(tokio::time::Instant::now());
-        let limits = TakeIn { limit_bytes: self.answer_limit_bytes, idle_timeout: ANSWER_IDLE.min(time), least_bytes_per_second: 0, longest };
+        let limits = TakeIn { limit_bytes: self.answer_limit_bytes, idle_timeout: ANSWER_IDLE.min(time), waits_out: true, least_bytes_per_second: 0, longest };
         let taken = match self.bulk.take_in(body, &limits, None).await {
             // It was still coming: an endless answer, not a dead app, which the idle timeout sees.
             Err(TakeInError::Endless { .. }) => {

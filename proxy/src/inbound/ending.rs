@@ -49,7 +49,7 @@ pub struct Indexed {
 impl Endings {
     /// Writes to `log`.
     pub fn new(log: Arc<dyn Log>, bulk: Bulk) -> Self {
-        Self { log, bulk }
+        Self { log, bulk: bulk.trying_again() }
     }
 
     /// Makes an end durable. Tries for as long as it takes; cancel safe in this sense: what is already durable stays, and the next owner finds it.
@@ -118,23 +118,13 @@ impl Endings {
         };
         let to = &places.dead_letters;
         let mut lost_body = false;
-        loop {
-            match self.bulk.writing_to(to.clone()).copy(&call.request.body).await {
-                Ok(body) => {
-                    call.request.body = body;
-                    break;
-                }
-                Err(crate::bulk::TakeInError::Broken(error)) => {
-                    // The chunks are gone. The letter still says what the call was.
-                    tracing::error!(call = %ending.id, %error, "a dead letter has lost its body");
-                    call.request.body = bluebox_core::Body::empty();
-                    lost_body = true;
-                    break;
-                }
-                Err(error) => {
-                    tracing::debug!(call = %ending.id, %error, "the body of a dead letter could not be stored and is tried again");
-                    tokio::time::sleep(Duration::from_millis(500)).await;
-                }
+        match self.bulk.writing_to(to.clone()).copy(&call.request.body).await {
+            Ok(body) => call.request.body = body,
+            Err(error) => {
+                // The chunks are gone. The letter still says what the call was.
+                tracing::error!(call = %ending.id, %error, "a dead letter has lost its body");
+                call.request.body = bluebox_core::Body::empty();
+                lost_body = true;
             }
         }
         let detail = if lost_body { format!("{detail}; its body was lost before") } else { detail.to_owned() };
