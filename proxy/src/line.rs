@@ -34,13 +34,20 @@ impl Sent {
 
     /// It is over for who made it. `result` says by whom it was answered, or which problem there was.
     pub fn ended<B>(self, id: Option<CallId>, answer: Result<&Response<B>, &Problem>, result: &str) {
-        let Self { method, path, to, began } = self;
         let (status, told) = match answer {
             Ok(response) => (response.status(), response.headers().get(fields::CALL_ID).and_then(|id| id.to_str().ok().map(str::to_owned))),
             Err(problem) => (problem.kind().status(), problem.call().map(|id| id.to_string())),
         };
         let call = id.map(|id| id.to_string()).or(told).unwrap_or_default();
+        let Self { method, path, to, began } = self;
         info!(call, %to, %method, path = &*path, status = status.as_u16(), result, ms = milliseconds(began.elapsed()), "called");
+    }
+
+    /// Nobody was there to be answered any more.
+    pub fn broke_off(self, id: Option<CallId>, result: &str) {
+        let Self { method, path, to, began } = self;
+        let call = id.map(|id| id.to_string()).unwrap_or_default();
+        info!(call, %to, %method, path = &*path, result, ms = milliseconds(began.elapsed()), "called");
     }
 }
 

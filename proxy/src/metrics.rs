@@ -73,7 +73,8 @@ impl Metrics {
                 "bluebox_outbound_calls_total",
                 "Calls out of this box, by callee and by how they ended: `app` (with the app's answer), `accepted` (202: its caller asks later), `not_accepted` (503, or another \
                  refusal: provably not in the log), `acceptance_unknown` (504), `no_outcome` (504: accepted, and none within the wait), `ended` (by a proxy: dead letters and what was \
-                 cancelled or refused on the way), `unreadable` (the outcome can't be read), `internal` (a mistake in Bluebox)",
+                 cancelled or refused on the way), `unreadable` (the outcome can't be read), `gone` (the \
+                 connection of who made it ended before it was answered), `internal` (a mistake in Bluebox)",
                 ["callee", "result"],
             )?,
             problems: counts.words(
@@ -223,7 +224,7 @@ mod tests {
             for kind in KINDS {
                 metrics.calls.of(&format!("callee-{callee}")).inc(metrics.problem(kind));
             }
-            for word in ["app", "accepted"] {
+            for word in ["app", "accepted", "gone"] {
                 metrics.calls.of(&format!("callee-{callee}")).inc(word);
             }
         }

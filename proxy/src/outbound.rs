@@ -11,7 +11,7 @@ use bluebox_core::log::{Health, Log};
 use bluebox_core::registry::Component;
 use bluebox_core::topics::Topics;
 use bluebox_core::{CallId, ComponentName};
-use bluebox_observe::During;
+use bluebox_observe::{During, Words};
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::header::{self, HeaderValue};
@@ -220,12 +220,15 @@ impl OutboundSide {
         let callee = destination.callee.clone();
         let topics = self.config.prefix.topics(&callee);
         self.contexts.pass_on(&mut head.headers, &callee);
-        let line = line::Sent::begin(&head, &callee);
+        let mut open = Open { results: self.metrics.calls.of(callee.as_str()).clone(), id: None, line: line::Sent::begin(&head, &callee), over: false };
         match self.hand_over(head, body, destination, component, &topics).await {
-            Ok(handed) => Ok(Handed { line, ..handed }),
+            Ok(handed) => {
+                open.id = Some(handed.id);
+                Ok(Handed { open: Some(open), ..handed })
+            }
             Err(problem) => {
                 let word = self.metrics.problem(problem.kind());
-                self.ended(&callee, line, None, Err(&problem), word);
+                open.ended(Err(&problem), word);
                 Err(problem)
             }
         }
@@ -309,12 +312,12 @@ impl OutboundSide {
             }
             fail_point_async!(OutAccepted, return Err(Problem::new(Kind::AcceptanceUnknown, "a fail point")));
         }
-        Ok(Handed { id, callee, began, sent, appended, hold, repeatable, preferences, recorded, reply_to, ticket, accepting, first, long_wait, line: None })
+        Ok(Handed { id, callee, began, sent, appended, hold, repeatable, preferences, recorded, reply_to, ticket, accepting, first, long_wait, open: None })
     }
 
     /// The last stages of a durable call: await the outcome, answer.
     async fn end(&self, mut handed: Box<Handed>, asked: &Asked) -> Result<Response<AnswerBody>, Problem> {
-        let (callee, id, began, line) = (handed.callee.clone(), handed.id, handed.began, handed.line.take());
+        let (began, open) = (handed.began, handed.open.take());
         let (word, answer) = match self.wait(handed).await {
             Ok(Carried::Ended(answer)) => {
                 metrics::took(&self.metrics.whole, began.elapsed());
@@ -333,16 +336,10 @@ impl OutboundSide {
             Ok(Carried::Later(answer)) => ("accepted", Ok(*answer)),
             Err(problem) => (self.metrics.problem(problem.kind()), Err(problem)),
         };
-        self.ended(&callee, line, Some(id), answer.as_ref(), word);
-        answer
-    }
-
-    /// Counts a call that is over for who made it, and logs it.
-    fn ended(&self, callee: &ComponentName, line: Option<line::Sent>, id: Option<CallId>, answer: Result<&Response<AnswerBody>, &Problem>, word: &str) {
-        self.metrics.calls.of(callee.as_str()).inc(word);
-        if let Some(line) = line {
-            line.ended(id, answer, word);
+        if let Some(open) = open {
+            open.ended(answer.as_ref(), word);
         }
+        answer
     }
 
     async fn wait(&self, mut handed: Box<Handed>) -> Result<Carried, Problem> {
@@ -441,8 +438,41 @@ struct Handed {
     accepting: Accepting,
     first: First,
     long_wait: Option<LongWait>,
+    /// Not there for an errand of the proxy's own.
+    open: Option<Open>,
+}
+
+/// A call of the app that is not over for who made it: counted and logged when it is, and also when its connection ends first.
+struct Open {
+    results: Words,
+    id: Option<CallId>,
     /// What is logged of it in the end, if anybody wants to read that.
     line: Option<line::Sent>,
+    over: bool,
+}
+
+impl Open {
+    fn ended(mut self, answer: Result<&Response<AnswerBody>, &Problem>, word: &str) {
+        self.over = true;
+        self.results.inc(word);
+        if let Some(line) = self.line.take() {
+            line.ended(self.id, answer, word);
+        }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        // A panic is answered, but not from here.
+        let word = if std::thread::panicking() { "internal" } else { "gone" };
+        self.results.inc(word);
+        if let Some(line) = self.line.take() {
+            line.broke_off(self.id, word);
+        }
+    }
 }
 
 /// What came first of a call that was handed to the log.

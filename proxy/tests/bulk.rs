@@ -258,7 +258,7 @@ async fn a_body_is_copied_as_soon_as_the_log_gives_it_out() {
     let client = log.client();
     let bulk = Bulk::new(client.clone(), partition.clone(), MIB);
     let body = bulk.take_in(Full::new(bytes(MIB)), &LIMITS, None).await.unwrap().body;
-    let copying = bulk.trying_again().writing_to(Topic::new("bulk").partition(1));
+    let copying = bulk.clone().trying_again().writing_to(Topic::new("bulk").partition(1));
     client.disconnect();
     let mut copied = Box::pin(copying.copy(&body));
     assert!(tokio::time::timeout(Duration::from_secs(1000), &mut copied).await.is_err());

@@ -144,6 +144,8 @@ async fn a_caller_that_is_held_can_hang_up() {
     while !system.metrics().await.contains("\nbluebox_outbound_waiting 0\n") {
         assert!(tokio::time::Instant::now() < deadline, "nobody waits any more");
     }
+    let metrics = system.metrics().await;
+    assert!(metrics.contains("\nbluebox_outbound_calls_total{callee=\"cart\",result=\"gone\"} 1\n"), "{metrics}");
     use bluebox_core::log::Log as _;
     let control = system.cart.control.partition(0);
     while system.log.bounds(&control).await.unwrap().end.get() == 0 {

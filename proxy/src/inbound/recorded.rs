@@ -2,7 +2,7 @@
 //!
 //! It is the memory behind `Idempotency-Key`: a key that is in it is never forgotten before its time, so it has a limit, beyond which new keys are refused.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use bluebox_core::CallId;
@@ -13,8 +13,8 @@ use bluebox_core::log::{Offset, Timestamp, TopicPartition};
 #[derive(Debug)]
 pub struct Recorded {
     by_id: HashMap<CallId, Entry>,
-    /// In the order of time, for expiry. One that was written again stands twice.
-    by_time: VecDeque<(Timestamp, CallId)>,
+    /// In the order of time, for expiry: what a partition brings along is older than much of what is there.
+    by_time: BTreeSet<(Timestamp, CallId)>,
     max: usize,
     keep: Duration,
 }
@@ -49,7 +49,7 @@ pub enum Known {
 impl Recorded {
     /// An empty index for at most `max` calls, each kept for `keep`.
     pub fn new(max: usize, keep: Duration) -> Self {
-        Self { by_id: HashMap::new(), by_time: VecDeque::new(), max, keep }
+        Self { by_id: HashMap::new(), by_time: BTreeSet::new(), max, keep }
     }
 
     /// What is known of a call.
@@ -75,20 +75,17 @@ impl Recorded {
 
     /// A call of the partition `owned` ended at `at`, by the log's clock.
     pub fn insert(&mut self, owned: u32, at: Timestamp, id: CallId, digest: Digest, partition: TopicPartition, offset: Offset) {
-        self.by_id.insert(id, Entry { owned, at, digest, partition, offset });
-        self.by_time.push_back((at, id));
+        if let Some(before) = self.by_id.insert(id, Entry { owned, at, digest, partition, offset }) {
+            self.by_time.remove(&(before.at, id));
+        }
+        self.by_time.insert((at, id));
     }
 
     /// Forgets what has had its time at `now`, by the log's clock.
     pub fn expire(&mut self, now: Timestamp) {
-        while let Some((at, id)) = self.by_time.front() {
-            if now.since(*at) < self.keep {
-                break;
-            }
-            if self.by_id.get(id).is_some_and(|entry| entry.at == *at) {
-                self.by_id.remove(id);
-            }
-            self.by_time.pop_front();
+        while let Some((at, id)) = self.by_time.first().copied().filter(|(at, _)| now.since(*at) >= self.keep) {
+            self.by_time.remove(&(at, id));
+            self.by_id.remove(&id);
         }
     }
 
@@ -134,6 +131,18 @@ mod tests {
         index.expire(at(15));
         assert_eq!((index.ended(&a, &[1; 32]).map(|e| e.1), index.ended(&b, &[1; 32])), (Some(Offset::new(9)), None));
         index.give_up(0);
-        assert!(index.is_empty());
+        assert!(index.is_empty() && index.by_time.is_empty());
+    }
+
+    #[test]
+    fn what_a_partition_brings_along_is_forgotten_in_its_own_time() {
+        let replies = Topic::new("r").partition(0);
+        let (here, brought) = (CallId::random(), CallId::random());
+        let mut index = Recorded::new(2, Duration::from_secs(10));
+        index.insert(0, Timestamp::from_millis(9_000), here, [1; 32], replies.clone(), Offset::new(4));
+        index.insert(1, Timestamp::from_millis(1_000), brought, [1; 32], replies, Offset::new(1));
+        index.expire(Timestamp::from_millis(11_000));
+        assert!(index.knows(&here) && !index.knows(&brought));
+        assert_eq!(index.known(&CallId::random(), &[1; 32]), Known::New, "there is room again");
     }
 }
