@@ -21,7 +21,8 @@ use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 
 const MIB: usize = 1 << 20;
-const LIMITS: TakeIn = TakeIn { limit_bytes: 64 << 20, idle_timeout: Duration::from_secs(20), waits_out: false, least_bytes_per_second: 0, longest: Duration::from_secs(3600) };
+const LIMITS: TakeIn =
+    TakeIn { limit_bytes: 64 << 20, idle_timeout: Duration::from_secs(20), waits_out: false, least_bytes_per_second: 0, longest: Duration::from_secs(3600) };
 
 async fn log_with_a_partition() -> (Arc<Embedded>, TopicPartition) {
     let log = Embedded::in_memory();
