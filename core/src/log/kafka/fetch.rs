@@ -11,14 +11,10 @@ use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use rdkafka::error::KafkaError;
-use tokio::runtime::Handle;
 use tracing::{debug, error, warn};
 
-use super::config::KafkaConfig;
-use super::control::Control;
 use super::lane::Lane;
-use super::link::Link;
-use super::pump::Pump;
+use super::pump::{Clients, Pump};
 use super::stream::{Gate, MemberSink, Pace, ReaderSink, Sink, Stream, StreamId};
 use crate::log::{Bounds, GroupEvent, LogError, Offset, Reader, TopicPartition};
 
@@ -67,22 +63,20 @@ impl Drop for StreamHandle {
 }
 
 impl Fetcher {
-    /// Starts the thread; the tasks that pass on what comes are spawned in `runtime`.
-    pub(super) fn start(config: &KafkaConfig, link: &Arc<Link>, control: &Arc<Control>, runtime: Handle) -> Result<Arc<Self>, KafkaError> {
+    /// Starts the thread.
+    pub(super) fn start(clients: Clients) -> Result<Arc<Self>, KafkaError> {
         let (commands, received) = mpsc::channel();
         let (started, first) = mpsc::channel();
-        let (config, link, control, answers) = (config.clone(), link.clone(), control.clone(), commands.clone());
+        let answers = commands.clone();
         let handle = std::thread::Builder::new()
             .name("kafka-fetch".to_owned())
             .spawn(move || {
-                let first = Pump::start(&config, &link, &control, Pace::Busy, &runtime, std::thread::current());
-                let first = match first {
+                let first = match Pump::start(&clients, Pace::Busy, std::thread::current()) {
                     Ok(first) => first,
                     Err(error) => return drop(started.send(Err(error))),
                 };
                 let _ = started.send(Ok(()));
-                let (lanes, lane_of, waiting, lost) = (vec![first], HashMap::new(), Vec::new(), Vec::new());
-                FetchLoop { lanes, lane_of, waiting, lost, config, link, control, runtime, answers }.run(&received);
+                FetchLoop { lanes: vec![first], lane_of: HashMap::new(), waiting: Vec::new(), lost: Vec::new(), clients, answers }.run(&received);
             })
             .map_err(|error| KafkaError::ClientCreation(format!("no thread for reading: {error}")))?;
         first.recv().unwrap_or_else(|_| Err(KafkaError::ClientCreation("the thread for reading ended".to_owned())))?;
@@ -122,16 +116,13 @@ struct FetchLoop {
     waiting: Vec<Stream>,
     /// Streams whose offset is not in the log, and when to ask again where it starts and ends.
     lost: Vec<(Stream, Option<Instant>)>,
-    config: KafkaConfig,
-    link: Arc<Link>,
-    control: Arc<Control>,
-    runtime: Handle,
+    clients: Clients,
     answers: mpsc::Sender<Command>,
 }
 
 impl FetchLoop {
     fn run(mut self, commands: &mpsc::Receiver<Command>) {
-        while !self.link.is_closed() {
+        while !self.clients.link.is_closed() {
             while let Ok(command) = commands.try_recv() {
                 self.obey(command);
             }
@@ -149,7 +140,7 @@ impl FetchLoop {
     }
 
     fn start_lane(&self, pace: Pace) -> Result<Pump, KafkaError> {
-        Pump::start(&self.config, &self.link, &self.control, pace, &self.runtime, std::thread::current())
+        Pump::start(&self.clients, pace, std::thread::current())
     }
 
     fn obey(&mut self, command: Command) {
@@ -253,7 +244,7 @@ impl FetchLoop {
             *due = None;
             let (id, partition, answers, thread) = (stream.id, stream.partition.clone(), self.answers.clone(), std::thread::current());
             let answers_too = answers.clone();
-            let asked = self.control.ask(move |control| {
+            let asked = self.clients.control.ask(move |control| {
                 let _ = answers.send(Command::Located(id, control.bounds(&partition)));
                 thread.unpark();
                 Ok(())

@@ -40,6 +40,7 @@ use append::Appender;
 use control::Control;
 use fetch::Fetcher;
 use link::Link;
+use pump::Clients;
 use stream::Pace;
 
 /// A client of these brokers. It need not reach them now: [`Log::health`] says when it does. To be called in a tokio runtime, which passes on what is read.
@@ -53,7 +54,8 @@ pub fn connect(config: KafkaConfig) -> Result<Arc<dyn Log>, LogError> {
     let link = Link::new();
     let control = Control::start(&config, &link).map_err(refuse)?;
     let appender = Appender::start(&config, &link).map_err(refuse)?;
-    let fetcher = Fetcher::start(&config, &link, &control, runtime).map_err(refuse)?;
+    let clients = Clients { config: config.clone(), link: link.clone(), control: control.clone(), appender: Arc::downgrade(&appender), runtime };
+    let fetcher = Fetcher::start(clients).map_err(refuse)?;
     let prober = link::start_prober(&link, Arc::downgrade(&control), Arc::downgrade(&appender));
     prober.map_err(|error| LogError::Refused(format!("Kafka client: no thread for the probe: {error}")))?;
     Ok(Arc::new(KafkaLog { config, link, control, appender, fetcher }))

@@ -4,7 +4,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError, Weak};
 use std::task::{Context, Poll};
 use std::thread::Thread;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tracing::warn;
 
+use super::append::Appender;
 use super::config::KafkaConfig;
 use super::control::Control;
 use super::lane::Lane;
@@ -32,8 +33,20 @@ pub(super) struct Pump {
     task: JoinHandle<()>,
 }
 
+/// What all pumps of a log need.
+pub(super) struct Clients {
+    pub(super) config: KafkaConfig,
+    pub(super) link: Arc<Link>,
+    pub(super) control: Arc<Control>,
+    /// Has its reports handed over when a pump is woken anyway.
+    pub(super) appender: Weak<Appender>,
+    /// Where the tasks run.
+    pub(super) runtime: Handle,
+}
+
 struct Shared {
     lane: Mutex<Lane>,
+    appender: Weak<Appender>,
     /// The task.
     woken: Arc<AtomicWaker>,
     /// Does what the task must not do.
@@ -90,9 +103,12 @@ impl Future for Pumping {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let Shared { lane, woken, thread } = &*self.0;
+        let Shared { lane, appender, woken, thread } = &*self.0;
         // First: whatever happens from here on wakes it again.
         woken.register(cx.waker());
+        if let Some(appender) = appender.upgrade() {
+            appender.serve();
+        }
         let mut lane = match lane.try_lock() {
             Ok(lane) => lane,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
