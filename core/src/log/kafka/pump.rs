@@ -55,18 +55,11 @@ struct Shared {
 
 impl Pump {
     /// Begins, with a lane for nothing yet; `thread` is unparked when the lane is to be tended.
-    pub(super) fn start(
-        config: &KafkaConfig,
-        link: &Arc<Link>,
-        control: &Arc<Control>,
-        pace: Pace,
-        runtime: &Handle,
-        thread: Thread,
-    ) -> Result<Self, KafkaError> {
+    pub(super) fn start(clients: &Clients, pace: Pace, thread: Thread) -> Result<Self, KafkaError> {
         let woken = Arc::new(AtomicWaker::new());
-        let lane = Mutex::new(Lane::create(config, link, control, pace, Arc::clone(&woken))?);
-        let shared = Arc::new(Shared { lane, woken, thread });
-        let task = runtime.spawn(Pumping(Arc::clone(&shared)));
+        let lane = Mutex::new(Lane::create(&clients.config, &clients.link, &clients.control, pace, Arc::clone(&woken))?);
+        let shared = Arc::new(Shared { lane, appender: clients.appender.clone(), woken, thread });
+        let task = clients.runtime.spawn(Pumping(Arc::clone(&shared)));
         Ok(Self { pace, shared, task })
     }
 
