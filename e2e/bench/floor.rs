@@ -11,7 +11,9 @@ use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaResult;
 use rdkafka::message::Message;
+use rdkafka::metadata::Metadata;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::{Offset, TopicPartitionList};
 
@@ -89,6 +91,15 @@ impl Drop for Floor {
     }
 }
 
+fn await_topic(topic: &str, ask: impl Fn() -> KafkaResult<Metadata>) -> anyhow::Result<()> {
+    let began = Instant::now();
+    while !ask()?.topics().iter().any(|known| known.name() == topic && known.error().is_none()) {
+        ensure!(began.elapsed() < PATIENCE, "topic {topic} is not there");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
 fn client(brokers: &str) -> ClientConfig {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", brokers).set("socket.nagle.disable", "true");
@@ -99,10 +110,9 @@ impl End {
     fn new(brokers: &str, from: &str, to: &str) -> anyhow::Result<Self> {
         let producer: BaseProducer = client(brokers).set("acks", "all").set("linger.ms", "0").create()?;
         let consumer: BaseConsumer = client(brokers).set("group.id", "floor").set("enable.auto.commit", "false").set("fetch.min.bytes", "1").create()?;
-        // Both are connected when this returns.
-        for (topic, metadata) in [(to, producer.client().fetch_metadata(Some(to), PATIENCE)?), (from, consumer.fetch_metadata(Some(from), PATIENCE)?)] {
-            ensure!(metadata.topics().iter().any(|known| known.name() == topic && known.error().is_none()), "topic {topic} is not there");
-        }
+        // Both are connected when this returns. A topic that was made just now may not be known yet.
+        await_topic(to, || producer.client().fetch_metadata(Some(to), PATIENCE))?;
+        await_topic(from, || consumer.fetch_metadata(Some(from), PATIENCE))?;
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(from, 0, Offset::Beginning)?;
         consumer.assign(&list)?;

@@ -104,6 +104,12 @@ impl Framing {
         matches!(self.state, State::Idle { .. }) && self.ready.is_empty() && self.verdicts.is_empty()
     }
 
+    /// Gives back the room that is kept for heads.
+    pub fn take_little(&mut self) {
+        self.ready.shrink_to_fit();
+        self.verdicts.shrink_to_fit();
+    }
+
     /// Which head is under way, if one has begun and not ended.
     pub fn in_head(&self) -> Option<u64> {
         match self.state {

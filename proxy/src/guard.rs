@@ -85,6 +85,11 @@ impl Watch {
         seen.framing.is_between_messages() && !seen.unflushed
     }
 
+    /// Gives back the room that is kept for what comes: for long nothing will.
+    pub(crate) fn take_little(&self) {
+        self.seen().framing.take_little();
+    }
+
     /// When the last byte came or went.
     pub fn last_byte(&self) -> Instant {
         self.seen().last_byte

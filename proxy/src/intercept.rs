@@ -1,6 +1,7 @@
 //! Takes requests off the app's connections: HTTP/1.1 and HTTP/2 with prior knowledge, on one port.
 
 use std::convert::Infallible;
+use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -102,21 +103,28 @@ impl Http {
 }
 
 /// Serves one connection; `towards` says where it was going, if the redirect caught it.
-pub(crate) async fn connection(
+///
+/// A block, and no function that is async by itself, which would keep its arguments twice: many may wait, and for long.
+pub(crate) fn connection(
     stream: TcpStream,
     side: Arc<OutboundSide>,
     http: Arc<Http>,
     place: Place,
     stop: CancellationToken,
     towards: Option<SocketAddr>,
-) {
-    let _open = During::new(&side.metrics.connections);
+) -> impl Future<Output = ()> + Send {
     let _ = stream.set_nodelay(true);
     let limits = &side.config.outbound;
-    let (mut stream, watch) = Guarded::new(stream, limits.max_head_bytes.max(LEAST_HEAD_BYTES), limits.head_timeout);
-    let requests = Arc::new(Requests::default());
-    let asked = Asker { side: side.clone(), place, watch: watch.clone(), towards, requests: requests.clone(), under_way: UnderWay::default() };
-    let mut silent = std::pin::pin!(silent(limits.head_timeout, watch, requests));
+    let (stream, watch) = Guarded::new(stream, limits.max_head_bytes.max(LEAST_HEAD_BYTES), limits.head_timeout);
+    // Boxed, for the same reason: it is handed on.
+    let stream = Box::new(stream);
+    let asker = Asker { side, place, watch, towards, requests: Arc::default(), under_way: UnderWay::default() };
+    async move { serve_connection(stream, &http, &asker, &stop).await }
+}
+
+async fn serve_connection(mut stream: Box<Guarded>, http: &Http, asked: &Asker, stop: &CancellationToken) {
+    let _open = During::new(&asked.side.metrics.connections);
+    let mut silent = std::pin::pin!(silent(asked.side.config.outbound.head_timeout, &asked.watch, &asked.requests));
     let protocol = tokio::select! {
         // First: what has come is answered.
         biased;
@@ -126,12 +134,12 @@ pub(crate) async fn connection(
     };
     match protocol {
         Ok(Some(Protocol::Http1)) => tokio::select! {
-            () = serve_http1(stream, &http, &asked, &stop) => {}
+            () = serve_http1(stream, http, asked, stop) => {}
             () = &mut silent => debug!("closed a connection on which nothing came"),
         },
         Ok(Some(Protocol::Http2)) => tokio::select! {
             // Large, and rare beside the other.
-            () = Box::pin(serve_http2(stream, &http, &asked, &stop)) => {}
+            () = Box::pin(serve_http2(stream, http, asked, stop)) => {}
             () = &mut silent => debug!("closed a connection on which nothing came"),
         },
         Ok(None) => {}
@@ -139,7 +147,7 @@ pub(crate) async fn connection(
     }
 }
 
-async fn serve_http2(stream: Guarded, http: &Http, asker: &Asker, stop: &CancellationToken) {
+async fn serve_http2(stream: Box<Guarded>, http: &Http, asker: &Asker, stop: &CancellationToken) {
     let service = service_fn(|request| asker.answer(request));
     let mut serving = std::pin::pin!(http.http2.serve_connection(TokioIo::new(stream), service));
     let ended = tokio::select! {
@@ -154,7 +162,7 @@ async fn serve_http2(stream: Guarded, http: &Http, asker: &Asker, stop: &Cancell
     }
 }
 
-async fn serve_http1(mut stream: Guarded, http: &Http, asker: &Asker, stop: &CancellationToken) {
+async fn serve_http1(mut stream: Box<Guarded>, http: &Http, asker: &Asker, stop: &CancellationToken) {
     let mut stopping = false;
     loop {
         let mut serving = Box::pin(http.http1.serve_connection(TokioIo::new(stream), asker.clone()).with_upgrades());
@@ -179,11 +187,12 @@ async fn serve_http1(mut stream: Guarded, http: &Http, asker: &Asker, stop: &Can
             Some(Err(problem)) => return debug!(%problem, "a connection broke off"),
             None => {}
         }
-        let Some(parts) = Pin::into_inner(serving).into_parts() else { return };
-        stream = parts.io.into_inner();
+        let Some(left) = Pin::into_inner(serving).into_parts() else { return };
         // Copied: it may be a part of a large buffer, of nothing even.
-        let read_already = Bytes::copy_from_slice(&parts.read_buf);
-        drop(parts.read_buf);
+        let read_already = Bytes::copy_from_slice(&left.read_buf);
+        stream = left.io.into_inner();
+        drop((left.read_buf, left.service));
+        asker.watch.take_little();
         // From here to the answer hyper is gone, and with it its buffers.
         let held = During::new(&asker.side.metrics.waiting_long);
         loop {
@@ -204,7 +213,7 @@ async fn serve_http1(mut stream: Guarded, http: &Http, asker: &Asker, stop: &Can
 }
 
 /// Ends when a connection is to be closed because nothing comes.
-async fn silent(head_timeout: Duration, watch: Watch, requests: Arc<Requests>) {
+async fn silent(head_timeout: Duration, watch: &Watch, requests: &Requests) {
     // The first request must show in time. If its head is under way, that has a time of its own, and an answer.
     while tokio::time::timeout(head_timeout, requests.first.notified()).await.is_err() {
         if !watch.is_in_head() {

@@ -1,4 +1,4 @@
-//! Reading: one OS thread owns the consumers that fetch, for all readers and all members of groups.
+//! Reading: one OS thread tells the consumers what to fetch, for all readers and all members of groups. What they fetch it does not touch: see [`pump`](super::pump).
 //!
 //! A consumer can read a partition only once, so there are *lanes*: a stream goes to the first lane that does not read its partition yet. Almost always
 //! there is one lane, and one more for partitions in which something comes [seldom](Pace). A stream that can't hand over its records is paused; the others go on.
@@ -13,10 +13,8 @@ use std::time::{Duration, Instant};
 use rdkafka::error::KafkaError;
 use tracing::{debug, error, warn};
 
-use super::config::KafkaConfig;
-use super::control::Control;
 use super::lane::Lane;
-use super::link::Link;
+use super::pump::{Clients, Pump};
 use super::stream::{Gate, MemberSink, Pace, ReaderSink, Sink, Stream, StreamId};
 use crate::log::{Bounds, GroupEvent, LogError, Offset, Reader, TopicPartition};
 
@@ -65,19 +63,23 @@ impl Drop for StreamHandle {
 }
 
 impl Fetcher {
-    pub(super) fn start(config: &KafkaConfig, link: &Arc<Link>, control: &Arc<Control>) -> Result<Arc<Self>, KafkaError> {
+    /// Starts the thread.
+    pub(super) fn start(clients: Clients) -> Result<Arc<Self>, KafkaError> {
         let (commands, received) = mpsc::channel();
-        let first = Lane::create(config, link, control, Pace::Busy)?;
-        let (config, link, control) = (config.clone(), link.clone(), control.clone());
+        let (started, first) = mpsc::channel();
         let answers = commands.clone();
         let handle = std::thread::Builder::new()
             .name("kafka-fetch".to_owned())
             .spawn(move || {
-                let mut first = first;
-                first.wake(std::thread::current());
-                FetchLoop { lanes: vec![first], lane_of: HashMap::new(), waiting: Vec::new(), lost: Vec::new(), config, link, control, answers }.run(&received);
+                let first = match Pump::start(&clients, Pace::Busy, std::thread::current()) {
+                    Ok(first) => first,
+                    Err(error) => return drop(started.send(Err(error))),
+                };
+                let _ = started.send(Ok(()));
+                FetchLoop { lanes: vec![first], lane_of: HashMap::new(), waiting: Vec::new(), lost: Vec::new(), clients, answers }.run(&received);
             })
             .map_err(|error| KafkaError::ClientCreation(format!("no thread for reading: {error}")))?;
+        first.recv().unwrap_or_else(|_| Err(KafkaError::ClientCreation("the thread for reading ended".to_owned())))?;
         Ok(Arc::new(Self { commands, thread: handle.thread().clone(), ids: AtomicU64::new(1) }))
     }
 
@@ -108,35 +110,37 @@ impl Fetcher {
 }
 
 struct FetchLoop {
-    lanes: Vec<Lane>,
+    lanes: Vec<Pump>,
     lane_of: HashMap<StreamId, usize>,
     /// Streams that no lane has a place for.
     waiting: Vec<Stream>,
     /// Streams whose offset is not in the log, and when to ask again where it starts and ends.
     lost: Vec<(Stream, Option<Instant>)>,
-    config: KafkaConfig,
-    link: Arc<Link>,
-    control: Arc<Control>,
+    clients: Clients,
     answers: mpsc::Sender<Command>,
 }
 
 impl FetchLoop {
     fn run(mut self, commands: &mpsc::Receiver<Command>) {
-        let waker = super::wake::waker();
-        while !self.link.is_closed() {
+        while !self.clients.link.is_closed() {
             while let Ok(command) = commands.try_recv() {
                 self.obey(command);
             }
-            for lane in &mut self.lanes {
-                lane.settle();
-                lane.poll(&waker);
-                lane.flush(&waker);
+            for lane in &self.lanes {
+                lane.with(Lane::tend);
             }
             self.take_back();
             self.ask_for_lost();
             self.place_waiting();
             std::thread::park_timeout(TICK);
         }
+        for lane in self.lanes {
+            lane.close();
+        }
+    }
+
+    fn start_lane(&self, pace: Pace) -> Result<Pump, KafkaError> {
+        Pump::start(&self.clients, pace, std::thread::current())
     }
 
     fn obey(&mut self, command: Command) {
@@ -144,14 +148,14 @@ impl FetchLoop {
             Command::Add(stream) => self.place(stream),
             Command::Remove(id) => {
                 if let Some(lane) = self.lane_of.remove(&id) {
-                    self.lanes[lane].remove(id);
+                    self.lanes[lane].with(|lane| lane.remove(id));
                 }
                 self.waiting.retain(|stream| stream.id != id);
                 self.lost.retain(|(stream, _)| stream.id != id);
             }
             Command::Want(id, records) => {
                 if let Some(lane) = self.lane_of.get(&id) {
-                    self.lanes[*lane].want(id, records);
+                    self.lanes[*lane].with(|lane| lane.want(id, records));
                 } else if let Some(stream) = self.waiting.iter_mut().chain(self.lost.iter_mut().map(|(stream, _)| stream)).find(|stream| stream.id == id) {
                     stream.want(records);
                 }
@@ -162,12 +166,11 @@ impl FetchLoop {
 
     /// Gives a stream to the first lane of its pace that does not read its partition yet.
     fn place(&mut self, stream: Stream) {
-        let free = self.lanes.iter().position(|lane| lane.pace() == stream.pace && !lane.reads(&stream.partition));
+        let free = self.lanes.iter().position(|lane| lane.pace() == stream.pace && !lane.with(|lane| lane.reads(&stream.partition)));
         let lane = match free {
             Some(lane) => lane,
-            None if self.lanes.len() < LANES => match Lane::create(&self.config, &self.link, &self.control, stream.pace) {
-                Ok(mut lane) => {
-                    lane.wake(std::thread::current());
+            None if self.lanes.len() < LANES => match self.start_lane(stream.pace) {
+                Ok(lane) => {
                     self.lanes.push(lane);
                     self.lanes.len() - 1
                 }
@@ -184,14 +187,14 @@ impl FetchLoop {
             }
         };
         self.lane_of.insert(stream.id, lane);
-        self.lanes[lane].add(stream);
+        self.lanes[lane].with(|lane| lane.add(stream));
     }
 
     fn place_waiting(&mut self) {
         for stream in std::mem::take(&mut self.waiting) {
             self.place(stream);
         }
-        while self.lanes.len() > 1 && self.lanes.last().is_some_and(|lane| lane.idle_for() > LANE_IDLE) {
+        while self.lanes.len() > 1 && self.lanes.last().is_some_and(|lane| lane.with(|lane| lane.idle_for()) > LANE_IDLE) {
             if let Some(lane) = self.lanes.pop() {
                 lane.close();
             }
@@ -201,15 +204,16 @@ impl FetchLoop {
     /// Takes from the lanes the streams that have ended and those that can't be read where they are.
     fn take_back(&mut self) {
         let mut broken = Vec::new();
-        for (index, lane) in self.lanes.iter_mut().enumerate() {
-            for id in lane.take_ended() {
+        for (index, lane) in self.lanes.iter().enumerate() {
+            let (ended, lost, stalled) = lane.with(|lane| (lane.take_ended(), lane.take_lost(), lane.is_stalled()));
+            for id in ended {
                 self.lane_of.remove(&id);
             }
-            for stream in lane.take_lost() {
+            for stream in lost {
                 self.lane_of.remove(&stream.id);
                 self.lost.push((stream, Some(Instant::now())));
             }
-            if lane.is_stalled() {
+            if stalled {
                 broken.push(index);
             }
         }
@@ -220,14 +224,11 @@ impl FetchLoop {
 
     /// The watchdog's last means: a consumer that fetches nothing although the broker can be reached is given up for a new one.
     fn replace_lane(&mut self, index: usize) {
-        match Lane::create(&self.config, &self.link, &self.control, self.lanes[index].pace()) {
-            Ok(mut lane) => {
-                warn!(streams = self.lanes[index].len(), "fetching stood still although the broker can be reached; the client was replaced");
-                lane.wake(std::thread::current());
-                let old = std::mem::replace(&mut self.lanes[index], lane);
-                for stream in old.close() {
-                    self.lanes[index].add(stream);
-                }
+        match self.start_lane(self.lanes[index].pace()) {
+            Ok(lane) => {
+                let old = std::mem::replace(&mut self.lanes[index], lane).close();
+                warn!(streams = old.len(), "fetching stood still although the broker can be reached; the client was replaced");
+                self.lanes[index].with(|lane| old.into_iter().for_each(|stream| lane.add(stream)));
             }
             Err(error) => error!(%error, "fetching stands still and no new client could be made"),
         }
@@ -243,7 +244,7 @@ impl FetchLoop {
             *due = None;
             let (id, partition, answers, thread) = (stream.id, stream.partition.clone(), self.answers.clone(), std::thread::current());
             let answers_too = answers.clone();
-            let asked = self.control.ask(move |control| {
+            let asked = self.clients.control.ask(move |control| {
                 let _ = answers.send(Command::Located(id, control.bounds(&partition)));
                 thread.unpark();
                 Ok(())

@@ -1,21 +1,20 @@
 //! One consumer that fetches for many streams, at most one per partition.
 
-use std::cell::Cell;
-use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
-use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::task::AtomicWaker;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{BorrowedMessage, Message};
-use rdkafka::statistics::Statistics;
 use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
+use serde::Deserialize;
 use tracing::{debug, warn};
 
 use super::config::KafkaConfig;
@@ -30,9 +29,11 @@ const STALLED: Duration = Duration::from_secs(15);
 /// How long the metadata of a topic that is new to a consumer are waited for.
 const LOOK_LIMIT: Duration = Duration::from_secs(1);
 
+/// Records that are taken in one turn. Others wait for their turn too.
+const TURN: usize = 512;
+
 pub(super) struct Lane {
     consumer: Arc<BaseConsumer<LaneEvents>>,
-    pace: Pace,
     /// Topics that the consumer has been told to look at.
     known: HashSet<Topic>,
     control: Arc<Control>,
@@ -44,10 +45,14 @@ pub(super) struct Lane {
     /// Streams to be assigned and partitions to be unassigned, in the next turn and together.
     to_assign: Vec<StreamId>,
     to_unassign: Vec<TopicPartition>,
+    /// Streams whose user is gone, until they are removed.
+    gone: HashSet<StreamId>,
     ended: Vec<StreamId>,
     lost: Vec<Stream>,
     empty_since: Instant,
-    out_of_range: Cell<bool>,
+    out_of_range: bool,
+    /// Whether a partition is to be paused or resumed.
+    to_pause: bool,
     fetched: (u64, Instant),
     stalled: bool,
 }
@@ -57,12 +62,45 @@ pub(super) struct Lane {
 struct Shared {
     /// Things that were served. A poll that returns nothing may have served something, with more to come.
     served: AtomicU64,
-    woken: OnceLock<Thread>,
-    /// Partitions that librdkafka does not fetch although they are assigned.
-    inactive: Mutex<Vec<(String, i32)>>,
-    /// Bytes received from brokers; a fetch that finds nothing counts too.
-    received: AtomicU64,
-    fresh: AtomicBool,
+    /// What the consumer said of itself last, in JSON.
+    statistics: Mutex<Option<Vec<u8>>>,
+}
+
+/// What is wanted of it.
+#[derive(Deserialize)]
+struct Said {
+    brokers: BTreeMap<String, SaidBroker>,
+    topics: BTreeMap<String, SaidTopic>,
+}
+
+#[derive(Deserialize)]
+struct SaidBroker {
+    /// Responses; that to a fetch that finds nothing counts too.
+    rx: u64,
+}
+
+#[derive(Deserialize)]
+struct SaidTopic {
+    partitions: BTreeMap<String, SaidPartition>,
+}
+
+#[derive(Deserialize)]
+struct SaidPartition {
+    partition: i32,
+    desired: bool,
+    fetch_state: String,
+}
+
+impl Said {
+    fn received(&self) -> u64 {
+        self.brokers.values().map(|broker| broker.rx).sum()
+    }
+
+    /// Whether the library does not fetch a partition although it is assigned.
+    fn is_inactive(&self, partition: &TopicPartition) -> bool {
+        let partitions = self.topics.get(partition.topic.as_str()).map(|topic| &topic.partitions);
+        partitions.is_some_and(|all| all.values().any(|p| p.partition == number(partition) && p.desired && p.fetch_state != "active"))
+    }
 }
 
 struct LaneEvents {
@@ -81,35 +119,24 @@ impl ClientContext for LaneEvents {
         self.observer.error(error, reason);
     }
 
-    fn stats(&self, statistics: Statistics) {
+    /// Read where there is time for it: a poll must not take long.
+    fn stats_raw(&self, statistics: &[u8]) {
         self.shared.served.fetch_add(1, Ordering::Relaxed);
-        self.shared.received.store(statistics.brokers.values().map(|broker| broker.rx).sum(), Ordering::Relaxed);
-        let mut inactive = self.shared.inactive.lock().unwrap_or_else(PoisonError::into_inner);
-        inactive.clear();
-        for (name, topic) in &statistics.topics {
-            let idle = topic.partitions.values().filter(|partition| partition.desired && partition.fetch_state != "active");
-            inactive.extend(idle.map(|partition| (name.clone(), partition.partition)));
-        }
-        self.shared.fresh.store(true, Ordering::Release);
+        *self.shared.statistics.lock().unwrap_or_else(PoisonError::into_inner) = Some(statistics.to_vec());
     }
 }
 
 impl ConsumerContext for LaneEvents {}
 
 impl Lane {
-    pub(super) fn create(config: &KafkaConfig, link: &Arc<Link>, control: &Arc<Control>, pace: Pace) -> Result<Self, KafkaError> {
+    /// `woken` is who is to be woken when there is something to take.
+    pub(super) fn create(config: &KafkaConfig, link: &Arc<Link>, control: &Arc<Control>, pace: Pace, woken: Arc<AtomicWaker>) -> Result<Self, KafkaError> {
         let events = Arc::new(Shared::default());
         let context = LaneEvents { observer: Observer::new(link, "read"), shared: events.clone() };
         let mut consumer: BaseConsumer<LaneEvents> = config.reader(pace).create_with_context(context)?;
-        let shared = events.clone();
-        consumer.set_nonempty_callback(move || {
-            if let Some(thread) = shared.woken.get() {
-                thread.unpark();
-            }
-        });
+        consumer.set_nonempty_callback(move || woken.wake());
         Ok(Self {
             consumer: Arc::new(consumer),
-            pace,
             known: HashSet::new(),
             control: Arc::clone(control),
             events,
@@ -118,26 +145,15 @@ impl Lane {
             streams: HashMap::new(),
             to_assign: Vec::new(),
             to_unassign: Vec::new(),
+            gone: HashSet::new(),
             ended: Vec::new(),
             lost: Vec::new(),
             empty_since: Instant::now(),
-            out_of_range: Cell::new(false),
+            out_of_range: false,
+            to_pause: false,
             fetched: (0, Instant::now()),
             stalled: false,
         })
-    }
-
-    /// Who is to be woken when there is something to poll.
-    pub(super) fn wake(&mut self, thread: Thread) {
-        let _ = self.events.woken.set(thread);
-    }
-
-    pub(super) fn pace(&self) -> Pace {
-        self.pace
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.streams.len()
     }
 
     pub(super) fn idle_for(&self) -> Duration {
@@ -149,7 +165,7 @@ impl Lane {
     }
 
     pub(super) fn add(&mut self, mut stream: Stream) {
-        stream.paused = false;
+        (stream.assigned, stream.paused, stream.held) = (false, false, false);
         stream.alive = Instant::now();
         self.by_partition.entry(stream.partition.topic.as_str().to_owned()).or_default().insert(number(&stream.partition), stream.id);
         self.to_assign.push(stream.id);
@@ -157,6 +173,7 @@ impl Lane {
     }
 
     pub(super) fn remove(&mut self, id: StreamId) -> Option<Stream> {
+        self.gone.remove(&id);
         let stream = self.streams.remove(&id)?;
         let topic = stream.partition.topic.as_str();
         if let Some(streams) = self.by_partition.get_mut(topic) {
@@ -166,7 +183,7 @@ impl Lane {
             }
         }
         // librdkafka remembers a pause beyond the assignment: whoever reads this partition next would get nothing.
-        if stream.paused
+        if stream.held
             && let Err(error) = self.consumer.resume(&list([(stream.partition.clone(), None)]))
         {
             warn!(%error, "a partition could not be resumed");
@@ -189,8 +206,23 @@ impl Lane {
         }
     }
 
-    /// Tells the consumer what it is to read.
-    pub(super) fn settle(&mut self) {
+    /// Does what blocks: tells the consumer what it is to read and what not, removes streams whose user is gone, and looks for those that stand still.
+    pub(super) fn tend(&mut self) {
+        self.look_for_stalls();
+        for id in std::mem::take(&mut self.gone) {
+            self.remove(id);
+            self.ended.push(id);
+        }
+        self.settle();
+        self.pause_and_resume();
+    }
+
+    /// Whether there is something to [tend](Self::tend) to.
+    pub(super) fn needs_tending(&self) -> bool {
+        self.to_pause || self.out_of_range || !self.gone.is_empty()
+    }
+
+    fn settle(&mut self) {
         if !self.to_unassign.is_empty() {
             let list = list(self.to_unassign.drain(..).map(|partition| (partition, None)));
             if let Err(error) = self.consumer.incremental_unassign(&list) {
@@ -198,14 +230,42 @@ impl Lane {
             }
         }
         if !self.to_assign.is_empty() {
-            let streams = self.to_assign.drain(..).filter_map(|id| self.streams.get(&id));
-            let list = list(streams.map(|stream| (stream.partition.clone(), Some(stream.next()))));
+            let mut partitions = Vec::with_capacity(self.to_assign.len());
+            for id in self.to_assign.drain(..) {
+                if let Some(stream) = self.streams.get_mut(&id) {
+                    stream.assigned = true;
+                    partitions.push((stream.partition.clone(), Some(stream.next())));
+                }
+            }
+            let list = list(partitions);
             if let Err(error) = self.consumer.incremental_assign(&list) {
                 warn!(%error, "a partition could not be assigned");
             }
             for (topic, _) in list.to_topic_map().into_keys() {
                 self.look_at(Topic::new(&topic));
             }
+        }
+    }
+
+    fn pause_and_resume(&mut self) {
+        if !std::mem::take(&mut self.to_pause) {
+            return;
+        }
+        let (mut pause, mut resume) = (Vec::new(), Vec::new());
+        for stream in self.streams.values_mut().filter(|stream| stream.paused != stream.held) {
+            stream.held = stream.paused;
+            stream.alive = Instant::now();
+            if stream.paused { pause.push((stream.partition.clone(), None)) } else { resume.push((stream.partition.clone(), None)) }
+        }
+        if !pause.is_empty()
+            && let Err(error) = self.consumer.pause(&list(pause))
+        {
+            warn!(%error, "a partition could not be paused");
+        }
+        if !resume.is_empty()
+            && let Err(error) = self.consumer.resume(&list(resume))
+        {
+            warn!(%error, "a partition could not be resumed");
         }
     }
 
@@ -223,80 +283,59 @@ impl Lane {
         self.known.insert(topic);
     }
 
-    /// Takes everything that was fetched.
-    pub(super) fn poll(&mut self, waker: &Waker) {
-        loop {
+    /// Takes what was fetched, and hands over what can be. Does not block. True when there is more to take.
+    pub(super) fn pass_on(&mut self, waker: &Waker) -> bool {
+        let more = self.take(waker);
+        for stream in self.streams.values_mut() {
+            if !stream.flush(waker) {
+                self.gone.insert(stream.id);
+            } else if stream.paused && stream.has_room() {
+                stream.paused = false;
+                self.to_pause = true;
+            }
+        }
+        more
+    }
+
+    fn take(&mut self, waker: &Waker) -> bool {
+        let mut taken = 0;
+        while taken < TURN {
             let served = self.events.served.load(Ordering::Relaxed);
             match self.consumer.poll(Duration::ZERO) {
                 Some(Ok(message)) => {
+                    taken += 1;
                     let id = self.by_partition.get(message.topic()).and_then(|streams| streams.get(&message.partition()));
-                    if let Some(stream) = id.and_then(|id| self.streams.get_mut(id)) {
+                    // One that is not assigned yet: this is what another one has left that read the same partition before.
+                    if let Some(stream) = id.and_then(|id| self.streams.get_mut(id)).filter(|stream| stream.assigned) {
                         stream.push(entry(&message));
-                        if stream.is_full() && !stream.paused {
-                            let partition = stream.partition.clone();
-                            // It may be taken at once; then there is no need to pause.
-                            if stream.flush(waker) && stream.is_full() {
-                                stream.paused = true;
-                                let list = list([(partition, None)]);
-                                drop(message);
-                                if let Err(error) = self.consumer.pause(&list) {
-                                    warn!(%error, "a partition could not be paused");
-                                }
-                            }
+                        // It may be taken at once; then there is no need to pause.
+                        if stream.is_full() && !stream.paused && stream.flush(waker) && stream.is_full() {
+                            stream.paused = true;
+                            self.to_pause = true;
                         }
                     }
                 }
-                Some(Err(error)) => self.failed(&error),
-                None if self.events.served.load(Ordering::Relaxed) == served => break,
+                Some(Err(error)) => match error.rdkafka_error_code() {
+                    // Which partition it was is not told.
+                    Some(Code::AutoOffsetReset | Code::OffsetOutOfRange) => self.out_of_range = true,
+                    Some(Code::AllBrokersDown | Code::BrokerTransportFailure) => {}
+                    _ => debug!(%error, "reading failed; it goes on by itself"),
+                },
+                None if self.events.served.load(Ordering::Relaxed) == served => return false,
                 None => {}
             }
         }
-        self.look_for_stalls();
+        true
     }
 
-    fn failed(&self, error: &KafkaError) {
-        match error.rdkafka_error_code() {
-            // Which partition it was is not told.
-            Some(Code::AutoOffsetReset | Code::OffsetOutOfRange) => self.out_of_range.set(true),
-            Some(Code::AllBrokersDown | Code::BrokerTransportFailure) => {}
-            _ => debug!(%error, "reading failed; it goes on by itself"),
-        }
-    }
-
-    /// Hands over what was fetched.
-    pub(super) fn flush(&mut self, waker: &Waker) {
-        let mut resume = Vec::new();
-        for stream in self.streams.values_mut() {
-            if !stream.flush(waker) {
-                self.ended.push(stream.id);
-            } else if stream.paused && stream.has_room() {
-                stream.paused = false;
-                stream.alive = Instant::now();
-                resume.push((stream.partition.clone(), None));
-            }
-        }
-        for at in 0..self.ended.len() {
-            self.remove(self.ended[at]);
-        }
-        if !resume.is_empty() {
-            if let Err(error) = self.consumer.resume(&list(resume)) {
-                warn!(%error, "a partition could not be resumed");
-            }
-            // Records may be there already.
-            std::thread::current().unpark();
-        }
-        // What ended is unassigned now, not when something happens next.
-        self.settle();
-    }
-
-    /// Streams whose user is gone.
+    /// Streams that were removed because their user is gone.
     pub(super) fn take_ended(&mut self) -> Vec<StreamId> {
         std::mem::take(&mut self.ended)
     }
 
     /// Streams that are not read although they should be: the offset may lie outside of the log.
     pub(super) fn take_lost(&mut self) -> Vec<Stream> {
-        if self.out_of_range.replace(false) {
+        if std::mem::take(&mut self.out_of_range) {
             // Which one it was is not told, so all that have nothing going on are looked at.
             let suspects: Vec<_> = self.streams.values().filter(|stream| !stream.paused).map(|stream| stream.id).collect();
             for id in suspects {
@@ -314,10 +353,12 @@ impl Lane {
     }
 
     fn look_for_stalls(&mut self) {
-        if !self.events.fresh.swap(false, Ordering::AcqRel) {
-            return;
-        }
-        let received = self.events.received.load(Ordering::Relaxed);
+        let Some(said) = self.events.statistics.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        let said: Said = match serde_json::from_slice(&said) {
+            Ok(said) => said,
+            Err(error) => return warn!(%error, "what a consumer says of itself can't be read"),
+        };
+        let received = said.received();
         let reading = self.streams.values().any(|stream| !stream.paused);
         if self.link.is_away() || !reading || received != self.fetched.0 {
             self.fetched = (received, Instant::now());
@@ -327,12 +368,9 @@ impl Lane {
             return;
         }
         self.stalled = self.fetched.1.elapsed() > STALLED;
-        let inactive = std::mem::take(&mut *self.events.inactive.lock().unwrap_or_else(PoisonError::into_inner));
-        let is_inactive =
-            |stream: &Stream| inactive.iter().any(|(topic, partition)| *topic == stream.partition.topic.as_str() && *partition == number(&stream.partition));
         let mut again = Vec::new();
         for stream in self.streams.values_mut() {
-            if stream.paused || !is_inactive(stream) {
+            if stream.paused || !said.is_inactive(&stream.partition) {
                 stream.alive = Instant::now();
             } else if stream.alive.elapsed() > STALLED {
                 again.push(stream.id);
@@ -348,15 +386,10 @@ impl Lane {
         self.settle();
     }
 
-    /// Ends the consumer, on a thread of its own because that takes a moment; gives back the streams.
-    pub(super) fn close(self) -> Vec<Stream> {
-        let streams = self.streams.into_values().collect();
-        let consumer = self.consumer;
-        let closing = std::thread::Builder::new().name("kafka-close".to_owned()).spawn(move || drop(consumer));
-        if let Err(error) = closing {
-            warn!(%error, "a client was closed on the reading thread");
-        }
-        streams
+    /// Gives up its streams.
+    pub(super) fn take_all(&mut self) -> Vec<Stream> {
+        self.by_partition.clear();
+        self.streams.drain().map(|(_, stream)| stream).collect()
     }
 }
 

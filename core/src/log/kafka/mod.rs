@@ -1,15 +1,16 @@
 //! Apache Kafka behind [`Log`], on librdkafka.
 //!
-//! librdkafka blocks, calls back and polls; the rest of Bluebox does none of that. So each of its clients belongs to one OS thread here:
+//! librdkafka blocks, calls back and polls; the rest of Bluebox does none of that. So what blocks is done by OS threads here:
 //!
 //! - `append`: one idempotent producer for all appends, behind a gate that shuts when the broker is away.
-//! - `fetch`, `lane`, `stream`: consumers that are assigned partitions by hand, for all readers and for the members of groups.
+//! - `fetch`, `lane`, `pump`, `stream`: consumers that are assigned partitions by hand, for all readers and for the members of groups.
 //! - `group`, `session`, `ownership`, `member`, `commit`: a consumer per membership, which fetches nothing.
 //! - `control`: questions about topics and offsets.
 //! - `link`: whether there is a broker; `brokers`: whether a client still knows of any; `statistics`: how they answer, for the metrics.
 
 use std::sync::Arc;
 
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::{
@@ -28,6 +29,7 @@ mod lane;
 mod link;
 mod member;
 mod ownership;
+mod pump;
 mod session;
 mod statistics;
 mod stream;
@@ -39,19 +41,22 @@ use append::Appender;
 use control::Control;
 use fetch::Fetcher;
 use link::Link;
+use pump::Clients;
 use stream::Pace;
 
-/// A client of these brokers. It need not reach them now: [`Log::health`] says when it does.
+/// A client of these brokers. It need not reach them now: [`Log::health`] says when it does. To be called in a tokio runtime, which passes on what is read.
 ///
 /// # Errors
-/// [`LogError::Refused`] when librdkafka does not take a property, or one is set that the promises rest on.
+/// [`LogError::Refused`] when librdkafka does not take a property, or one is set that the promises rest on, and outside of a runtime.
 pub fn connect(config: KafkaConfig) -> Result<Arc<dyn Log>, LogError> {
     config.check()?;
+    let runtime = Handle::try_current().map_err(|error| LogError::Refused(format!("Kafka client: {error}")))?;
     let refuse = |error: rdkafka::error::KafkaError| LogError::Refused(format!("Kafka client: {error}"));
     let link = Link::new();
     let control = Control::start(&config, &link).map_err(refuse)?;
     let appender = Appender::start(&config, &link).map_err(refuse)?;
-    let fetcher = Fetcher::start(&config, &link, &control).map_err(refuse)?;
+    let clients = Clients { config: config.clone(), link: link.clone(), control: control.clone(), appender: Arc::downgrade(&appender), runtime };
+    let fetcher = Fetcher::start(clients).map_err(refuse)?;
     let prober = link::start_prober(&link, Arc::downgrade(&control), Arc::downgrade(&appender));
     prober.map_err(|error| LogError::Refused(format!("Kafka client: no thread for the probe: {error}")))?;
     Ok(Arc::new(KafkaLog { config, link, control, appender, fetcher }))

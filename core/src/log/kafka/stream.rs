@@ -34,8 +34,12 @@ pub(super) struct Stream {
     pending: VecDeque<Entry>,
     pending_bytes: usize,
     sink: Sink,
-    /// Whether fetching is paused.
+    /// Whether the consumer has been told to read it.
+    pub(super) assigned: bool,
+    /// Whether fetching is to be paused.
     pub(super) paused: bool,
+    /// Whether the consumer has been told so.
+    pub(super) held: bool,
     /// When anything last happened that shows that fetching works.
     pub(super) alive: Instant,
 }
@@ -90,7 +94,8 @@ impl Gate {
 
 impl Stream {
     pub(super) fn new(id: StreamId, partition: TopicPartition, from: Offset, sink: Sink) -> Self {
-        Self { id, partition, pace: Pace::Busy, next: from, pending: VecDeque::new(), pending_bytes: 0, sink, paused: false, alive: Instant::now() }
+        let (pending, alive) = (VecDeque::new(), Instant::now());
+        Self { id, partition, pace: Pace::Busy, next: from, pending, pending_bytes: 0, sink, assigned: false, paused: false, held: false, alive }
     }
 
     /// The same, at this pace.
