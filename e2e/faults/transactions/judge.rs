@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use bluebox_e2e::app::Asked;
 
+use super::answers::says_no;
 use super::client::{Kind, Transaction};
 
 /// What was found.
@@ -126,7 +127,11 @@ fn step(verdict: &mut Verdict, transaction: &Transaction, asked: &[&str]) -> Opt
             verdict.half_done += 1;
             Some("never ran, though all is done")
         }
-        // Of one that said no, nothing is taken back: at most one step of each saga says so, and it is not known here which.
+        // Of one that said no, nothing is taken back: it may be, if its answer was lost.
+        "Cancelled" if last_do.is_some() && first("undo").is_none() && !says_no(&format!("{}do", transaction.tag)) => {
+            verdict.half_done += 1;
+            Some("ran and was not compensated")
+        }
         "Closed" | "Cancelled" => None,
         _ => {
             verdict.half_done += 1;
@@ -179,6 +184,15 @@ mod tests {
         assert_eq!(saga("Cancelled", &["do", "undo", "do"]).out_of_order, 1);
         assert_eq!(saga("Closed", &["do", "undo"]).both, 1);
         assert_eq!(saga("Closed", &[]).half_done, 1);
-        assert!(saga("Cancelled", &["do"]).is_good() && saga("Cancelled", &["do", "do", "undo"]).is_good() && saga("Closed", &["do"]).is_good());
+        assert_eq!(saga("Cancelled", &["do"]).half_done, 1);
+        assert!(saga("Cancelled", &[]).is_good() && saga("Cancelled", &["do", "do", "undo"]).is_good() && saga("Closed", &["do"]).is_good());
+    }
+
+    #[test]
+    fn of_a_step_that_said_no_nothing_is_taken_back() {
+        let tag = (0..1_000).map(|n| format!("/saga/{n}/")).find(|tag| says_no(&format!("{tag}do"))).unwrap();
+        let mut verdict = Verdict::default();
+        step(&mut verdict, &Transaction { tag, ..lra(Kind::Saga, "Cancelled") }, &["do"]);
+        assert!(verdict.is_good());
     }
 }

@@ -1,9 +1,10 @@
 //! Kills replicas of the transaction manager, participants, proxies and the log while transactions run, and judges how each of them ended.
 //!
-//! - `scene`: the processes, and what is done to them.
+//! - `scene`: the processes, and what is done to them. `answers`: what participants say.
 //! - `client`: one transaction after the other, of every kind.
 //! - `judge`: what must be true of what the participants were asked. Pure.
 
+mod answers;
 mod client;
 mod judge;
 mod scene;
@@ -56,6 +57,9 @@ const SETTLE: Duration = Duration::from_secs(client::LONGEST_LIMIT.as_secs() + 1
 /// How long the processes may take to be there again after the last kill. Not a matter of transactions.
 const COME_BACK: Duration = Duration::from_secs(60);
 
+/// How often it is said how far it is.
+const SAY_EVERY: Duration = Duration::from_secs(30);
+
 /// Runs on each log; whether every transaction ended as it must.
 pub(crate) async fn all(options: &TransactionsOptions) -> anyhow::Result<bool> {
     let program = std::env::current_exe().context("this program")?;
@@ -104,15 +108,18 @@ async fn one(options: &TransactionsOptions, log: LogKind, seed: u64, bluebox: &s
             tokio::spawn(client.run())
         })
         .collect();
-    let mut kills = BTreeMap::<Target, u64>::new();
+    let (mut kills, mut said) = (BTreeMap::<Target, u64>::new(), Instant::now());
     let targets: Vec<Target> = Target::ALL.iter().copied().filter(|target| options.only.is_empty() || options.only.contains(target)).collect();
     while kills.values().sum::<u64>() < options.kills || wanted.begun() < options.transactions {
         let gap = options.gap.as_millis().try_into().unwrap_or(u64::MAX);
         tokio::time::sleep(Duration::from_millis(random.between(gap / 2, gap * 3 / 2))).await;
         if kills.values().sum::<u64>() < options.kills {
             let target = random.pick(&targets);
-            scene.kill(target, &mut random).await?;
-            *kills.entry(target).or_default() += 1;
+            *kills.entry(target).or_default() += scene.kill(target, &mut random).await;
+        }
+        if said.elapsed() >= SAY_EVERY {
+            said = Instant::now();
+            println!("  {} s: {} kills, {} transactions", began.elapsed().as_secs(), kills.values().sum::<u64>(), wanted.begun());
         }
     }
     wanted.enough();

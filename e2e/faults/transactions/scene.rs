@@ -5,11 +5,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use bluebox_e2e::app::{Asked, content};
+use bluebox_e2e::app::Asked;
 use bluebox_e2e::{App, Call, Proxy, World};
-use http::Response;
 
-use super::client::hash;
+use super::answers::answer;
 use crate::plan::LogKind;
 use crate::random::Random;
 use crate::system::log::Log;
@@ -19,6 +18,8 @@ use crate::system::log::Log;
 pub(crate) enum Target {
     /// A replica of the transaction manager.
     Txmgr,
+    /// All of them, at once.
+    AllTxmgrs,
     /// The app of a participant.
     Participant,
     /// The proxy of a participant.
@@ -30,11 +31,14 @@ pub(crate) enum Target {
 }
 
 impl Target {
-    pub(crate) const ALL: &[Self] = &[Self::Txmgr, Self::Txmgr, Self::Participant, Self::ParticipantProxy, Self::ClientProxy, Self::Log];
+    /// As often as they are picked.
+    pub(crate) const ALL: &[Self] =
+        &[Self::Txmgr, Self::Txmgr, Self::Txmgr, Self::AllTxmgrs, Self::Participant, Self::ParticipantProxy, Self::ParticipantProxy, Self::ClientProxy, Self::Log];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Txmgr => "txmgr",
+            Self::AllTxmgrs => "all-txmgrs",
             Self::Participant => "participant",
             Self::ParticipantProxy => "participant-proxy",
             Self::ClientProxy => "client-proxy",
@@ -96,12 +100,19 @@ impl Scene {
         self.txmgrs.first().map_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)), Proxy::address)
     }
 
-    /// SIGKILL, and started again at once.
-    pub(crate) async fn kill(&mut self, target: Target, random: &mut Random) -> anyhow::Result<()> {
+    /// SIGKILL, and started again at once: how many processes.
+    pub(crate) async fn kill(&mut self, target: Target, random: &mut Random) -> u64 {
         let which = usize::try_from(random.next() % 1_000).unwrap_or(0);
         let (txmgrs, clients, participants) = (self.txmgrs.len(), self.clients.len(), self.participants.len());
         match target {
             Target::Txmgr => self.txmgrs[which % txmgrs].crash().await,
+            Target::AllTxmgrs => {
+                self.txmgrs.iter_mut().for_each(Proxy::kill);
+                for txmgr in &mut self.txmgrs {
+                    txmgr.start_again().await;
+                }
+                return u64::try_from(txmgrs).unwrap_or(u64::MAX);
+            }
             Target::ClientProxy => self.clients[which % clients].crash().await,
             Target::ParticipantProxy => self.participants[which % participants].1.crash().await,
             Target::Participant => {
@@ -115,7 +126,7 @@ impl Scene {
                 self.log.start_node(node);
             }
         }
-        Ok(())
+        1
     }
 
     /// Waits until everything is there again.
@@ -164,28 +175,5 @@ impl Scene {
     /// Keeps what the processes have said: where.
     pub(crate) fn keep(&self) -> String {
         self.world.directory().display().to_string()
-    }
-}
-
-/// What a participant answers is a function of what it is asked, so that it is the same when it is asked again.
-fn answer(asked: &Asked) -> Response<bluebox_e2e::app::Content> {
-    let says = |status: u16, body: &'static str| {
-        let mut response = Response::new(content(body));
-        *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::OK);
-        response
-    };
-    let path = asked.target.as_str();
-    let key = asked.header("idempotency-key");
-    let n: u32 = key.rsplit('/').next().and_then(|n| n.parse().ok()).unwrap_or(0);
-    let luck = hash(&format!("{}{path}", asked.header("long-running-action"))) % 100;
-    match path.rsplit('/').next().unwrap_or_default() {
-        // A tenth takes its time, and a tenth makes no sense at first.
-        "complete" | "compensate" if luck < 10 && n == 0 => says(202, ""),
-        "complete" | "compensate" if luck < 20 && n < 2 => says(500, "not yet"),
-        // A step that has no place any more, and one that is still going.
-        "do" if luck < 8 => says(409, "no"),
-        "do" if luck < 14 && n < 2 => says(425, ""),
-        "do" if luck < 20 && n < 1 => says(500, ""),
-        _ => says(200, ""),
     }
 }
