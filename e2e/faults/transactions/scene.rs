@@ -32,8 +32,17 @@ pub(crate) enum Target {
 
 impl Target {
     /// As often as they are picked.
-    pub(crate) const ALL: &[Self] =
-        &[Self::Txmgr, Self::Txmgr, Self::Txmgr, Self::AllTxmgrs, Self::Participant, Self::ParticipantProxy, Self::ParticipantProxy, Self::ClientProxy, Self::Log];
+    pub(crate) const ALL: &[Self] = &[
+        Self::Txmgr,
+        Self::Txmgr,
+        Self::Txmgr,
+        Self::AllTxmgrs,
+        Self::Participant,
+        Self::ParticipantProxy,
+        Self::ParticipantProxy,
+        Self::ClientProxy,
+        Self::Log,
+    ];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
