@@ -47,6 +47,9 @@ pub(crate) struct TransactionsOptions {
     /// The pause between two kills, on average.
     #[arg(long, default_value = "1500ms", value_parser = humantime::parse_duration)]
     gap: Duration,
+    /// The session of the proxies and of the transaction manager: so long a death is not noticed.
+    #[arg(long, default_value = "3s", value_parser = humantime::parse_duration)]
+    session: Duration,
     /// Where the report is written; by default txn-faults.json beside the directory of this program.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -55,8 +58,10 @@ pub(crate) struct TransactionsOptions {
 /// How long everything may take to end once nothing is killed any more: the longest time limit, and 10 s.
 const SETTLE: Duration = Duration::from_secs(client::LONGEST_LIMIT.as_secs() + 10);
 /// How long the processes may take to be there again after the last kill. Not a matter of transactions.
-const COME_BACK: Duration = Duration::from_secs(60);
+const COME_BACK: Duration = Duration::from_secs(180);
 
+/// Transactions that are asked for their ends at once.
+const ASKED_AT_ONCE: usize = 16;
 /// How often it is said how far it is.
 const SAY_EVERY: Duration = Duration::from_secs(30);
 
@@ -93,7 +98,7 @@ async fn one(options: &TransactionsOptions, log: LogKind, seed: u64, bluebox: &s
     ensure!(bluebox.exists(), "{}: not there; `cargo build --bin bluebox` makes it", bluebox.display());
     let directory = tempfile::Builder::new().prefix("bluebox-txn-faults-").tempdir().context("a directory for the run")?;
     let began = Instant::now();
-    let mut scene = Scene::start(log, directory.path(), bluebox).await?;
+    let mut scene = Scene::start(log, directory.path(), bluebox, options.session).await?;
     let mut random = Random::new(seed);
     // Clients go on until there were enough kills and enough transactions.
     let wanted = Arc::new(client::Wanted::default());
@@ -116,6 +121,8 @@ async fn one(options: &TransactionsOptions, log: LogKind, seed: u64, bluebox: &s
         if kills.values().sum::<u64>() < options.kills {
             let target = random.pick(&targets);
             *kills.entry(target).or_default() += scene.kill(target, &mut random).await;
+            // A broker that is killed again before it is there has done nothing meanwhile, and nobody else has.
+            scene.log_serves(COME_BACK).await?;
         }
         if said.elapsed() >= SAY_EVERY {
             said = Instant::now();
@@ -130,10 +137,9 @@ async fn one(options: &TransactionsOptions, log: LogKind, seed: u64, bluebox: &s
         transactions.extend(client.await.context("a client")?);
     }
     let mut stuck = Vec::new();
-    for transaction in &mut transactions {
-        if !transaction.await_end(scene.door(), healed + SETTLE).await {
-            stuck.push(transaction.url.clone());
-        }
+    for some in transactions.chunks_mut(ASKED_AT_ONCE) {
+        let asked = some.iter_mut().map(|transaction| async { (!transaction.await_end(scene.door(), healed + SETTLE).await).then(|| transaction.url.clone()) });
+        stuck.extend(futures_util::future::join_all(asked).await.into_iter().flatten());
     }
     // What comes after the end: who is told, and may forget.
     scene.until_quiet().await;

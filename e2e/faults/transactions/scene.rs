@@ -71,7 +71,8 @@ pub(crate) struct Scene {
 }
 
 impl Scene {
-    pub(crate) async fn start(kind: LogKind, directory: &Path, bluebox: &Path) -> anyhow::Result<Self> {
+    pub(crate) async fn start(kind: LogKind, directory: &Path, bluebox: &Path, session: Duration) -> anyhow::Result<Self> {
+        let session = format!("{}ms", session.as_millis());
         let (log, _) = Log::start(kind, directory, bluebox, 0, &[]).await?;
         let world_kind = if kind.is_kafka() { bluebox_e2e::LogKind::Kafka } else { bluebox_e2e::LogKind::Embedded };
         let world = World::on(world_kind, "txn-faults", &log.flag());
@@ -79,12 +80,12 @@ impl Scene {
         for name in PARTICIPANTS {
             let app = world.app(name).await;
             app.rule(|asked| Some(answer(asked)));
-            let proxy = world.proxy(name).serves(name, &app, 4).start().await;
+            let proxy = world.proxy(name).serves(name, &app, 4).flag("--session-timeout", &session).start().await;
             participants.push((app, proxy));
         }
         let mut txmgrs = Vec::new();
         for _ in 0..2 {
-            txmgrs.push(world.txmgr(PARTITIONS).start().await);
+            txmgrs.push(world.txmgr(PARTITIONS).flag("--session-timeout", &session).start().await);
         }
         let mut clients = Vec::new();
         for _ in 0..2 {
@@ -140,6 +141,12 @@ impl Scene {
 
     /// Waits until everything is there again.
     pub(crate) async fn come_back(&self, patience: Duration) -> anyhow::Result<()> {
+        self.log_serves(patience).await?;
+        self.serves(patience).await
+    }
+
+    /// Waits until all of the log is there again.
+    pub(crate) async fn log_serves(&self, patience: Duration) -> anyhow::Result<()> {
         let began = Instant::now();
         for node in 0..self.nodes {
             while !self.log.serves(node).await {
@@ -147,7 +154,7 @@ impl Scene {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
-        self.serves(patience).await
+        Ok(())
     }
 
     async fn serves(&self, patience: Duration) -> anyhow::Result<()> {
