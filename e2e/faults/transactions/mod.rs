@@ -88,7 +88,7 @@ pub(crate) async fn all(options: &TransactionsOptions) -> anyhow::Result<bool> {
 
 fn write(path: &std::path::Path, runs: &[Value]) -> anyhow::Result<()> {
     let sum = |name: &str| runs.iter().filter_map(|run| run[name].as_u64()).sum::<u64>();
-    let names = ["kills", "transactions", "half_done", "both", "nested_both", "stuck", "after_forget", "out_of_order"];
+    let names = ["kills", "transactions", "half_done", "both", "nested_both", "stuck", "after_forget", "out_of_order", "undone_unseen"];
     let mut all: BTreeMap<&str, Value> = names.into_iter().map(|name| (name, json!(sum(name)))).collect();
     all.insert("runs", json!(runs));
     std::fs::write(path, serde_json::to_string_pretty(&all)? + "\n").with_context(|| format!("{}: the report can't be written", path.display()))
@@ -130,7 +130,9 @@ async fn one(options: &TransactionsOptions, log: LogKind, seed: u64, bluebox: &s
         }
     }
     wanted.enough();
-    scene.come_back(COME_BACK).await?;
+    if let Err(error) = scene.come_back(COME_BACK).await {
+        return Err(error.context(format!("what the processes said is in {} and {}", directory.keep().display(), scene.keep())));
+    }
     let healed = Instant::now();
     let mut transactions: Vec<Transaction> = Vec::new();
     for client in clients {
@@ -168,7 +170,7 @@ fn report(log: LogKind, seed: u64, kills: &BTreeMap<Target, u64>, transactions: 
     let by_target: BTreeMap<&str, u64> = kills.iter().map(|(target, count)| (target.name(), *count)).collect();
     json!({
         "log": log.to_string(), "seed": seed, "kills": kills.values().sum::<u64>(), "kills_by_target": by_target, "transactions": transactions.len(), "ends": ends,
-        "half_done": verdict.half_done, "both": verdict.both, "nested_both": verdict.nested_both, "after_forget": verdict.after_forget, "out_of_order": verdict.out_of_order,
+        "half_done": verdict.half_done, "both": verdict.both, "nested_both": verdict.nested_both, "after_forget": verdict.after_forget, "out_of_order": verdict.out_of_order, "undone_unseen": verdict.undone_unseen,
         "stuck": stuck.len(), "callbacks": verdict.callbacks, "more_than_once": verdict.more_than_once, "seconds": took.as_secs(),
     })
 }

@@ -166,6 +166,14 @@ impl Scene {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
+        for name in PARTICIPANTS {
+            let Some(client) = self.clients.first() else { continue };
+            let ping = || Call::get(&format!("http://{name}/ping")).prefer("wait=5").send_to(client.address());
+            while !ping().await.is_ok_and(|answer| answer.status == 200) {
+                ensure!(began.elapsed() < patience, "{name} does not answer after {patience:?}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
         Ok(())
     }
 
@@ -189,7 +197,7 @@ impl Scene {
     }
 
     /// Keeps what the processes have said: where.
-    pub(crate) fn keep(&self) -> String {
-        self.world.directory().display().to_string()
+    pub(crate) fn keep(&mut self) -> String {
+        self.world.keep().map_or_else(String::new, |kept| kept.display().to_string())
     }
 }
