@@ -4,13 +4,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bluebox_core::Log;
@@ -20,6 +20,7 @@ use bluebox_core::log::{
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tokio::io::{AsyncReadExt, AsyncWriteExt as _};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -152,12 +153,23 @@ async fn without_a_broker_everything_says_so_within_a_second() {
     assert!(start.elapsed() < Duration::from_millis(100), "known now: {:?}", start.elapsed());
 }
 
-/// A broker behind a relay, which passes on what comes, the broker's part `late`. When the number changes, the connections that there are get no more answers, and stay.
+/// A broker behind a relay.
 struct Relayed {
     broker: Broker,
     node: Child,
     config: KafkaConfig,
-    era: Arc<AtomicU32>,
+    between: Arc<Between>,
+}
+
+/// What the relay does with what the broker answers.
+#[derive(Default)]
+struct Between {
+    late: Duration,
+    /// When it changes, the connections that there are get no more answers, and stay.
+    era: AtomicU32,
+    /// Clients are told that the cluster has no brokers, as a Kafka says whose only broker was fenced for a moment; and which have been.
+    no_brokers: AtomicBool,
+    told: Mutex<BTreeSet<String>>,
 }
 
 impl Relayed {
@@ -165,12 +177,22 @@ impl Relayed {
         let broker = Broker::prepare(name)?;
         let doors = std::fs::read_to_string(broker.dir.join("doors")).unwrap();
         let [listens_at, advertised] = doors.split_whitespace().skip(2).collect::<Vec<_>>()[..] else { panic!("{doors}") };
-        let era = Arc::new(AtomicU32::new(0));
-        relay(advertised, listens_at.to_owned(), late, era.clone()).await;
+        let between = Arc::new(Between { late, ..Between::default() });
+        relay(advertised, listens_at.to_owned(), between.clone()).await;
+        Some(Self { config: KafkaConfig::new(advertised), node: Self::node(&broker), broker, between })
+    }
+
+    fn node(broker: &Broker) -> Child {
         let node = Command::new(root().join("scripts/kafka")).args(["node", "1", "--dir"]).arg(&broker.dir).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         let node = node.unwrap();
         std::fs::write(broker.dir.join("node-1/pid"), node.id().to_string()).unwrap();
-        Some(Self { config: KafkaConfig::new(advertised), broker, node, era })
+        node
+    }
+
+    fn restart(&mut self) {
+        self.broker.signal(Signal::SIGKILL);
+        self.node.wait().unwrap();
+        self.node = Self::node(&self.broker);
     }
 
     fn end(mut self) {
@@ -179,19 +201,39 @@ impl Relayed {
     }
 }
 
-async fn relay(at: &str, to: String, late: Duration, era: Arc<AtomicU32>) {
+async fn relay(at: &str, to: String, between: Arc<Between>) {
     let listener = tokio::net::TcpListener::bind(at).await.unwrap();
     tokio::spawn(async move {
         while let Ok((client, _)) = listener.accept().await {
             let Ok(broker) = tokio::net::TcpStream::connect(&to).await else { continue };
             let ((mut from_client, mut to_client), (mut from_broker, mut to_broker)) = (client.into_split(), broker.into_split());
-            let (era, mine) = (era.clone(), era.load(Ordering::SeqCst));
-            tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_broker).await });
+            let (between, mine) = (between.clone(), between.era.load(Ordering::SeqCst));
+            // Who asked for metadata, by the number of the request.
+            let asked = Arc::new(Mutex::new(BTreeMap::new()));
+            let asking = asked.clone();
             tokio::spawn(async move {
-                let mut buffer = [0; 65_536];
-                while let Ok(read @ 1..) = tokio::io::AsyncReadExt::read(&mut from_broker, &mut buffer).await {
-                    tokio::time::sleep(late).await;
-                    if era.load(Ordering::SeqCst) == mine && tokio::io::AsyncWriteExt::write_all(&mut to_client, &buffer[..read]).await.is_err() {
+                while let Some(request) = message(&mut from_client).await {
+                    // Request header v1 and v2: API key, its version, correlation id, client id.
+                    if let [0, 3, _, version, a, b, c, d, _, length, rest @ ..] = &request[4..]
+                        && *version >= 10
+                    {
+                        let name = String::from_utf8_lossy(&rest[..usize::from(*length)]).into_owned();
+                        asking.lock().unwrap().insert([*a, *b, *c, *d], name);
+                    }
+                    if to_broker.write_all(&request).await.is_err() {
+                        break;
+                    }
+                }
+            });
+            tokio::spawn(async move {
+                while let Some(mut answer) = message(&mut from_broker).await {
+                    tokio::time::sleep(between.late).await;
+                    let asker = asked.lock().unwrap().remove(&answer[4..8]);
+                    if let Some(asker) = asker.filter(|_| between.no_brokers.load(Ordering::SeqCst)) {
+                        answer = without_brokers(&answer);
+                        between.told.lock().unwrap().insert(asker);
+                    }
+                    if between.era.load(Ordering::SeqCst) == mine && to_client.write_all(&answer).await.is_err() {
                         break;
                     }
                 }
@@ -199,6 +241,53 @@ async fn relay(at: &str, to: String, late: Duration, era: Arc<AtomicU32>) {
         }
     });
 }
+
+/// One message of Kafka's protocol, its length included.
+async fn message(from: &mut (impl AsyncReadExt + Unpin)) -> Option<Vec<u8>> {
+    let length = from.read_u32().await.ok()?;
+    let mut message = vec![0; 4 + length as usize];
+    message[..4].copy_from_slice(&length.to_be_bytes());
+    from.read_exact(&mut message[4..]).await.ok()?;
+    Some(message)
+}
+
+/// The answer to a question for metadata, from version 10 on, with an empty list of brokers in the place of its own. And with so many more topics that librdkafka is still
+/// busy with them when it has forgotten its brokers: that is when it does not look for others any more.
+fn without_brokers(answer: &[u8]) -> Vec<u8> {
+    // Length, correlation id, no tagged fields, throttle time.
+    let (begin, mut rest) = answer.split_at(4 + 4 + 1 + 4);
+    let text = |rest: &mut &[u8]| *rest = &rest[usize::from(rest[0]).max(1)..];
+    let brokers = rest[0] - 1;
+    rest = &rest[1..];
+    for _ in 0..brokers {
+        rest = &rest[4..];
+        text(&mut rest);
+        rest = &rest[4..];
+        text(&mut rest);
+        assert_eq!(rest[0], 0, "no tagged fields");
+        rest = &rest[1..];
+    }
+    let cluster = rest;
+    text(&mut rest);
+    let (cluster, topics) = cluster.split_at(cluster.len() - rest.len() + 4);
+    let (count, topics) = (u32::from(topics[0]) + MORE_TOPICS, &topics[1..]);
+    // A number in the manner of Protocol Buffers, with two bytes.
+    let count = [u8::try_from(count & 0x7f).unwrap() | 0x80, u8::try_from(count >> 7).unwrap()];
+    let mut all = [begin, &[1], cluster, &count].concat();
+    for number in 0..MORE_TOPICS {
+        let name = format!("more-{number}");
+        // No error, the name, an id, not internal, no partitions, no rights, no tagged fields.
+        all.extend([0, 0, u8::try_from(name.len() + 1).unwrap()]);
+        all.extend(name.as_bytes());
+        all.extend([&[7; 16][..], &[0, 1], &i32::MIN.to_be_bytes(), &[0]].concat());
+    }
+    all.extend(topics);
+    let length = u32::try_from(all.len() - 4).unwrap();
+    all[..4].copy_from_slice(&length.to_be_bytes());
+    all
+}
+
+const MORE_TOPICS: u32 = 10_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_whose_answers_all_come_late_is_reached_all_the_same() {
@@ -221,7 +310,7 @@ async fn a_client_that_gets_no_more_answers_is_replaced() {
     // Again and again: a client may open another connection just then.
     let forgetting = async {
         loop {
-            relayed.era.fetch_add(1, Ordering::SeqCst);
+            relayed.between.era.fetch_add(1, Ordering::SeqCst);
             drop(log.append(&Topic::new("t").partition(0), record("x")));
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
@@ -231,6 +320,55 @@ async fn a_client_that_gets_no_more_answers_is_replaced() {
         () = forgetting => {}
     }
     until_health(&*log, true).await;
+    relayed.end();
+}
+
+/// A Kafka whose brokers were all fenced for a moment says that it has none, and librdkafka may then forget those that it knows and never look for others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_were_told_of_no_brokers_find_them_again() {
+    let Some(mut relayed) = Relayed::start("nobody", Duration::ZERO).await else { return };
+    let mut config = relayed.config.clone();
+    config.properties.insert("topic.metadata.refresh.interval.ms".to_owned(), "300".to_owned());
+    let log = connect(config).unwrap();
+    let topic = Topic::new("t");
+    until_health(&*log, true).await;
+    in_time("the topic", async { while log.create_topics(vec![spec(&topic, 1, None)]).await.is_err() {} }).await;
+    let of = topic.partition(0);
+    append_when_possible(&*log, &of, "before").await;
+    let mut reader = log.read(&of, Offset::default());
+    assert_eq!(texts(&mut reader, 1).await, ["before"]);
+    let mut member = log.join(group(&topic));
+    owns(&mut member, 1).await;
+
+    // As long as each needs to hear it.
+    relayed.between.no_brokers.store(true, Ordering::SeqCst);
+    let all = ["bluebox-append", "bluebox-read", "bluebox-member", "bluebox-control"];
+    in_time("all are told", async {
+        while let Some(missing) = all.iter().find(|name| !relayed.between.told.lock().unwrap().contains(**name)) {
+            if *missing == "bluebox-control" {
+                let _ = log.partitions(&topic).await;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    relayed.between.no_brokers.store(false, Ordering::SeqCst);
+
+    in_time("an append", async { while log.append(&of, record("after")).await.is_err() {} }).await;
+    in_time("what was appended", async { while texts(&mut reader, 1).await != ["after"] {} }).await;
+    in_time("a question", async { while log.bounds(&of).await.is_err() {} }).await;
+    // Its coordinator goes away too, and it must find that again.
+    relayed.restart();
+    let mine = Committed { offset: Offset::new(1), metadata: "mine".to_owned() };
+    in_time("a commit", async {
+        loop {
+            tokio::select! {
+                done = member.control().commit(vec![(of.clone(), mine.clone())]) => if done.is_ok() { break } else { tokio::time::sleep(Duration::from_millis(100)).await },
+                event = member.next() => assert!(event.is_some()),
+            }
+        }
+    })
+    .await;
     relayed.end();
 }
 

@@ -12,6 +12,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 use tokio::sync::oneshot;
 use tracing::{error, warn};
 
+use super::brokers::Known;
 use super::config::{KafkaConfig, MAX_RECORD_BYTES};
 use super::error::append_error;
 use super::link::{Link, Observer};
@@ -41,6 +42,7 @@ pub(super) struct Appender {
 struct Inner {
     gate: Gate,
     producer: Arc<KafkaProducer>,
+    known: Known,
 }
 
 /// What is behind it has provably not left this process. That is how an append that is made while nobody knows whether there is a broker can still end in
@@ -73,9 +75,9 @@ pub(super) struct InFlight {
 impl Appender {
     pub(super) fn start(config: &KafkaConfig, link: &Arc<Link>) -> Result<Arc<Self>, KafkaError> {
         let load = Arc::new(Load::default());
-        let producer = Arc::new(create(config, link, &load)?);
+        let (producer, known) = create(config, link, &load)?;
         // Nothing is known yet: a probe opens it, or shuts it.
-        let inner = RwLock::new(Inner { gate: Gate::Held(Vec::new(), 0), producer });
+        let inner = RwLock::new(Inner { gate: Gate::Held(Vec::new(), 0), producer, known });
         let appender = Arc::new(Self { inner, config: config.clone(), link: link.clone(), load });
         let weak = Arc::downgrade(&appender);
         std::thread::Builder::new()
@@ -108,7 +110,7 @@ impl Appender {
 
     fn wait_at_gate(&self, to: &TopicPartition, record: Record, size_bytes: usize, reply: Reply) {
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
-        let Inner { gate, producer } = &mut *inner;
+        let Inner { gate, producer, .. } = &mut *inner;
         let refusal = match gate {
             Gate::Held(held, held_bytes) => {
                 if held.len() < HELD_RECORDS && *held_bytes + size_bytes <= HELD_BYTES {
@@ -191,16 +193,26 @@ impl Appender {
         self.inner.read().unwrap_or_else(PoisonError::into_inner).producer.clone()
     }
 
-    /// After an error that ends a producer for good (idempotence can't be kept up), another takes its place. What was on its way in the old one ends as unknown.
+    /// Why the producer can't go on: after an error that ends it for good (idempotence can't be kept up), or because it knows of no broker.
+    fn has_ended(&self) -> Option<String> {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        let fatal = inner.producer.client().fatal_error().map(|(code, reason)| format!("{code}: {reason}"));
+        fatal.or_else(|| inner.known.is_none().then(|| "it knew no broker any more".to_owned()))
+    }
+
+    /// Another producer takes the place of one that has ended. What was on its way in the old one ends as unknown.
     fn replace_producer(&self) -> Result<Arc<KafkaProducer>, KafkaError> {
-        let new = Arc::new(create(&self.config, &self.link, &self.load)?);
-        self.inner.write().unwrap_or_else(PoisonError::into_inner).producer = new.clone();
+        let (new, known) = create(&self.config, &self.link, &self.load)?;
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        (inner.producer, inner.known) = (new.clone(), known);
         Ok(new)
     }
 }
 
-fn create(config: &KafkaConfig, link: &Arc<Link>, load: &Arc<Load>) -> Result<KafkaProducer, KafkaError> {
-    config.producer().create_with_context(Reports { observer: Observer::new(link, "append"), load: load.clone() })
+fn create(config: &KafkaConfig, link: &Arc<Link>, load: &Arc<Load>) -> Result<(Arc<KafkaProducer>, Known), KafkaError> {
+    let observer = Observer::new(link, "append");
+    let known = observer.known();
+    Ok((Arc::new(config.producer().create_with_context(Reports { observer, load: load.clone() })?), known))
 }
 
 /// Takes the reports, as they come, until the appender is gone.
@@ -223,13 +235,13 @@ fn report_loop(appender: &Weak<Appender>) {
             silent_since = Instant::now();
             appender.link.suspect();
         }
-        if let Some((code, reason)) = producer.client().fatal_error() {
+        if let Some(reason) = appender.has_ended() {
             match appender.replace_producer() {
                 Ok(new) => {
-                    warn!(%code, reason, "the producer ended for good and was replaced");
+                    warn!(reason, "the producer ended for good and was replaced");
                     producer = new;
                 }
-                Err(error) => error!(%code, reason, %error, "the producer ended for good and can't be replaced"),
+                Err(error) => error!(reason, %error, "the producer ended for good and can't be replaced"),
             }
         }
     }
@@ -253,6 +265,7 @@ impl ClientContext for Reports {
 
     /// Not as rdkafka takes them: all that librdkafka knows is far more than is wanted.
     fn stats_raw(&self, statistics: &[u8]) {
+        self.observer.stats_raw(statistics);
         match statistics::read(statistics) {
             Ok(read) => *self.load.statistics.lock().unwrap_or_else(PoisonError::into_inner) = Some(read),
             Err(error) => warn!(%error, "what the producer says of itself can't be read"),

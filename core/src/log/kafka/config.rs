@@ -6,6 +6,7 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 
+use super::brokers::INTERVAL_MS;
 use super::stream::Pace;
 use crate::log::LogError;
 
@@ -107,7 +108,7 @@ impl KafkaConfig {
             .set("linger.ms", "0")
             .set("queue.buffering.max.messages", "10000")
             // For the metrics.
-            .set("statistics.interval.ms", "5000")
+            .set("statistics.interval.ms", INTERVAL_MS)
             .set("queue.buffering.max.kbytes", "65536")
             .set("message.max.bytes", CLIENT_MESSAGE_BYTES.to_string());
         let mut config = self.with_user_properties(config);
@@ -142,14 +143,14 @@ impl KafkaConfig {
             // An offset that is out of range must be told, not mended.
             .set("auto.offset.reset", "error")
             // What the watchdog looks at.
-            .set("statistics.interval.ms", "5000");
+            .set("statistics.interval.ms", INTERVAL_MS);
         config
     }
 
     /// A client for questions: metadata, offsets.
     pub(super) fn control(&self) -> ClientConfig {
         let mut config = self.with_user_properties(self.base("control"));
-        config.set("allow.auto.create.topics", "false").set("enable.auto.commit", "false");
+        config.set("allow.auto.create.topics", "false").set("enable.auto.commit", "false").set("statistics.interval.ms", INTERVAL_MS);
         config
     }
 
@@ -170,6 +171,7 @@ impl KafkaConfig {
         let mut config = self.with_user_properties(self.base("member"));
         config
             .set("group.id", group)
+            .set("statistics.interval.ms", INTERVAL_MS)
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("allow.auto.create.topics", "false")

@@ -11,6 +11,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 use tracing::warn;
 
+use super::brokers::Known;
 use super::config::{KafkaConfig, TOPIC_MESSAGE_BYTES};
 use super::error::{by_code, log_error};
 use super::link::{Link, Observer};
@@ -34,20 +35,22 @@ type Job = Box<dyn FnOnce() + Send>;
 
 pub(super) struct Control {
     /// Replaced when it gets no answers for long, see [`Control::renew`].
-    client: RwLock<Arc<BaseConsumer<Observer>>>,
+    client: RwLock<(Arc<BaseConsumer<Observer>>, Known)>,
     config: KafkaConfig,
     link: Arc<Link>,
     jobs: SyncSender<Job>,
     outsiders: Mutex<VecDeque<(String, Arc<BaseConsumer<Observer>>)>>,
 }
 
-fn create(config: &KafkaConfig, link: &Arc<Link>) -> Result<BaseConsumer<Observer>, KafkaError> {
-    config.control().create_with_context(Observer::new(link, "control"))
+fn create(config: &KafkaConfig, link: &Arc<Link>) -> Result<(Arc<BaseConsumer<Observer>>, Known), KafkaError> {
+    let observer = Observer::new(link, "control");
+    let known = observer.known();
+    Ok((Arc::new(config.control().create_with_context(observer)?), known))
 }
 
 impl Control {
     pub(super) fn start(config: &KafkaConfig, link: &Arc<Link>) -> Result<Arc<Self>, KafkaError> {
-        let client = RwLock::new(Arc::new(create(config, link)?));
+        let client = RwLock::new(create(config, link)?);
         let (jobs, queue) = sync_channel::<Job>(QUEUE);
         let queue = Arc::new(Mutex::new(queue));
         for _ in 0..THREADS {
@@ -71,13 +74,22 @@ impl Control {
     }
 
     fn client(&self) -> Arc<BaseConsumer<Observer>> {
-        self.client.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.client.read().unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 
-    /// Takes another client, with connections of its own: one was seen that got no answer for half an hour, while other clients of the same broker did.
+    /// Takes another client if this one knows of no broker any more.
+    pub(super) fn renew_if_alone(&self) {
+        let known = self.client.read().unwrap_or_else(PoisonError::into_inner).1.clone();
+        if known.is_none() {
+            warn!("the client for questions knew no broker any more and was replaced");
+            self.renew();
+        }
+    }
+
+    /// Takes another client, with connections of its own.
     pub(super) fn renew(&self) {
         let new = match create(&self.config, &self.link) {
-            Ok(new) => Arc::new(new),
+            Ok(new) => new,
             Err(error) => return warn!(%error, "the client for questions can't be replaced"),
         };
         let old = std::mem::replace(&mut *self.client.write().unwrap_or_else(PoisonError::into_inner), new);
@@ -197,7 +209,13 @@ impl Control {
 
     pub(super) fn committed(&self, group: &str, of: &[TopicPartition]) -> Result<Vec<Option<Committed>>, LogError> {
         let outsider = self.outsider(group)?;
-        self.patiently(|limit| committed_of(&outsider, group, of, limit))
+        let found = self.patiently(|limit| committed_of(&outsider, group, of, limit));
+        if matches!(found, Err(LogError::Unavailable(_))) {
+            // It may know of no broker any more; the next question makes another.
+            let mut outsiders = self.outsiders.lock().unwrap_or_else(PoisonError::into_inner);
+            outsiders.retain(|(_, client)| !Arc::ptr_eq(client, &outsider));
+        }
+        found
     }
 
     fn outsider(&self, group: &str) -> Result<Arc<BaseConsumer<Observer>>, LogError> {

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use super::append::Appender;
+use super::brokers::Known;
 use super::control::Control;
 use crate::clock::Moment;
 use crate::log::Health;
@@ -138,6 +139,7 @@ fn probe_loop(link: &Link, control: &Weak<Control>, appender: &Weak<Appender>) {
     while !link.is_closed() {
         let (Some(control), Some(appender)) = (control.upgrade(), appender.upgrade()) else { return };
         control.drain_events();
+        control.renew_if_alone();
         if link.doubted.swap(false, Ordering::AcqRel) || !known || link.is_away() {
             if link.suspected.swap(false, Ordering::AcqRel) {
                 appender.hold();
@@ -173,11 +175,17 @@ fn probe_loop(link: &Link, control: &Weak<Control>, appender: &Weak<Appender>) {
 pub(super) struct Observer {
     link: Arc<Link>,
     client: &'static str,
+    known: Known,
 }
 
 impl Observer {
     pub(super) fn new(link: &Arc<Link>, client: &'static str) -> Self {
-        Self { link: link.clone(), client }
+        Self { link: link.clone(), client, known: Known::default() }
+    }
+
+    /// What the client knows of brokers, if it tells of itself.
+    pub(super) fn known(&self) -> Known {
+        self.known.clone()
     }
 }
 
@@ -198,6 +206,10 @@ impl ClientContext for Observer {
                 _ => {}
             }
         }
+    }
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        self.known.hear(statistics);
     }
 }
 

@@ -18,6 +18,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::types::RDKafkaRespErr;
 use tracing::warn;
 
+use super::brokers::Known;
 use super::config::KafkaConfig;
 use super::link::{Link, Observer};
 use crate::log::{Committed, GroupSpec, Topic, TopicPartition};
@@ -73,12 +74,15 @@ pub(super) struct Client {
     pub(super) consumer: Arc<MemberConsumer>,
     pub(super) happenings: Arc<Happenings>,
     pub(super) commits: mpsc::Sender<Content>,
+    pub(super) known: Known,
 }
 
 /// Joins. `thread` is woken when there is something to [`serve`].
 pub(super) fn join(config: &KafkaConfig, link: &Arc<Link>, spec: &GroupSpec, session_timeout: Duration, thread: Thread) -> Result<Client, KafkaError> {
     let happenings = Arc::new(Happenings::default());
-    let context = MemberEvents { observer: Observer::new(link, "member"), happenings: happenings.clone() };
+    let observer = Observer::new(link, "member");
+    let known = observer.known();
+    let context = MemberEvents { observer, happenings: happenings.clone() };
     let mut consumer: MemberConsumer = config.member(&spec.name, session_timeout, spec.release_timeout).create_with_context(context)?;
     let member = thread.clone();
     consumer.set_nonempty_callback(move || thread.unpark());
@@ -87,7 +91,7 @@ pub(super) fn join(config: &KafkaConfig, link: &Arc<Link>, spec: &GroupSpec, ses
     let consumer = Arc::new(consumer);
     let commits = start_committer(&consumer, &happenings, member);
     let commits = commits.map_err(|error| KafkaError::ClientCreation(format!("no thread for commits: {error}")))?;
-    Ok(Client { consumer, happenings, commits })
+    Ok(Client { consumer, happenings, commits, known })
 }
 
 /// Serves everything that waits.
@@ -152,6 +156,11 @@ impl ClientContext for MemberEvents {
         self.happenings.served.fetch_add(1, Ordering::Relaxed);
         *self.happenings.reason.lock().unwrap_or_else(PoisonError::into_inner) = reason.chars().take(300).collect();
         self.observer.error(error, reason);
+    }
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        self.happenings.served.fetch_add(1, Ordering::Relaxed);
+        self.observer.stats_raw(statistics);
     }
 }
 

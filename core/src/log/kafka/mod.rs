@@ -6,7 +6,7 @@
 //! - `fetch`, `lane`, `stream`: consumers that are assigned partitions by hand, for all readers and for the members of groups.
 //! - `group`, `session`, `ownership`, `member`, `commit`: a consumer per membership, which fetches nothing.
 //! - `control`: questions about topics and offsets.
-//! - `link`: whether there is a broker; `statistics`: how it answers, for the metrics.
+//! - `link`: whether there is a broker; `brokers`: whether a client still knows of any; `statistics`: how they answer, for the metrics.
 
 use std::sync::Arc;
 
@@ -17,6 +17,7 @@ use super::{
 };
 
 mod append;
+mod brokers;
 mod commit;
 mod config;
 mod control;

@@ -148,6 +148,10 @@ impl Session {
                 self.ask(joined);
                 self.ask_for_topics();
                 renew |= self.is_late();
+                if joined.known.is_none() {
+                    warn!(group = self.spec.name, "a member knew no broker any more, and starts anew");
+                    renew = true;
+                }
                 if renew && let Some(joined) = client.take() {
                     self.lose_all("the member had to start anew");
                     self.commits.forget();
