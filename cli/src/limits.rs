@@ -132,7 +132,7 @@ impl From<InboundLimits> for Inbound {
         Self {
             attempt_timeout: limits.attempt_timeout,
             max_attempts: limits.max_attempts,
-            max_crashes: limits.max_crashes,
+            max_crashes: Some(limits.max_crashes),
             max_unanswered: limits.max_unanswered,
             first_backoff: limits.first_backoff,
             max_backoff: limits.max_backoff,

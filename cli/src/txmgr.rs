@@ -165,6 +165,8 @@ pub(crate) async fn run(options: TxmgrOptions) -> anyhow::Result<()> {
             drain: options.drain,
             session_timeout: options.session_timeout,
             lease: options.lease,
+            // A request that waits for an end waits for others: delivered by itself, it would stand still, and the partition with it. And none of them ends this process.
+            max_crashes: None,
             ..Inbound::default()
         },
     })

@@ -109,7 +109,8 @@ pub const REPLY_PARTITIONS: u32 = 8;
 impl Topics {
     /// What must be made before the component can be *called*.
     pub fn callee_specs(&self, class: Class, partitions: u32, keep: &Retention) -> Vec<TopicSpec> {
-        let spec = |topic: &Topic, retention, compacted| TopicSpec { topic: topic.clone(), partitions, retention: Some(retention), compacted };
+        let spec =
+            |topic: &Topic, retention, compacted| TopicSpec { topic: topic.clone(), partitions, retention: Some(retention), compacted, compaction_lag: None };
         let mut specs = vec![
             spec(&self.calls, keep.calls, false),
             spec(&self.parked, keep.calls, false),
@@ -118,14 +119,20 @@ impl Topics {
             spec(&self.dead_letters, keep.dead_letters, false),
         ];
         if class == Class::Stateful {
-            specs.push(TopicSpec { topic: self.frontier.clone(), partitions, retention: None, compacted: true });
+            specs.push(TopicSpec { topic: self.frontier.clone(), partitions, retention: None, compacted: true, compaction_lag: None });
         }
         specs
     }
 
     /// What must be made before the component can *call*, or answer at length.
     pub fn caller_specs(&self, keep: &Retention) -> Vec<TopicSpec> {
-        let spec = |topic: &Topic| TopicSpec { topic: topic.clone(), partitions: REPLY_PARTITIONS, retention: Some(keep.replies), compacted: false };
+        let spec = |topic: &Topic| TopicSpec {
+            topic: topic.clone(),
+            partitions: REPLY_PARTITIONS,
+            retention: Some(keep.replies),
+            compacted: false,
+            compaction_lag: None,
+        };
         vec![spec(&self.replies), spec(&self.bulk)]
     }
 }

@@ -29,7 +29,7 @@ fn text(entry: &Entry) -> String {
 }
 
 fn spec(topic: &Topic, partitions: u32) -> TopicSpec {
-    TopicSpec { topic: topic.clone(), partitions, retention: None, compacted: false }
+    TopicSpec { topic: topic.clone(), partitions, retention: None, compacted: false, compaction_lag: None }
 }
 
 async fn read(log: &Embedded, from: &TopicPartition, at: u64, count: usize) -> Vec<Entry> {
@@ -130,7 +130,9 @@ async fn retention_moves_the_start_and_stays_moved() {
     let hour = Duration::from_secs(3600);
     {
         let log = Embedded::open(dir.path(), Options::default()).unwrap();
-        log.create_topics(vec![TopicSpec { topic: topic.clone(), partitions: 1, retention: Some(hour), compacted: false }]).await.unwrap();
+        log.create_topics(vec![TopicSpec { topic: topic.clone(), partitions: 1, retention: Some(hour), compacted: false, compaction_lag: None }])
+            .await
+            .unwrap();
         for n in 0..10 {
             log.append(&of, record(n.to_string())).await.unwrap();
         }
@@ -162,7 +164,7 @@ async fn compaction_keeps_the_last_record_of_each_key() {
     for opening in 0..2 {
         let log = Embedded::open(dir.path(), Options::default()).unwrap();
         if opening == 0 {
-            log.create_topics(vec![TopicSpec { topic: topic.clone(), partitions: 1, retention: None, compacted: true }]).await.unwrap();
+            log.create_topics(vec![TopicSpec { topic: topic.clone(), partitions: 1, retention: None, compacted: true, compaction_lag: None }]).await.unwrap();
             let keyless = log.append(&of, record("no key")).await;
             assert!(matches!(keyless, Err(AppendError::NotPersisted(_))), "{keyless:?}");
             for n in 0..100 {
@@ -198,7 +200,9 @@ async fn what_retention_has_passed_is_given_back_to_the_disk() {
     let log = Embedded::open(dir.path(), options(Fsync::Never)).unwrap();
     let (short, long) = (Topic::new("short"), Topic::new("long"));
     let hour = Duration::from_secs(3600);
-    log.create_topics(vec![spec(&long, 1), TopicSpec { topic: short.clone(), partitions: 2, retention: Some(hour), compacted: false }]).await.unwrap();
+    log.create_topics(vec![spec(&long, 1), TopicSpec { topic: short.clone(), partitions: 2, retention: Some(hour), compacted: false, compaction_lag: None }])
+        .await
+        .unwrap();
     for n in 0..400 {
         let appends: Vec<_> = (0..2).map(|p| log.append(&short.partition(p), record("x".repeat(250_000)))).collect();
         log.append(&long.partition(0), record(n.to_string())).await.unwrap();

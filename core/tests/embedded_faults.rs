@@ -12,7 +12,7 @@ const SESSION: Duration = Duration::from_millis(300);
 
 async fn topic(log: &Embedded, partitions: u32) -> Topic {
     let topic = Topic::new("topic");
-    log.create_topics(vec![TopicSpec { topic: topic.clone(), partitions, retention: None, compacted: false }]).await.unwrap();
+    log.create_topics(vec![TopicSpec { topic: topic.clone(), partitions, retention: None, compacted: false, compaction_lag: None }]).await.unwrap();
     topic
 }
 

@@ -57,7 +57,7 @@ impl Model {
     async fn new(dir: &Path, compacted: bool) -> Self {
         let topic = Topic::new("topic");
         let log = open(dir);
-        log.create_topics(vec![TopicSpec { topic: topic.clone(), partitions: 1, retention: Some(HOUR), compacted }]).await.unwrap();
+        log.create_topics(vec![TopicSpec { topic: topic.clone(), partitions: 1, retention: Some(HOUR), compacted, compaction_lag: None }]).await.unwrap();
         Self { log: Some(log), compacted, of: topic.partition(0), start: 0, end: 0, entries: Vec::new() }
     }
 

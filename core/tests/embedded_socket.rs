@@ -29,7 +29,7 @@ fn group() -> GroupSpec {
 }
 
 async fn make_topic(log: &dyn Log, partitions: u32) {
-    let made = log.create_topics(vec![TopicSpec { topic: topic(), partitions, retention: None, compacted: false }]);
+    let made = log.create_topics(vec![TopicSpec { topic: topic(), partitions, retention: None, compacted: false, compaction_lag: None }]);
     made.await.unwrap();
 }
 

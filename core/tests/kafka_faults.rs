@@ -98,7 +98,7 @@ fn root() -> PathBuf {
 }
 
 fn spec(topic: &Topic, partitions: u32, retention: Option<Duration>) -> TopicSpec {
-    TopicSpec { topic: topic.clone(), partitions, retention, compacted: false }
+    TopicSpec { topic: topic.clone(), partitions, retention, compacted: false, compaction_lag: None }
 }
 
 fn record(text: &str) -> Record {

@@ -43,7 +43,7 @@ pub(crate) enum Part {
     Slow,
     /// What a proxy takes at rest, with many who wait, and for a large body.
     Memory,
-    /// Start, two joins, close of an LRA.
+    /// Start, two joins, close of an LRA; the memory that many take, and how long a recovery takes.
     Transactions,
     /// Many components and many replicas. Takes long.
     Growth,
@@ -92,6 +92,12 @@ pub(crate) struct RunOptions {
     /// How many wait at once.
     #[arg(long, default_value_t = 10_000)]
     pub(crate) waiting: usize,
+    /// How many transactions are open at once, and are then closed at once.
+    #[arg(long, default_value_t = 1_000)]
+    pub(crate) at_once: usize,
+    /// How many transactions are open when their manager dies.
+    #[arg(long, default_value_t = 100_000)]
+    pub(crate) open: usize,
     /// Numbers of components.
     #[arg(long, value_delimiter = ',', default_value = "1,10,100,1000")]
     pub(crate) components: Vec<usize>,

@@ -157,6 +157,28 @@ pub(crate) fn tables(figures: &Map<String, Value>) -> String {
             of("floor", "p50_us"),
             of("floor", "p99_us")
         );
+        let number = |name, field| figure(transactions, name, field).unwrap_or(0.0);
+        if let Some(many) = transactions.get("many") {
+            let last = |field: &str| many.get(field).and_then(|all| all.as_array()?.last()?.as_f64()).unwrap_or(0.0) / MEBIBYTE;
+            let _ = writeln!(
+                text,
+                "\n{} transactions at once: the transaction manager takes {:.1} MiB before, {:.1} MiB at most the last time, {:.1} MiB afterwards",
+                number("many", "at_once"),
+                number("many", "rest_rss_bytes") / MEBIBYTE,
+                last("peak_rss_bytes"),
+                last("left_rss_bytes")
+            );
+        }
+        if transactions.contains_key("recovery") {
+            let _ = writeln!(
+                text,
+                "\n{} open transactions, begun in {:.0} s, go on {:.1} s after the death of their manager; it takes {:.0} MiB",
+                number("recovery", "open"),
+                number("recovery", "begun_in_s"),
+                number("recovery", "recovered_in_s"),
+                number("recovery", "recovered_rss_bytes") / MEBIBYTE
+            );
+        }
     }
     let _ = writeln!(text, "\n| a proxy | |\n|---|---|");
     let mut line = |what: &str, value: Option<String>| {

@@ -120,11 +120,11 @@ impl System {
     }
 
     /// Starts a transaction manager.
-    pub(crate) async fn txmgr(&self, partitions: u32) -> anyhow::Result<Listening> {
+    pub(crate) async fn txmgr(&self, partitions: u32, flags: &[String]) -> anyhow::Result<Listening> {
         let mut txmgr = self.start_process("txmgr", |at| {
             let mut command = Command::new(&self.bluebox);
             command.args(["txmgr", "--with-parent", "--log-level=warn", &self.log_flag]);
-            command.arg(format!("--listen={at}")).arg(format!("--topic-prefix={}", self.prefix)).arg(format!("--partitions={partitions}"));
+            command.arg(format!("--listen={at}")).arg(format!("--topic-prefix={}", self.prefix)).arg(format!("--partitions={partitions}")).args(flags);
             Ok(command)
         })?;
         txmgr.listens().await?;

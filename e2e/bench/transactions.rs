@@ -2,6 +2,8 @@
 //!
 //! One after the other it goes through the log 16 times: each of the four requests there and its answer back, and between them the record that the answer depends on, read back (12); in the close, the callbacks there
 //! and their outcomes back (2; both participants at once), and a record for each outcome, one after the other (2). Two hops are one round trip of the floor.
+//!
+//! And what many take: the memory of one transaction manager for [`RunOptions::at_once`] at once, again and again; how long it takes until [`RunOptions::open`] open ones go on after its death.
 
 use std::time::{Duration, Instant};
 
@@ -12,14 +14,14 @@ use http::{Method, Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use crate::floor::Floor;
 use crate::numbers::{Rounds, Times, rounded};
 use crate::options::{LogKind, RunOptions};
 use crate::report::Report;
-use crate::system::System;
+use crate::system::{Listening, System};
 use crate::usage;
 
 /// Round trips of the floor that are one transaction.
@@ -28,6 +30,14 @@ const ROUND_TRIPS: u64 = 8;
 const WARM_UP: u32 = 20;
 /// Transactions at once, where it is measured how many there are in a second.
 const AT_ONCE: usize = 64;
+/// How often [`RunOptions::at_once`] of them are made.
+const TIMES: u32 = 10;
+/// How long what has ended is kept where it is measured what is left of it.
+const KEPT: Duration = Duration::from_secs(1);
+/// What was kept is gone after that, and a process is at rest.
+const REST: Duration = Duration::from_secs(5);
+/// How long it may take until as many are open as are wanted, and until all of them go on after a death.
+const PATIENCE: Duration = Duration::from_secs(600);
 /// As good as for ever.
 const NO_LIMIT: Duration = Duration::from_secs(3_600);
 
@@ -59,16 +69,35 @@ impl Client {
 
     /// Start, two joins, close.
     async fn transaction(&mut self) -> anyhow::Result<()> {
+        let lra = self.begin().await?;
+        self.close(&lra).await
+    }
+
+    /// Start, two joins: its URL.
+    async fn begin(&mut self) -> anyhow::Result<String> {
         let started = self.ask(Method::POST, &format!("{COORDINATOR}/start"), None).await?;
         let lra = std::str::from_utf8(started.body())?.to_owned();
         for n in 0..2 {
             let link = format!("<http://cart/{n}/compensate>; rel=\"compensate\", <http://cart/{n}/complete>; rel=\"complete\"");
             self.ask(Method::PUT, &lra, Some(&link)).await?;
         }
+        Ok(lra)
+    }
+
+    async fn close(&mut self, lra: &str) -> anyhow::Result<()> {
         let closed = self.ask(Method::PUT, &format!("{lra}/close"), None).await?;
         ensure!(&closed.body()[..] == b"Closed", "{lra}: {}", String::from_utf8_lossy(closed.body()));
         Ok(())
     }
+}
+
+/// So many clients, each with a connection of its own.
+async fn clients(at: std::net::SocketAddr, count: usize) -> anyhow::Result<Vec<Client>> {
+    let mut clients = Vec::new();
+    for _ in 0..count {
+        clients.push(Client::open(at).await?);
+    }
+    Ok(clients)
 }
 
 pub(crate) async fn measure(options: &RunOptions, report: &mut Report) -> anyhow::Result<()> {
@@ -79,19 +108,29 @@ pub(crate) async fn measure(options: &RunOptions, report: &mut Report) -> anyhow
         _ => None,
     };
     let pair = system.pair(&[], &[]).await?;
-    let txmgr = system.txmgr(options.partitions).await?;
+    let txmgr = system.txmgr(options.partitions, &[]).await?;
     proxy::knows(pair.caller.at, "txmgr").await;
-    let mut client = Client::open(pair.caller.at).await?;
+    let figures = latency(options, report, pair.caller.at, floor.as_mut()).await?;
+    report.put("transactions", figures);
+    txmgr.process.terminate().await;
+    let many = many(options, &system, pair.caller.at).await?;
+    report.put("transactions", json!({ "many": many }));
+    report.say("  many at once: done");
+    let recovery = recovery(options, &system, pair.caller.at).await?;
+    report.put("transactions", json!({ "recovery": recovery }));
+    Ok(())
+}
+
+/// One after the other, and [`AT_ONCE`] at once, in turns with the floor.
+async fn latency(options: &RunOptions, report: &Report, at: std::net::SocketAddr, mut floor: Option<&mut Floor>) -> anyhow::Result<Value> {
+    let mut client = Client::open(at).await?;
     for _ in 0..WARM_UP {
         client.transaction().await?;
     }
     if let Some(floor) = &mut floor {
         floor.play(1, WARM_UP.into(), NO_LIMIT)?;
     }
-    let mut clients = Vec::new();
-    for _ in 0..AT_ONCE {
-        clients.push(Client::open(pair.caller.at).await?);
-    }
+    let mut clients = clients(at, AT_ONCE).await?;
     let (mut of_floor, mut alone, mut at_once) = (Rounds::default(), Rounds::default(), Rounds::default());
     let transactions = (options.calls / 4).max(10);
     for round in 0..options.rounds {
@@ -135,38 +174,81 @@ pub(crate) async fn measure(options: &RunOptions, report: &mut Report) -> anyhow
     if floor.is_some() {
         figures["floor"] = of_floor.json();
         figures["floor_round_trips"] = json!(ROUND_TRIPS);
-        figures["times_the_floor_p50"] = json!(rounded(alone.percentile(50.0) / of_floor.percentile(50.0)));
+        figures["times_the_floor_p50"] = json!(alone.percentile(50.0) / of_floor.percentile(50.0));
     }
-    // Many that are open, and how long it takes until the next owner has them all.
-    let each = options.waiting.div_ceil(AT_ONCE);
+    Ok(figures)
+}
+
+/// Many that are open at once, with two participants each, and then all closed at once, again and again: what that takes of the memory of the transaction manager, and what is left of it.
+async fn many(options: &RunOptions, system: &System, at: std::net::SocketAddr) -> anyhow::Result<Value> {
+    let txmgr = system.txmgr(options.partitions, &[format!("--keep-transactions={}ms", KEPT.as_millis())]).await?;
+    serves(&txmgr).await?;
+    let pid = txmgr.process.pid();
+    tokio::time::sleep(REST).await;
+    let rest = usage::resident_bytes(pid)?;
+    let mut clients = clients(at, options.at_once).await?;
+    let (mut open_bytes, mut peak_bytes, mut left_bytes, mut seconds) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..TIMES {
+        usage::forget_peak(pid)?;
+        let began = Instant::now();
+        let begun = clients.drain(..).map(|mut client| async move { client.begin().await.map(|lra| (client, lra)) });
+        let begun = futures_util::future::try_join_all(begun).await?;
+        open_bytes.push(usage::resident_bytes(pid)?);
+        let closed = begun.into_iter().map(|(mut client, lra)| async move { client.close(&lra).await.map(|()| client) });
+        clients = futures_util::future::try_join_all(closed).await?;
+        seconds.push(rounded(began.elapsed().as_secs_f64()));
+        peak_bytes.push(usage::peak_bytes(pid)?);
+        tokio::time::sleep(REST).await;
+        left_bytes.push(usage::resident_bytes(pid)?);
+    }
+    txmgr.process.terminate().await;
+    Ok(
+        json!({ "at_once": options.at_once, "rest_rss_bytes": rest, "open_rss_bytes": open_bytes, "peak_rss_bytes": peak_bytes, "left_rss_bytes": left_bytes, "seconds": seconds }),
+    )
+}
+
+/// Many that are open, and how long it takes after a SIGKILL until the next owner serves all of them.
+async fn recovery(options: &RunOptions, system: &System, at: std::net::SocketAddr) -> anyhow::Result<Value> {
+    let txmgr = system.txmgr(options.partitions, &[]).await?;
+    serves(&txmgr).await?;
+    let rest = usage::resident_bytes(txmgr.process.pid())?;
+    let each = options.open.div_ceil(AT_ONCE);
     let began = Instant::now();
-    let starts = clients.into_iter().map(|mut client| async move {
+    let starts = clients(at, AT_ONCE).await?.into_iter().map(|mut client| async move {
         for _ in 0..each {
             client.ask(Method::POST, &format!("{COORDINATOR}/start"), None).await?;
         }
         anyhow::Ok(())
     });
-    for done in futures_util::future::join_all(starts).await {
-        done?;
-    }
+    tokio::time::timeout(PATIENCE, futures_util::future::try_join_all(starts))
+        .await
+        .with_context(|| format!("{} not begun within {PATIENCE:?}", options.open))??;
     let begun_in = began.elapsed();
     let resident = usage::resident_bytes(txmgr.process.pid())?;
-    txmgr.process.terminate().await;
+    // SIGKILL: the session of the dead one is part of it.
+    drop(txmgr);
     let began = Instant::now();
-    let txmgr = system.txmgr(options.partitions).await?;
-    let mut client = Client::open(txmgr.at).await?;
-    loop {
-        // Whole, or an error.
-        if let Ok(closing) = client.ask(Method::GET, &format!("{COORDINATOR}?Status=Closing"), None).await {
-            ensure!(&closing.body()[..] == b"[]", "there are none that are closing");
-            break;
+    let txmgr = system.txmgr(options.partitions, &[]).await?;
+    serves(&txmgr).await?;
+    let recovered_in = began.elapsed();
+    let recovered = usage::resident_bytes(txmgr.process.pid())?;
+    Ok(json!({
+        "open": each * AT_ONCE, "begun_in_s": rounded(begun_in.as_secs_f64()), "recovered_in_s": rounded(recovered_in.as_secs_f64()),
+        "rest_rss_bytes": rest, "open_rss_bytes": resident, "recovered_rss_bytes": recovered,
+    }))
+}
+
+/// Waits until a transaction manager serves all partitions: a list is whole, or an error.
+async fn serves(txmgr: &Listening) -> anyhow::Result<()> {
+    let asking = async {
+        loop {
+            let mut client = Client::open(txmgr.at).await?;
+            if let Ok(closing) = client.ask(Method::GET, &format!("{COORDINATOR}?Status=Closing"), None).await {
+                ensure!(&closing.body()[..] == b"[]", "there are none that are closing: {}", String::from_utf8_lossy(closing.body()));
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        ensure!(began.elapsed() < Duration::from_secs(120), "{} open transactions were not recovered within 120 s", each * AT_ONCE);
-        client = Client::open(txmgr.at).await?;
-    }
-    figures["recovery"] = json!({
-        "open": each * AT_ONCE, "begun_in_s": rounded(begun_in.as_secs_f64()), "recovered_in_s": rounded(began.elapsed().as_secs_f64()), "rss_bytes": resident,
-    });
-    report.put("transactions", figures);
-    Ok(())
+    };
+    tokio::time::timeout(PATIENCE, asking).await.with_context(|| format!("a transaction manager does not serve all partitions within {PATIENCE:?}"))?
 }

@@ -156,6 +156,11 @@ impl World {
         self.embedded.take().unwrap().kill();
     }
 
+    /// Leaves its files there when it ends: where. Nothing can be started in it any more.
+    pub fn keep(&mut self) -> Option<PathBuf> {
+        self.directory.take().map(TempDir::keep)
+    }
+
     /// An address that nobody has.
     pub fn address(&self) -> SocketAddr {
         TcpListener::bind((self.ip, 0)).unwrap().local_addr().unwrap()

@@ -158,8 +158,9 @@ pub struct Inbound {
     pub attempt_timeout: Duration,
     /// Attempts that may fail before a call becomes a dead letter. Default 10.
     pub max_attempts: u32,
-    /// Solo deliveries that may end in a crash of the box before a call becomes a dead letter. Default 3.
-    pub max_crashes: u32,
+    /// Solo deliveries that may end in a crash of the box before a call becomes a dead letter. Default 3. `None`: no box dies of a call, and none is delivered solo, for apps whose calls wait for
+    /// each other.
+    pub max_crashes: Option<u32>,
     /// After so many attempts in a row without an answer, an app that then answers nothing else either counts as hung: it gets no more calls. Default 3.
     pub max_unanswered: u32,
     /// The pause before the second attempt; doubles with each, with jitter, up to `max_backoff`. Default 100 ms.
@@ -193,7 +194,7 @@ impl Default for Inbound {
         Self {
             attempt_timeout: Duration::from_secs(300),
             max_attempts: 10,
-            max_crashes: 3,
+            max_crashes: Some(3),
             max_unanswered: 3,
             first_backoff: Duration::from_millis(100),
             max_backoff: Duration::from_secs(30),

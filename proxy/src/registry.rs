@@ -162,7 +162,7 @@ fn can_be_served(served: &Served) -> Result<(), String> {
 
 /// The topics that a box needs to call.
 fn own_topics(mine: &Registration, registry: &Topic) -> Vec<TopicSpec> {
-    let mut specs = vec![TopicSpec { topic: registry.clone(), partitions: 1, retention: None, compacted: true }];
+    let mut specs = vec![TopicSpec { topic: registry.clone(), partitions: 1, retention: None, compacted: true, compaction_lag: None }];
     specs.extend(mine.prefix.topics(&mine.caller).caller_specs(&mine.retention));
     specs
 }

@@ -27,7 +27,15 @@ const LIMITS: TakeIn =
 async fn log_with_a_partition() -> (Arc<Embedded>, TopicPartition) {
     let log = Embedded::in_memory();
     let topic = Topic::new("bulk");
-    log.create_topics(vec![TopicSpec { topic: topic.clone(), partitions: 2, retention: Some(Duration::from_secs(3600)), compacted: false }]).await.unwrap();
+    log.create_topics(vec![TopicSpec {
+        topic: topic.clone(),
+        partitions: 2,
+        retention: Some(Duration::from_secs(3600)),
+        compacted: false,
+        compaction_lag: None,
+    }])
+    .await
+    .unwrap();
     (log, topic.partition(0))
 }
 

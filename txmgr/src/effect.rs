@@ -25,6 +25,28 @@ pub enum Effect {
     Changed(TransactionId, LraStatus),
 }
 
+/// What tests look for among effects.
+#[cfg(test)]
+pub(crate) mod seen {
+    use super::{Answer, Callback, Effect, RequestId};
+
+    /// The answer to a request, if it was given.
+    pub(crate) fn answer(effects: &[Effect], number: RequestId) -> Option<Answer> {
+        effects.iter().find_map(|effect| match effect {
+            Effect::Answer(request, answer) if *request == number => Some(answer.clone()),
+            _ => None,
+        })
+    }
+
+    /// Takes out the calls that are to be made.
+    pub(crate) fn calls(effects: &mut Vec<Effect>) -> Vec<Callback> {
+        effects
+            .extract_if(.., |effect| matches!(effect, Effect::Call(_)))
+            .filter_map(|effect| if let Effect::Call(callback) = effect { Some(callback) } else { None })
+            .collect()
+    }
+}
+
 /// The answer to a request.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Answer {
@@ -70,6 +92,8 @@ pub enum Refusal {
     Full(TransactionId),
     /// Only what has failed can be forgotten.
     NotFailed(TransactionId, LraStatus),
+    /// Only on those that are ending, or whose end somebody has yet to be told, can be given up.
+    NotEnding(TransactionId, LraStatus),
     /// It is another kind of transaction.
     OtherKind(TransactionId),
 }
@@ -79,7 +103,7 @@ impl Refusal {
     pub fn status_code(&self) -> u16 {
         match self {
             // 412, the LRA is not active any more.
-            Self::NotActive(..) | Self::OtherEnd(..) | Self::NotFailed(..) => 412,
+            Self::NotActive(..) | Self::OtherEnd(..) | Self::NotFailed(..) | Self::NotEnding(..) => 412,
             // Narayana's answer to `remove` for a participant that is none.
             Self::NoSuchParticipant(_) => 400,
             Self::NoParent(_) | Self::OtherKind(_) => 404,
@@ -97,6 +121,9 @@ impl fmt::Display for Refusal {
             Self::NoParent(id) => write!(f, "transaction {id} was not begun: its parent is not there, or not active any more"),
             Self::Full(id) => write!(f, "transaction {id} is full: participants with less data, shorter URLs, or several transactions"),
             Self::NotFailed(id, status) => write!(f, "transaction {id} is {status}: only what has failed can be forgotten"),
+            Self::NotEnding(id, status) => {
+                write!(f, "transaction {id} is {status}: there is nobody to be given up; one that is active is closed or cancelled first")
+            }
             Self::OtherKind(id) => write!(f, "transaction {id} is of another kind: a saga is no LRA"),
         }
     }

@@ -75,6 +75,15 @@ impl Line {
         self.failures = 0;
     }
 
+    /// An operator has given up on it: nothing more is asked for.
+    pub fn give_up(&mut self) {
+        self.end();
+        self.last_error = Some(match self.last_error.take() {
+            Some(error) => format!("an operator gave it up; before: {error}"),
+            None => "an operator gave it up".to_owned(),
+        });
+    }
+
     /// The call that is without an outcome, if there is one.
     pub fn key(&self, transaction: TransactionId, callee: Callee) -> Option<CallbackKey> {
         self.phase.map(|phase| CallbackKey { transaction, callee, phase, n: self.n })

@@ -47,7 +47,7 @@ struct Topic {
 pub(crate) async fn run(options: TopicsOptions) -> anyhow::Result<bool> {
     let reached = options.system.reach().await?;
     let keep = Retention::default();
-    let mut wanted = vec![TopicSpec { topic: reached.prefix.registry(), partitions: 1, retention: None, compacted: true }];
+    let mut wanted = vec![TopicSpec { topic: reached.prefix.registry(), partitions: 1, retention: None, compacted: true, compaction_lag: None }];
     for (name, component) in reached.registry().await?.iter() {
         let topics = reached.prefix.topics(name);
         wanted.extend(topics.callee_specs(component.class, component.partitions, &keep));

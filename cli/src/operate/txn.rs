@@ -65,6 +65,8 @@ enum Command {
     Retry(WhichOptions),
     /// Cancel: what was done is compensated
     Cancel(WhichOptions),
+    /// Give up on those who don't answer: they have failed, and the transaction with them
+    GiveUp(WhichOptions),
     /// Forget what has failed: nobody is called any more
     Forget(WhichOptions),
 }
@@ -133,6 +135,7 @@ pub(crate) async fn run(options: TxnOptions) -> anyhow::Result<()> {
         }
         Command::Retry(which) => tell(&mut out, which, "retry", "is tried again").await,
         Command::Cancel(which) => tell(&mut out, which, "cancel", "").await,
+        Command::GiveUp(which) => tell(&mut out, which, "give-up", "waits for nobody any more").await,
         Command::Forget(which) => tell(&mut out, which, "forget", "is forgotten").await,
     }
 }

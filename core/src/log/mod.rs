@@ -461,6 +461,8 @@ pub struct TopicSpec {
     pub retention: Option<Duration>,
     /// Whether only the last record of each key is kept (after a while, in the background). With `retention`: that, and nothing older.
     pub compacted: bool,
+    /// How long a record stays there at least before compaction may remove it; `None`: as the log likes.
+    pub compaction_lag: Option<Duration>,
 }
 
 /// Whether the log can be reached, as far as the client knows.

@@ -23,7 +23,7 @@ impl<F: Fixture> Claimed<F> {
         let log = fixture.client();
         let (topic, beside) = (fixture.topic(&*log, 3).await, fixture.topic(&*log, 3).await);
         let frontier = Topic::new(&fixture.name("frontier"));
-        log.create_topics(vec![TopicSpec { topic: frontier.clone(), partitions: 3, retention: None, compacted: true }]).await.unwrap();
+        log.create_topics(vec![TopicSpec { topic: frontier.clone(), partitions: 3, retention: None, compacted: true, compaction_lag: None }]).await.unwrap();
         Self { fixture, topic, beside, frontier }
     }
 
@@ -159,7 +159,7 @@ pub async fn a_claim_waits_for_its_topic(fixture: impl Fixture) {
     let mut member = Member::join(&assigned, fixture.group(&[&topic]));
     member.until(|m| !m.trouble.is_empty()).await;
     assert!(member.trouble[0].contains(frontier.as_str()), "{:?}", member.trouble);
-    log.create_topics(vec![TopicSpec { topic: frontier, partitions: 1, retention: None, compacted: true }]).await.unwrap();
+    log.create_topics(vec![TopicSpec { topic: frontier, partitions: 1, retention: None, compacted: true, compaction_lag: None }]).await.unwrap();
     member.until(|m| m.owned.len() == 1).await;
 }
 

@@ -167,7 +167,7 @@ impl Fixture for OverASocket {
 
 /// A topic without compaction that keeps everything.
 pub fn plain(topic: &Topic, partitions: u32) -> TopicSpec {
-    TopicSpec { topic: topic.clone(), partitions, retention: None, compacted: false }
+    TopicSpec { topic: topic.clone(), partitions, retention: None, compacted: false, compaction_lag: None }
 }
 
 /// A record of a few bytes.

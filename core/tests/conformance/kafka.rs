@@ -1,11 +1,12 @@
 //! The suite on a real Kafka.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bluebox_core::Log;
 use bluebox_core::log::kafka::{GroupProtocol, KafkaConfig, connect};
-use bluebox_core::log::{Appended, TopicPartition};
-use rdkafka::admin::{AdminClient, AdminOptions};
+use bluebox_core::log::{Appended, Topic, TopicPartition, TopicSpec};
+use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::{ClientConfig, TopicPartitionList};
 
@@ -61,5 +62,19 @@ impl Fixture for ConsumerProtocol {
 
     fn knows_the_dead(&self) -> bool {
         false
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_is_told_how_long_records_stay_before_they_are_compacted() {
+    let Some(kafka) = Kafka::start().await else { return };
+    let log = kafka.client();
+    let admin: AdminClient<DefaultClientContext> = ClientConfig::new().set("bootstrap.servers", &kafka.0.brokers).create().expect("Kafka's client");
+    for (lag, told) in [(Some(Duration::from_secs(7)), "7000"), (None, "0")] {
+        let topic = Topic::new(&kafka.name("lag"));
+        log.create_topics(vec![TopicSpec { topic: topic.clone(), partitions: 1, retention: None, compacted: true, compaction_lag: lag }]).await.unwrap();
+        let described = admin.describe_configs([&ResourceSpecifier::Topic(topic.as_str())], &AdminOptions::new()).await.unwrap();
+        let config = described.into_iter().next().unwrap().unwrap();
+        assert_eq!(config.get("min.compaction.lag.ms").and_then(|entry| entry.value.as_deref()), Some(told));
     }
 }

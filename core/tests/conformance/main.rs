@@ -43,6 +43,7 @@ macro_rules! conformance {
                 a_reader_is_told_of_what_is_gone,
                 a_member_is_told_of_what_is_gone,
                 compaction_keeps_the_last_record_of_each_key,
+                compaction_leaves_alone_what_is_young,
             ]);
             conformance!(@tests $fixture, topics: [
                 making_a_topic_twice_changes_nothing,

@@ -12,7 +12,7 @@ use crate::fixture::{Fixture, Member, append_all, record, take, text};
 async fn beheaded(fixture: &impl Fixture, log: &dyn Log) -> Option<TopicPartition> {
     let topic = Topic::new(&fixture.name("short"));
     let hour = Some(Duration::from_secs(3600));
-    log.create_topics(vec![TopicSpec { topic: topic.clone(), partitions: 1, retention: hour, compacted: false }]).await.unwrap();
+    log.create_topics(vec![TopicSpec { topic: topic.clone(), partitions: 1, retention: hour, compacted: false, compaction_lag: None }]).await.unwrap();
     let of = topic.partition(0);
     append_all(log, &of, (0..5).map(|n| n.to_string())).await;
     let last = log.append(&of, record("5")).await.unwrap();
@@ -58,7 +58,7 @@ pub async fn a_member_is_told_of_what_is_gone(fixture: impl Fixture) {
 pub async fn compaction_keeps_the_last_record_of_each_key(fixture: impl Fixture) {
     let log = fixture.client();
     let topic = Topic::new(&fixture.name("compacted"));
-    log.create_topics(vec![TopicSpec { topic: topic.clone(), partitions: 1, retention: None, compacted: true }]).await.unwrap();
+    log.create_topics(vec![TopicSpec { topic: topic.clone(), partitions: 1, retention: None, compacted: true, compaction_lag: None }]).await.unwrap();
     let of = topic.partition(0);
     let key = |n: u64| Bytes::from(format!("key-{}", n % 4));
     let keyed = |n: u64| Record::keyed(key(n), n.to_string().into());
@@ -78,4 +78,29 @@ pub async fn compaction_keeps_the_last_record_of_each_key(fixture: impl Fixture)
     // A reader in the middle of what is gone goes on behind it; that is no loss.
     assert_eq!(take(&mut log.read(&of, Offset::new(5)), 4).await, entries);
     assert_eq!(log.append(&of, keyed(2)).await.unwrap().offset, Offset::new(21));
+}
+
+pub async fn compaction_leaves_alone_what_is_young(fixture: impl Fixture) {
+    let log = fixture.client();
+    for (lag, left) in [(Duration::from_secs(3600), 20), (Duration::ZERO, 4)] {
+        let topic = Topic::new(&fixture.name("lag"));
+        log.create_topics(vec![TopicSpec { topic: topic.clone(), partitions: 1, retention: None, compacted: true, compaction_lag: Some(lag) }]).await.unwrap();
+        let of = topic.partition(0);
+        let mut last = None;
+        for n in 0..20_u64 {
+            let record = Record::keyed(Bytes::from(format!("key-{}", n % 4)), n.to_string().into());
+            last = Some(log.append(&of, record).await.unwrap().timestamp);
+        }
+        // The last one is old then too.
+        while Some(bluebox_core::clock::wall_clock()) <= last {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        if !fixture.compact().await {
+            eprintln!("NOT TESTED: this log can't be made to compact");
+            return;
+        }
+        let entries = take(&mut log.read(&of, Offset::default()), left).await;
+        assert_eq!(entries.first().map(|e| e.offset), Some(Offset::new(20 - left as u64)), "{lag:?}");
+        assert_eq!(entries.last().map(|e| e.offset), Some(Offset::new(19)), "{lag:?}");
+    }
 }

@@ -218,8 +218,3 @@ impl Client {
         vec![Transaction { members: PARTICIPANTS.to_vec(), tag: format!("/saga/{tag}/"), ..Transaction::new(Kind::Saga, url) }]
     }
 }
-
-/// A number that a text makes, the same in every run (FNV-1a).
-pub(crate) fn hash(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
-}

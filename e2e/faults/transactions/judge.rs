@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use bluebox_e2e::app::Asked;
 
+use super::answers::says_no;
 use super::client::{Kind, Transaction};
 
 /// What was found.
@@ -19,6 +20,8 @@ pub(crate) struct Verdict {
     pub(crate) after_forget: u64,
     /// Steps whose action came after their compensation, or before that of a step before them; nested LRAs that compensated first.
     pub(crate) out_of_order: u64,
+    /// Steps that were compensated and never came: their calls had expired in the log, so it was not known whether they had. That is as it should be.
+    pub(crate) undone_unseen: u64,
     /// Callbacks in all.
     pub(crate) callbacks: u64,
     /// Callbacks that came again under the same key.
@@ -49,6 +52,10 @@ pub(crate) fn judge(transactions: &[Transaction], ledgers: &[(&'static str, Vec<
     let mut by_member = HashMap::<(String, &str), Vec<&str>>::new();
     for (name, ledger) in ledgers {
         for asked in ledger {
+            // One that asks whether it is there.
+            if asked.header("idempotency-key").is_empty() {
+                continue;
+            }
             verdict.callbacks += 1;
             *keys.entry(asked.header("idempotency-key")).or_default() += 1;
             if let Some((transaction, what)) = of(asked) {
@@ -108,8 +115,11 @@ fn step(verdict: &mut Verdict, transaction: &Transaction, asked: &[&str]) -> Opt
     let last_do = asked.iter().rposition(|there| *there == "do");
     match (last_do, first("undo")) {
         (None, Some(_)) => {
-            verdict.out_of_order += 1;
-            return Some("was compensated and never ran");
+            if transaction.status != "Cancelled" {
+                verdict.out_of_order += 1;
+                return Some("was compensated and never ran, in a saga that was not cancelled");
+            }
+            verdict.undone_unseen += 1;
         }
         (Some(last), Some(undo)) if last > undo => {
             verdict.out_of_order += 1;
@@ -126,7 +136,11 @@ fn step(verdict: &mut Verdict, transaction: &Transaction, asked: &[&str]) -> Opt
             verdict.half_done += 1;
             Some("never ran, though all is done")
         }
-        // Of one that said no, nothing is taken back: at most one step of each saga says so, and it is not known here which.
+        // Of one that said no, nothing is taken back: it may be, if its answer was lost.
+        "Cancelled" if last_do.is_some() && first("undo").is_none() && !says_no(&format!("{}do", transaction.tag)) => {
+            verdict.half_done += 1;
+            Some("ran and was not compensated")
+        }
         "Closed" | "Cancelled" => None,
         _ => {
             verdict.half_done += 1;
@@ -175,10 +189,20 @@ mod tests {
             step(&mut verdict, &lra(Kind::Saga, status), asked);
             verdict
         };
-        assert_eq!(saga("Cancelled", &["undo"]).out_of_order, 1);
+        assert_eq!(saga("Closed", &["undo"]).out_of_order, 1);
+        assert!(saga("Cancelled", &["undo"]).is_good() && saga("Cancelled", &["undo"]).undone_unseen == 1);
         assert_eq!(saga("Cancelled", &["do", "undo", "do"]).out_of_order, 1);
         assert_eq!(saga("Closed", &["do", "undo"]).both, 1);
         assert_eq!(saga("Closed", &[]).half_done, 1);
-        assert!(saga("Cancelled", &["do"]).is_good() && saga("Cancelled", &["do", "do", "undo"]).is_good() && saga("Closed", &["do"]).is_good());
+        assert_eq!(saga("Cancelled", &["do"]).half_done, 1);
+        assert!(saga("Cancelled", &[]).is_good() && saga("Cancelled", &["do", "do", "undo"]).is_good() && saga("Closed", &["do"]).is_good());
+    }
+
+    #[test]
+    fn of_a_step_that_said_no_nothing_is_taken_back() {
+        let tag = (0..1_000).map(|n| format!("/saga/{n}/")).find(|tag| says_no(&format!("{tag}do"))).unwrap();
+        let mut verdict = Verdict::default();
+        step(&mut verdict, &Transaction { tag, ..lra(Kind::Saga, "Cancelled") }, &["do"]);
+        assert!(verdict.is_good());
     }
 }

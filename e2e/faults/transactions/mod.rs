@@ -1,9 +1,10 @@
 //! Kills replicas of the transaction manager, participants, proxies and the log while transactions run, and judges how each of them ended.
 //!
-//! - `scene`: the processes, and what is done to them.
+//! - `scene`: the processes, and what is done to them. `answers`: what participants say.
 //! - `client`: one transaction after the other, of every kind.
 //! - `judge`: what must be true of what the participants were asked. Pure.
 
+mod answers;
 mod client;
 mod judge;
 mod scene;
@@ -46,6 +47,9 @@ pub(crate) struct TransactionsOptions {
     /// The pause between two kills, on average.
     #[arg(long, default_value = "1500ms", value_parser = humantime::parse_duration)]
     gap: Duration,
+    /// The session of the proxies and of the transaction manager: so long a death is not noticed.
+    #[arg(long, default_value = "3s", value_parser = humantime::parse_duration)]
+    session: Duration,
     /// Where the report is written; by default txn-faults.json beside the directory of this program.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -54,7 +58,12 @@ pub(crate) struct TransactionsOptions {
 /// How long everything may take to end once nothing is killed any more: the longest time limit, and 10 s.
 const SETTLE: Duration = Duration::from_secs(client::LONGEST_LIMIT.as_secs() + 10);
 /// How long the processes may take to be there again after the last kill. Not a matter of transactions.
-const COME_BACK: Duration = Duration::from_secs(60);
+const COME_BACK: Duration = Duration::from_secs(180);
+
+/// Transactions that are asked for their ends at once.
+const ASKED_AT_ONCE: usize = 16;
+/// How often it is said how far it is.
+const SAY_EVERY: Duration = Duration::from_secs(30);
 
 /// Runs on each log; whether every transaction ended as it must.
 pub(crate) async fn all(options: &TransactionsOptions) -> anyhow::Result<bool> {
@@ -79,7 +88,7 @@ pub(crate) async fn all(options: &TransactionsOptions) -> anyhow::Result<bool> {
 
 fn write(path: &std::path::Path, runs: &[Value]) -> anyhow::Result<()> {
     let sum = |name: &str| runs.iter().filter_map(|run| run[name].as_u64()).sum::<u64>();
-    let names = ["kills", "transactions", "half_done", "both", "nested_both", "stuck", "after_forget", "out_of_order"];
+    let names = ["kills", "transactions", "half_done", "both", "nested_both", "stuck", "after_forget", "out_of_order", "undone_unseen"];
     let mut all: BTreeMap<&str, Value> = names.into_iter().map(|name| (name, json!(sum(name)))).collect();
     all.insert("runs", json!(runs));
     std::fs::write(path, serde_json::to_string_pretty(&all)? + "\n").with_context(|| format!("{}: the report can't be written", path.display()))
@@ -89,7 +98,7 @@ async fn one(options: &TransactionsOptions, log: LogKind, seed: u64, bluebox: &s
     ensure!(bluebox.exists(), "{}: not there; `cargo build --bin bluebox` makes it", bluebox.display());
     let directory = tempfile::Builder::new().prefix("bluebox-txn-faults-").tempdir().context("a directory for the run")?;
     let began = Instant::now();
-    let mut scene = Scene::start(log, directory.path(), bluebox).await?;
+    let mut scene = Scene::start(log, directory.path(), bluebox, options.session).await?;
     let mut random = Random::new(seed);
     // Clients go on until there were enough kills and enough transactions.
     let wanted = Arc::new(client::Wanted::default());
@@ -104,29 +113,35 @@ async fn one(options: &TransactionsOptions, log: LogKind, seed: u64, bluebox: &s
             tokio::spawn(client.run())
         })
         .collect();
-    let mut kills = BTreeMap::<Target, u64>::new();
+    let (mut kills, mut said) = (BTreeMap::<Target, u64>::new(), Instant::now());
     let targets: Vec<Target> = Target::ALL.iter().copied().filter(|target| options.only.is_empty() || options.only.contains(target)).collect();
     while kills.values().sum::<u64>() < options.kills || wanted.begun() < options.transactions {
         let gap = options.gap.as_millis().try_into().unwrap_or(u64::MAX);
         tokio::time::sleep(Duration::from_millis(random.between(gap / 2, gap * 3 / 2))).await;
         if kills.values().sum::<u64>() < options.kills {
             let target = random.pick(&targets);
-            scene.kill(target, &mut random).await?;
-            *kills.entry(target).or_default() += 1;
+            *kills.entry(target).or_default() += scene.kill(target, &mut random).await;
+            // A broker that is killed again before it is there has done nothing meanwhile, and nobody else has.
+            scene.log_serves(COME_BACK).await?;
+        }
+        if said.elapsed() >= SAY_EVERY {
+            said = Instant::now();
+            println!("  {} s: {} kills, {} transactions", began.elapsed().as_secs(), kills.values().sum::<u64>(), wanted.begun());
         }
     }
     wanted.enough();
-    scene.come_back(COME_BACK).await?;
+    if let Err(error) = scene.come_back(COME_BACK).await {
+        return Err(error.context(format!("what the processes said is in {} and {}", directory.keep().display(), scene.keep())));
+    }
     let healed = Instant::now();
     let mut transactions: Vec<Transaction> = Vec::new();
     for client in clients {
         transactions.extend(client.await.context("a client")?);
     }
     let mut stuck = Vec::new();
-    for transaction in &mut transactions {
-        if !transaction.await_end(scene.door(), healed + SETTLE).await {
-            stuck.push(transaction.url.clone());
-        }
+    for some in transactions.chunks_mut(ASKED_AT_ONCE) {
+        let asked = some.iter_mut().map(|transaction| async { (!transaction.await_end(scene.door(), healed + SETTLE).await).then(|| transaction.url.clone()) });
+        stuck.extend(futures_util::future::join_all(asked).await.into_iter().flatten());
     }
     // What comes after the end: who is told, and may forget.
     scene.until_quiet().await;
@@ -155,7 +170,7 @@ fn report(log: LogKind, seed: u64, kills: &BTreeMap<Target, u64>, transactions: 
     let by_target: BTreeMap<&str, u64> = kills.iter().map(|(target, count)| (target.name(), *count)).collect();
     json!({
         "log": log.to_string(), "seed": seed, "kills": kills.values().sum::<u64>(), "kills_by_target": by_target, "transactions": transactions.len(), "ends": ends,
-        "half_done": verdict.half_done, "both": verdict.both, "nested_both": verdict.nested_both, "after_forget": verdict.after_forget, "out_of_order": verdict.out_of_order,
+        "half_done": verdict.half_done, "both": verdict.both, "nested_both": verdict.nested_both, "after_forget": verdict.after_forget, "out_of_order": verdict.out_of_order, "undone_unseen": verdict.undone_unseen,
         "stuck": stuck.len(), "callbacks": verdict.callbacks, "more_than_once": verdict.more_than_once, "seconds": took.as_secs(),
     })
 }

@@ -5,11 +5,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use bluebox_e2e::app::{Asked, content};
+use bluebox_e2e::app::Asked;
 use bluebox_e2e::{App, Call, Proxy, World};
-use http::Response;
 
-use super::client::hash;
+use super::answers::answer;
 use crate::plan::LogKind;
 use crate::random::Random;
 use crate::system::log::Log;
@@ -19,6 +18,8 @@ use crate::system::log::Log;
 pub(crate) enum Target {
     /// A replica of the transaction manager.
     Txmgr,
+    /// All of them, at once.
+    AllTxmgrs,
     /// The app of a participant.
     Participant,
     /// The proxy of a participant.
@@ -30,11 +31,23 @@ pub(crate) enum Target {
 }
 
 impl Target {
-    pub(crate) const ALL: &[Self] = &[Self::Txmgr, Self::Txmgr, Self::Participant, Self::ParticipantProxy, Self::ClientProxy, Self::Log];
+    /// As often as they are picked.
+    pub(crate) const ALL: &[Self] = &[
+        Self::Txmgr,
+        Self::Txmgr,
+        Self::Txmgr,
+        Self::AllTxmgrs,
+        Self::Participant,
+        Self::ParticipantProxy,
+        Self::ParticipantProxy,
+        Self::ClientProxy,
+        Self::Log,
+    ];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Txmgr => "txmgr",
+            Self::AllTxmgrs => "all-txmgrs",
             Self::Participant => "participant",
             Self::ParticipantProxy => "participant-proxy",
             Self::ClientProxy => "client-proxy",
@@ -58,7 +71,8 @@ pub(crate) struct Scene {
 }
 
 impl Scene {
-    pub(crate) async fn start(kind: LogKind, directory: &Path, bluebox: &Path) -> anyhow::Result<Self> {
+    pub(crate) async fn start(kind: LogKind, directory: &Path, bluebox: &Path, session: Duration) -> anyhow::Result<Self> {
+        let session = format!("{}ms", session.as_millis());
         let (log, _) = Log::start(kind, directory, bluebox, 0, &[]).await?;
         let world_kind = if kind.is_kafka() { bluebox_e2e::LogKind::Kafka } else { bluebox_e2e::LogKind::Embedded };
         let world = World::on(world_kind, "txn-faults", &log.flag());
@@ -66,12 +80,12 @@ impl Scene {
         for name in PARTICIPANTS {
             let app = world.app(name).await;
             app.rule(|asked| Some(answer(asked)));
-            let proxy = world.proxy(name).serves(name, &app, 4).start().await;
+            let proxy = world.proxy(name).serves(name, &app, 4).flag("--session-timeout", &session).start().await;
             participants.push((app, proxy));
         }
         let mut txmgrs = Vec::new();
         for _ in 0..2 {
-            txmgrs.push(world.txmgr(PARTITIONS).start().await);
+            txmgrs.push(world.txmgr(PARTITIONS).flag("--session-timeout", &session).start().await);
         }
         let mut clients = Vec::new();
         for _ in 0..2 {
@@ -96,12 +110,19 @@ impl Scene {
         self.txmgrs.first().map_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)), Proxy::address)
     }
 
-    /// SIGKILL, and started again at once.
-    pub(crate) async fn kill(&mut self, target: Target, random: &mut Random) -> anyhow::Result<()> {
+    /// SIGKILL, and started again at once: how many processes.
+    pub(crate) async fn kill(&mut self, target: Target, random: &mut Random) -> u64 {
         let which = usize::try_from(random.next() % 1_000).unwrap_or(0);
         let (txmgrs, clients, participants) = (self.txmgrs.len(), self.clients.len(), self.participants.len());
         match target {
             Target::Txmgr => self.txmgrs[which % txmgrs].crash().await,
+            Target::AllTxmgrs => {
+                self.txmgrs.iter_mut().for_each(Proxy::kill);
+                for txmgr in &mut self.txmgrs {
+                    txmgr.start_again().await;
+                }
+                return u64::try_from(txmgrs).unwrap_or(u64::MAX);
+            }
             Target::ClientProxy => self.clients[which % clients].crash().await,
             Target::ParticipantProxy => self.participants[which % participants].1.crash().await,
             Target::Participant => {
@@ -115,11 +136,17 @@ impl Scene {
                 self.log.start_node(node);
             }
         }
-        Ok(())
+        1
     }
 
     /// Waits until everything is there again.
     pub(crate) async fn come_back(&self, patience: Duration) -> anyhow::Result<()> {
+        self.log_serves(patience).await?;
+        self.serves(patience).await
+    }
+
+    /// Waits until all of the log is there again.
+    pub(crate) async fn log_serves(&self, patience: Duration) -> anyhow::Result<()> {
         let began = Instant::now();
         for node in 0..self.nodes {
             while !self.log.serves(node).await {
@@ -127,7 +154,7 @@ impl Scene {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
-        self.serves(patience).await
+        Ok(())
     }
 
     async fn serves(&self, patience: Duration) -> anyhow::Result<()> {
@@ -136,6 +163,14 @@ impl Scene {
             let list = || Call::get("http://txmgr/lra-coordinator?Status=Closing").send_to(txmgr.address());
             while !list().await.is_ok_and(|answer| answer.status == 200) {
                 ensure!(began.elapsed() < patience, "the transaction manager does not serve all partitions after {patience:?}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+        for name in PARTICIPANTS {
+            let Some(client) = self.clients.first() else { continue };
+            let ping = || Call::get(&format!("http://{name}/ping")).prefer("wait=5").send_to(client.address());
+            while !ping().await.is_ok_and(|answer| answer.status == 200) {
+                ensure!(began.elapsed() < patience, "{name} does not answer after {patience:?}");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
@@ -162,30 +197,7 @@ impl Scene {
     }
 
     /// Keeps what the processes have said: where.
-    pub(crate) fn keep(&self) -> String {
-        self.world.directory().display().to_string()
-    }
-}
-
-/// What a participant answers is a function of what it is asked, so that it is the same when it is asked again.
-fn answer(asked: &Asked) -> Response<bluebox_e2e::app::Content> {
-    let says = |status: u16, body: &'static str| {
-        let mut response = Response::new(content(body));
-        *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::OK);
-        response
-    };
-    let path = asked.target.as_str();
-    let key = asked.header("idempotency-key");
-    let n: u32 = key.rsplit('/').next().and_then(|n| n.parse().ok()).unwrap_or(0);
-    let luck = hash(&format!("{}{path}", asked.header("long-running-action"))) % 100;
-    match path.rsplit('/').next().unwrap_or_default() {
-        // A tenth takes its time, and a tenth makes no sense at first.
-        "complete" | "compensate" if luck < 10 && n == 0 => says(202, ""),
-        "complete" | "compensate" if luck < 20 && n < 2 => says(500, "not yet"),
-        // A step that has no place any more, and one that is still going.
-        "do" if luck < 8 => says(409, "no"),
-        "do" if luck < 14 && n < 2 => says(425, ""),
-        "do" if luck < 20 && n < 1 => says(500, ""),
-        _ => says(200, ""),
+    pub(crate) fn keep(&mut self) -> String {
+        self.world.keep().map_or_else(String::new, |kept| kept.display().to_string())
     }
 }

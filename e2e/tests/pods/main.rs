@@ -8,6 +8,7 @@ mod losses;
 mod reboot;
 mod redirected;
 mod report;
+mod transactions;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, Stdio};
@@ -27,7 +28,7 @@ type Check = fn(&Cluster, &Report);
 fn real_pods() {
     let Some(cluster) = Cluster::start() else { return };
     let report = Report::default();
-    let checks: [(&str, Check); 17] = [
+    let checks: [(&str, Check); 18] = [
         ("the five commands of docs/install.md", install::five_commands),
         ("an unannotated Deployment gets its proxies and serves", deployment),
         ("a call between two apps that know nothing of Bluebox", call),
@@ -38,6 +39,7 @@ fn real_pods() {
         ("ordinals of a StatefulSet, and a second component of their name", redirected::ordinals),
         ("a namespace with the standard `restricted`", restricted),
         ("each loss of a half restarts the whole box", losses::all),
+        ("sagas over two Deployments, and the death of their managers", transactions::check),
         ("a rolling update under load", rolling_update),
         ("scaling down under load", scale_down),
         ("what a proxy adds to the start of a pod", start_up),

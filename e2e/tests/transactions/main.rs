@@ -49,6 +49,8 @@ rules! {
         nonsense_is_asked_again_until_it_makes_sense,
         who_wants_to_know_is_told_after_the_end_and_then_forget,
         the_recovery_url_reads_and_moves_the_links,
+        who_leaves_or_moves_too_late_is_told_so,
+        ends_that_are_asked_for_at_once_are_one_end,
     ];
     refused: [
         what_is_not_there_is_404_and_what_is_gone_410,
@@ -60,6 +62,7 @@ rules! {
     outside: [
         a_client_in_no_box_gets_urls_with_the_authority_that_it_used,
         a_plain_url_of_the_allow_list_is_called_directly,
+        urls_can_begin_with_a_configured_base,
     ];
     sagas: [
         steps_run_in_their_order_and_independent_ones_at_once,
@@ -67,11 +70,14 @@ rules! {
         the_same_key_is_the_same_saga,
         still_going_is_asked_again_and_a_deadline_cancels,
         what_is_no_saga_is_refused,
+        a_compensation_waits_until_it_is_known_what_the_action_did,
     ];
     recovery: [
         transactions_and_timers_go_on_after_a_takeover,
         replicas_share_the_partitions_and_a_list_has_all,
         an_operator_lists_retries_and_forgets,
+        an_operator_gives_up_on_who_never_answers,
+        each_change_of_state_is_a_line_in_the_log_with_the_id,
         what_has_ended_is_answered_for_its_time_and_gone_afterwards,
     ];
     crashes: [

@@ -46,3 +46,18 @@ pub async fn a_plain_url_of_the_allow_list_is_called_directly(world: World) {
     let beside = scene.client.call(Call::new(Method::PUT, &scene.start().await).with("link", &format!("<http://{address}/other>; rel=\"compensate\""))).await;
     assert_eq!(beside.status, 412, "{beside:?}");
 }
+
+pub async fn urls_can_begin_with_a_configured_base(world: World) {
+    let scene = Scene::with(world, |spec| spec.flag("--base-url", "https://lra.example:8443/shop")).await;
+    let hotel = scene.service("hotel").await;
+    let started = scene.client.call(Call::post("http://txmgr/lra-coordinator/start", "")).await;
+    let lra = started.text().to_owned();
+    assert!(lra.starts_with("https://lra.example:8443/shop/lra-coordinator/"), "{started:?}");
+    // What stands at that address passes requests on; an id is enough to name one.
+    let here = format!("http://txmgr/lra-coordinator/{}", lra.rsplit('/').next().unwrap());
+    let recovery = scene.join(&here, &hotel).await;
+    assert!(recovery.starts_with("https://lra.example:8443/shop/lra-coordinator/recovery/"), "{recovery}");
+    scene.put(&format!("{here}/close")).await.is(200, "Closed");
+    assert_eq!(hotel.last().header("long-running-action"), lra);
+    assert_eq!(hotel.last().header("long-running-action-recovery"), recovery);
+}

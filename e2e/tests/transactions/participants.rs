@@ -149,3 +149,47 @@ pub async fn the_recovery_url_reads_and_moves_the_links(world: World) {
     let nobody = recovery.strip_suffix("/0").unwrap();
     is_problem(&scene.get(&format!("{nobody}/7")).await, 404, "no-such-participant");
 }
+
+pub async fn who_leaves_or_moves_too_late_is_told_so(world: World) {
+    let scene = Scene::with(world, |spec| spec.flag("--end-wait", "200ms")).await;
+    let mut hotel = scene.service("hotel").await;
+    let remove = |lra: &str, body: String| scene.client.call(Call::new(Method::PUT, &format!("{lra}/remove")).body(body));
+    hotel.app.rule(|_| None);
+    let lra = scene.start().await;
+    scene.join(&lra, &hotel).await;
+    scene.put(&format!("{lra}/close")).await.is(200, "Closing");
+    let delivery = hotel.app.next().await;
+    is_problem(&remove(&lra, hotel.url("/compensate")).await, 412, "not-active");
+    delivery.answer(200, "");
+    scene.becomes(&lra, "Closed").await;
+    is_problem(&remove(&lra, hotel.url("/compensate")).await, 412, "not-active");
+    hotel.was_asked_only(&["/complete"]);
+    let nobody = format!("{}0000000000000000", &lra[..lra.len() - 16]);
+    is_problem(&remove(&nobody, hotel.url("/compensate")).await, 404, "unknown");
+    is_problem(&scene.put(&format!("{nobody}/renew?TimeLimit=1")).await, 404, "unknown");
+    let recovery = |id: &str| id.replace("/lra-coordinator/", "/lra-coordinator/recovery/");
+    is_problem(&scene.client.call(Call::new(Method::DELETE, &recovery(&nobody))).await, 404, "unknown");
+}
+
+pub async fn ends_that_are_asked_for_at_once_are_one_end(world: World) {
+    let scene = Scene::with(world, |spec| spec.flag("--end-wait", "20s")).await;
+    let mut hotel = scene.service("hotel").await;
+    hotel.app.rule(|_| None);
+    let lra = scene.start().await;
+    scene.join(&lra, &hotel).await;
+    let end = |end: &str| scene.client.begin(Call::new(Method::PUT, &format!("{lra}/{end}")));
+    // All of them before the participant has said anything.
+    let (closes, cancels) = ([end("close"), end("close")], [end("cancel"), end("cancel")]);
+    let delivery = hotel.app.next().await;
+    let closing = delivery.asked.target == "/complete";
+    delivery.answer(200, "");
+    for close in closes {
+        let answer = close.answer().await;
+        if closing { answer.is(200, "Closed") } else { is_problem(&answer, 412, "other-end") }
+    }
+    for cancel in cancels {
+        let answer = cancel.answer().await;
+        if closing { is_problem(&answer, 412, "other-end") } else { answer.is(200, "Cancelled") }
+    }
+    assert_eq!(hotel.asked().len(), 1);
+}

@@ -103,3 +103,49 @@ pub async fn what_has_ended_is_answered_for_its_time_and_gone_afterwards(world: 
     .await;
     is_problem(&gone, 410, "gone");
 }
+
+pub async fn an_operator_gives_up_on_who_never_answers(world: World) {
+    let scene = Scene::with(world, |spec| spec.flag("--end-wait", "200ms")).await;
+    let (hotel, flight) = (scene.service("hotel").await, scene.service("flight").await);
+    hotel.app.rule(|_| Some(says(500, "boom")));
+    let lra = scene.start().await;
+    for service in [&hotel, &flight] {
+        let joined = scene.client.call(Call::new(Method::PUT, &lra).with("link", &service.links_of(&["compensate", "complete", "after", "forget"]))).await;
+        assert_eq!(joined.status, 200, "{joined:?}");
+    }
+    let id = lra.rsplit('/').next().unwrap();
+    let tell = |id: &str, what: &str| scene.client.call(Call::post(&format!("http://txmgr/v1/transactions/{id}/{what}"), ""));
+    is_problem(&tell(id, "give-up").await, 412, "not-ending");
+    scene.put(&format!("{lra}/close")).await.is(200, "Closing");
+    eventually("it was tried", || async { (!hotel.asked().is_empty()).then_some(()) }).await;
+    assert_eq!(tell(id, "give-up").await.status, 200);
+    scene.becomes(&lra, "FailedToClose").await;
+    eventually("the others are told how it ended", || async { flight.asked().contains(&"/after".to_owned()).then_some(()) }).await;
+    flight.was_asked_only(&["/complete", "/after"]);
+    assert!(hotel.asked().iter().all(|path| path == "/complete"), "who was given up is not called for anything else: {:?}", hotel.asked());
+    assert_eq!(tell(id, "forget").await.status, 200);
+    // A saga: what may have run, and is never heard of, is not known to be taken back.
+    hotel.app.rule(|asked| Some(says(if asked.target == "/undo" { 500 } else { 200 }, "")));
+    let step = |name: &str, what: &str| serde_json::json!({ "name": name, "action": { "url": format!("http://{name}/{what}") }, "compensation": { "url": format!("http://{name}/undo") } });
+    flight.app.rule(|asked| Some(says(if asked.target == "/no" { 409 } else { 200 }, "")));
+    let saga = serde_json::json!({ "steps": [step("hotel", "do"), step("flight", "no")] });
+    let begun = scene.client.call(Call::post("http://txmgr/v1/sagas", saga.to_string())).await;
+    let location = begun.header("location").to_owned();
+    eventually("its compensation was tried", || async { hotel.asked().contains(&"/undo".to_owned()).then_some(()) }).await;
+    assert_eq!(tell(location.rsplit('/').next().unwrap(), "give-up").await.status, 200);
+    let ended: Value = serde_json::from_slice(&scene.client.call(Call::get(&location).prefer("wait=60")).await.body).unwrap();
+    assert_eq!((&ended["status"], &ended["steps"][0]["status"]), (&Value::from("FailedToCancel"), &Value::from("FailedToUndo")), "{ended}");
+}
+
+pub async fn each_change_of_state_is_a_line_in_the_log_with_the_id(world: World) {
+    let scene = Scene::new(world).await;
+    let lra = scene.start().await;
+    scene.put(&format!("{lra}/close")).await.is(200, "Closed");
+    let id = lra.rsplit('/').next().unwrap();
+    let said = scene.txmgr.said();
+    let changes: Vec<&str> = said.lines().filter(|line| line.contains("a transaction is in another state") && line.contains(id)).collect();
+    for (line, status) in changes.iter().zip(["Active", "Closing", "Closed"]) {
+        assert!(line.contains(&format!("status={status}")), "{line}");
+    }
+    assert_eq!(changes.len(), 3, "{changes:?}");
+}

@@ -133,3 +133,32 @@ pub async fn what_is_no_saga_is_refused(world: World) {
     let lra = scene.start().await;
     is_problem(&scene.get(&format!("{SAGAS}/{}", lra.rsplit('/').next().unwrap())).await, 404, "other-kind");
 }
+
+pub async fn a_compensation_waits_until_it_is_known_what_the_action_did(world: World) {
+    let scene = Scene::new(world).await;
+    let (mut hotel, flight) = (scene.service("hotel").await, scene.service("flight").await);
+    hotel.app.rule(|asked| (asked.target == "/undo").then(|| says(200, "")));
+    let mut second = step("flight");
+    second["after"] = json!([]);
+    let begun = scene.client.call(saga(&[step("hotel"), second])).await;
+    let location = begun.header("location").to_owned();
+    let action = hotel.app.next().await;
+    let cancel = scene.client.begin(Call::post(&format!("{location}/cancel"), ""));
+    // The other step is done, and is taken back meanwhile.
+    eventually("the other one is taken back", || async { flight.asked().contains(&"/undo".to_owned()).then_some(()) }).await;
+    hotel.was_asked_only(&["/do"]);
+    action.answer(200, "");
+    let cancelled = cancel.answer().await;
+    assert!([200, 202].contains(&cancelled.status.as_u16()), "{cancelled:?}");
+    let ended = document(&scene.client.call(Call::get(&location).prefer("wait=60")).await);
+    assert_eq!((&ended["status"], statuses(&ended)), (&json!("Cancelled"), vec!["Undone", "Undone"]), "{ended}");
+    hotel.was_asked_only(&["/do", "/undo"]);
+    // It ended so, and nothing else: neither another cancel nor the end of what is closed changes it.
+    assert_eq!(scene.client.call(Call::post(&format!("{location}/cancel"), "")).await.status, 200);
+    let closed = scene.client.call(saga(&[step("flight")]).prefer("wait=60")).await;
+    is_problem(
+        &scene.client.call(Call::post(&format!("http://txmgr/v1/sagas/{}/cancel", document(&closed)["id"].as_str().unwrap()), "")).await,
+        412,
+        "other-end",
+    );
+}

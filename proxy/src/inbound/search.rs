@@ -277,7 +277,7 @@ mod tests {
     async fn outcomes_are_found_in_all_reply_partitions_whatever_the_number_of_permits() {
         let log = Embedded::in_memory();
         let replies = Topic::new("replies");
-        log.create_topics(vec![TopicSpec { topic: replies.clone(), partitions: 3, retention: None, compacted: false }]).await.unwrap();
+        log.create_topics(vec![TopicSpec { topic: replies.clone(), partitions: 3, retention: None, compacted: false, compaction_lag: None }]).await.unwrap();
         let log: Arc<dyn Log> = log;
         let mut suspects = Vec::new();
         // The last one names a partition that is not there.

@@ -161,7 +161,7 @@ impl System {
 
 pub async fn register(log: &dyn Log, prefix: &Prefix, component: &str, with: &Component) {
     let topics = prefix.topics(&name(component));
-    let mut specs = vec![TopicSpec { topic: prefix.registry(), partitions: 1, retention: None, compacted: true }];
+    let mut specs = vec![TopicSpec { topic: prefix.registry(), partitions: 1, retention: None, compacted: true, compaction_lag: None }];
     specs.extend(topics.callee_specs(with.class, with.partitions, &Retention::default()));
     specs.extend(topics.caller_specs(&Retention::default()));
     log.create_topics(specs).await.unwrap();

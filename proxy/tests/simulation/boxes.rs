@@ -251,7 +251,7 @@ impl World {
         let scenario = &self.scenario;
         let rules = Rules {
             max_attempts: scenario.max_attempts,
-            max_crashes: scenario.max_crashes,
+            max_crashes: Some(scenario.max_crashes),
             first_backoff: Duration::from_millis(100),
             max_backoff: Duration::from_secs(30),
             drain: duration(scenario.drain),

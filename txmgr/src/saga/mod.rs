@@ -140,6 +140,8 @@ pub enum SagaRequest {
     Cancel(Timestamp),
     /// From an operator: to try at once what waits to be tried again.
     Retry,
+    /// From an operator: to wait no more for what is called now. It is not known to be taken back, and never will be.
+    GiveUp,
     /// From an operator: to forget what has failed.
     Forget,
 }
@@ -172,9 +174,8 @@ impl RunningSaga {
             why: None,
             forgotten: false,
         };
-        let mut running = Self { rules, saga, gate: Gate::new(Version::default()), under_way: BTreeSet::new(), waiters: Vec::new() };
-        running.gate.change();
-        running.gate.hold(Effect::Changed(id, LraStatus::Active), out);
+        let mut running = Self::owned(rules, saga, Version::default());
+        running.set_status(LraStatus::Active, out);
         running.begun(request, out);
         running.drive(now, out);
         running
@@ -182,9 +183,13 @@ impl RunningSaga {
 
     /// Goes on with one from its last record.
     pub fn recover(rules: Arc<Rules>, now: Timestamp, saga: Saga, version: Version, out: &mut Vec<Effect>) -> Self {
-        let mut running = Self { rules, saga, gate: Gate::new(version), under_way: BTreeSet::new(), waiters: Vec::new() };
+        let mut running = Self::owned(rules, saga, version);
         running.drive(now, out);
         running
+    }
+
+    fn owned(rules: Arc<Rules>, saga: Saga, version: Version) -> Self {
+        Self { rules, saga, gate: Gate::new(version), under_way: BTreeSet::new(), waiters: Vec::new() }
     }
 
     /// The call that began it has come again.
@@ -211,6 +216,11 @@ impl RunningSaga {
                 self.retry(now);
                 self.answer(request, Answer::Done, out);
             }
+            SagaRequest::GiveUp if self.saga.status == LraStatus::Cancelling => {
+                self.give_up();
+                self.answer(request, Answer::Done, out);
+            }
+            SagaRequest::GiveUp => self.answer(request, Answer::Refused(Refusal::NotEnding(self.saga.id, self.saga.status)), out),
             SagaRequest::Forget if self.saga.status.is_failed() => {
                 if !self.saga.forgotten {
                     self.saga.forgotten = true;

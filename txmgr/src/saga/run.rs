@@ -116,6 +116,16 @@ impl RunningSaga {
         }
     }
 
+    /// `give-up` of an operator, while it is being cancelled: what is called now, or would be again. Those before it have their turn then.
+    pub(super) fn give_up(&mut self) {
+        for step in self.saga.steps.iter_mut().filter(|step| matches!(step.status, StepStatus::Running | StepStatus::Undoing)) {
+            step.pause_until = None;
+            step.settle(StepStatus::FailedToUndo);
+            step.line.give_up();
+            self.gate.change();
+        }
+    }
+
     fn send(&mut self, now: Timestamp, out: &mut Vec<Effect>) {
         for ((at, step), planned) in (0..).zip(&self.saga.steps).zip(self.saga.plan.steps()) {
             let Some(key) = step.line.key(self.saga.id, Callee(at)).filter(|_| step.line.not_before <= now && !self.under_way.contains(&Callee(at))) else {

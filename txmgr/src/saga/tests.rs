@@ -2,6 +2,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::callback::{Callback, Phase};
+use crate::effect::seen;
 
 const FAR: Timestamp = Timestamp::from_millis(u64::MAX);
 
@@ -48,16 +49,11 @@ impl Bench {
     }
 
     fn answer(&self, number: u64) -> Option<Answer> {
-        self.effects.iter().find_map(|effect| match effect {
-            Effect::Answer(RequestId(request), answer) if *request == number => Some(answer.clone()),
-            _ => None,
-        })
+        seen::answer(&self.effects, RequestId(number))
     }
 
     fn calls(&mut self) -> Vec<Callback> {
-        let (calls, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.effects).into_iter().partition(|effect| matches!(effect, Effect::Call(_)));
-        self.effects = rest;
-        calls.into_iter().filter_map(|effect| if let Effect::Call(callback) = effect { Some(callback) } else { None }).collect()
+        seen::calls(&mut self.effects)
     }
 
     fn urls(&mut self) -> Vec<String> {
@@ -242,4 +238,26 @@ fn retry_ends_pauses_and_only_failures_can_be_forgotten() {
     assert_eq!(bench.ask(1, SagaRequest::Retry), Some(Answer::Done));
     assert_eq!(bench.calls()[0].key.n, 1);
     assert!(matches!(bench.ask(2, SagaRequest::Forget), Some(Answer::Refused(Refusal::NotFailed(..)))));
+}
+
+#[test]
+fn an_operator_gives_up_on_who_does_not_answer() {
+    let mut bench = Bench::start(vec![step("a", &[]), step("b", &["a"]), step("c", &["b"])], None);
+    assert!(matches!(bench.ask(1, SagaRequest::GiveUp), Some(Answer::Refused(Refusal::NotEnding(..)))), "it is active");
+    bench.done(0);
+    bench.done(1);
+    bench.ask(2, SagaRequest::Cancel(FAR));
+    bench.calls();
+    // The action of the last step is under way, and nobody is there.
+    assert_eq!(bench.ask(3, SagaRequest::GiveUp), Some(Answer::Done));
+    assert_eq!((bench.step(2), bench.urls()), (StepStatus::FailedToUndo, vec!["http://b/undo".to_owned()]), "the others have their turn");
+    bench.ends(2, Phase::Action, 0, Outcome::Done);
+    assert_eq!(bench.step(2), StepStatus::FailedToUndo, "what is told late changes nothing");
+    bench.ends(1, Phase::Undo, 0, Outcome::Again("HTTP 500".to_owned()));
+    assert_eq!(bench.ask(4, SagaRequest::GiveUp), Some(Answer::Done));
+    assert_eq!(bench.saga.saga().steps[1].line.last_error.as_deref(), Some("an operator gave it up; before: HTTP 500"));
+    bench.ends(0, Phase::Undo, 0, Outcome::Done);
+    assert_eq!(bench.status(), LraStatus::FailedToCancel);
+    assert!(matches!(bench.ask(5, SagaRequest::GiveUp), Some(Answer::Refused(Refusal::NotEnding(..)))), "it has ended");
+    assert_eq!(bench.ask(6, SagaRequest::Forget), Some(Answer::Done));
 }

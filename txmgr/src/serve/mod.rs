@@ -97,6 +97,10 @@ pub enum ServeError {
     Metrics(#[from] prometheus::Error),
 }
 
+/// How long records of transactions stay at least: longer than a partition is ever without an owner. A record of an owner that was replaced counts for nothing, but compaction would keep it in the
+/// place of the last that does, until the next owner has written that again.
+const COMPACTION_LAG: Duration = Duration::from_secs(6 * 3600);
+
 /// The topic of a component's transactions.
 pub fn topic(prefix: &Prefix, name: &ComponentName) -> Topic {
     Topic::new(&format!("{}.{name}.transactions", prefix.as_str()))
@@ -120,7 +124,7 @@ pub async fn run(settings: Settings, around: Surroundings, listener: TcpListener
 async fn make_topic(settings: &Settings, around: &Surroundings) -> Result<(), ServeError> {
     const PAUSE: Duration = Duration::from_millis(500);
     let topic = &around.transactions;
-    let spec = TopicSpec { topic: topic.clone(), partitions: settings.partitions, retention: None, compacted: true };
+    let spec = TopicSpec { topic: topic.clone(), partitions: settings.partitions, retention: None, compacted: true, compaction_lag: Some(COMPACTION_LAG) };
     loop {
         let there = match around.log.create_topics(vec![spec.clone()]).await {
             Ok(()) => around.log.partitions(topic).await,

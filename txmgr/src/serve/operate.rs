@@ -125,13 +125,14 @@ pub(super) async fn one(service: &Service, asked: &Asked, id: &str) -> Result<An
     }
 }
 
-/// `POST /v1/transactions/ID/retry`, `cancel`, `forget`.
+/// `POST /v1/transactions/ID/retry`, `cancel`, `give-up`, `forget`.
 pub(super) async fn tell(service: &Service, asked: &Asked, id: &str, what: &str) -> Result<Answered, Problem> {
     let id = id_in(&asked.path, id)?;
     let by = service.end_by();
     let (lra, saga) = match what {
         "retry" => (Request::Retry, SagaRequest::Retry),
         "cancel" => (Request::Cancel(by), SagaRequest::Cancel(by)),
+        "give-up" => (Request::GiveUp, SagaRequest::GiveUp),
         "forget" => (Request::Forget, SagaRequest::Forget),
         _ => return Err(Problem::no_such_resource(&asked.path)),
     };

@@ -146,7 +146,6 @@ impl Owner<'_> {
                 Some(event) = events.recv() => if let Some(end) = self.happened(event) {
                     return end;
                 },
-                Some(_) = self.tasks.join_next() => {}
                 _ = count.tick() => self.owning.counts.owned(self.owning.place.partition, &self.partition),
                 () = tokio::time::sleep(pause) => {}
             }
@@ -161,6 +160,8 @@ impl Owner<'_> {
                     break;
                 }
             }
+            // Those that have ended are let go, however many: they need no turn of their own.
+            while self.tasks.try_join_next().is_some() {}
             self.partition.tick(wall_clock(), &mut self.out);
         }
     }

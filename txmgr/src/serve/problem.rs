@@ -78,6 +78,7 @@ impl Problem {
             Refusal::NoSuchParticipant(_) => ("no-such-participant", "There is no such participant"),
             Refusal::NoParent(_) => ("no-parent", "The parent is not there, or not active any more"),
             Refusal::Full(_) => ("full", "The transaction is full"),
+            Refusal::NotEnding(..) => ("not-ending", "The transaction waits for nobody"),
             Refusal::NotFailed(..) => ("not-failed", "The transaction has not failed"),
             Refusal::OtherKind(_) => ("other-kind", "The transaction is of another kind"),
         };

@@ -91,6 +91,8 @@ pub enum Request {
     OfParent(Phase, Timestamp),
     /// From an operator: to try at once what waits to be tried again.
     Retry,
+    /// From an operator: to wait for nobody any more. Who has not answered yet has failed.
+    GiveUp,
     /// From an operator: to forget what has failed.
     Forget,
 }
@@ -150,8 +152,7 @@ impl Transaction {
             forgotten: false,
         };
         let mut transaction = Self::owned(rules, lra, Version::default());
-        transaction.gate.change();
-        transaction.gate.hold(Effect::Changed(id, LraStatus::Active), out);
+        transaction.set_status(LraStatus::Active, out);
         transaction.begun(request, out);
         transaction.drive(now, out);
         transaction
@@ -206,6 +207,7 @@ impl Transaction {
                 self.retry(now);
                 self.answer(request, Answer::Done, out);
             }
+            Request::GiveUp => self.give_up(request, out),
             Request::Forget => self.forget(request, out),
         }
         self.drive(now, out);
@@ -296,6 +298,26 @@ impl Transaction {
             line.not_before = now;
             self.gate.change();
         }
+    }
+
+    /// `give-up` of an operator: nobody is called any more who has not answered yet. Who has not completed or compensated has failed, which is for good; a call to them that lies in the log may
+    /// still be delivered.
+    fn give_up(&mut self, request: RequestId, out: &mut Vec<Effect>) {
+        if !self.lra.is_recovering() {
+            let refusal = Refusal::NotEnding(self.lra.id, self.lra.status);
+            return self.answer(request, Answer::Refused(refusal), out);
+        }
+        for participant in self.lra.participants.iter_mut().filter(|p| p.line.phase.is_some()) {
+            match participant.status {
+                ParticipantStatus::Completing => participant.status = ParticipantStatus::FailedToComplete,
+                ParticipantStatus::Compensating => participant.status = ParticipantStatus::FailedToCompensate,
+                _ => {}
+            }
+            participant.line.give_up();
+            (participant.told_after, participant.told_forget) = (true, true);
+        }
+        self.gate.change();
+        self.answer(request, Answer::Done, out);
     }
 
     /// `DELETE /recovery/ID`: what has failed may be forgotten, and nobody is called any more. One that has closed and waits for its parent is settled: the parent may have been forgotten itself.

@@ -24,6 +24,7 @@ pub(crate) enum Want {
     ParentCompensates,
     ParentForgets,
     CancelSaga,
+    GiveUp,
 }
 
 /// How much may go wrong, each.
@@ -141,6 +142,13 @@ pub(crate) fn all() -> Vec<Scenario> {
             budget: Budget { boots: 1, told_again: 1, lost_outcomes: 1, ..Budget::default() },
             ..base("nested: late outcomes", vec![Start, Join(0), Close, ParentCompensates])
         },
+        Scenario {
+            participants: vec![links("a", &["compensate", "complete", "forget", "after"])],
+            max_tries: 2,
+            answers: |key| if key.phase == Phase::Complete { vec![Outcome::Again("?".to_owned())] } else { Vec::new() },
+            budget: Budget { boots: 2, crashes: 1, told_again: 1, ..Budget::default() },
+            ..base("an operator gives up on a participant", vec![Start, Join(0), Close, GiveUp])
+        },
         Scenario { participants: vec![plain("a")], ..base("a participant leaves", vec![Start, Join(0), Leave(0), Cancel]) },
         Scenario {
             plan: saga(vec![step("a", None), step("b", None)]),
@@ -152,6 +160,12 @@ pub(crate) fn all() -> Vec<Scenario> {
             },
             budget: Budget { boots: 2, crashes: 1, ..Budget::default() },
             ..base("a saga of two steps", vec![StartSaga, CancelSaga])
+        },
+        Scenario {
+            plan: saga(vec![step("a", None), step("b", None)]),
+            answers: |key| if key.phase == Phase::Undo { vec![Outcome::Again("?".to_owned())] } else { Vec::new() },
+            budget: Budget { boots: 2, crashes: 1, ..Budget::default() },
+            ..base("an operator gives up on a step", vec![StartSaga, CancelSaga, GiveUp])
         },
         Scenario {
             plan: saga(vec![step("a", None), step("b", Some(Vec::new()))]),
@@ -195,7 +209,7 @@ pub(crate) fn large() -> Vec<Scenario> {
             max_tries: 3,
             answers,
             budget,
-            ..base("three participants", vec![Start, Join(0), Join(1), Join(2), Leave(1), Close, Cancel])
+            ..base("three participants", vec![Start, Join(0), Join(1), Join(2), Leave(1), Close, Cancel, GiveUp])
         },
         Scenario {
             participants: three,

@@ -124,6 +124,7 @@ impl World {
             Want::ParentCompletes => started && !asked(&Want::ParentCompensates),
             Want::ParentCompensates => started && !asked(&Want::ParentCompletes),
             Want::ParentForgets => answered(&Want::ParentCompletes),
+            Want::GiveUp => asked(&Want::Close) || asked(&Want::CancelSaga),
             Want::Close | Want::Cancel | Want::CancelSaga => started,
         }
     }
@@ -140,6 +141,7 @@ impl World {
         if let Want::Leave(at) = &want {
             self.witness.left.insert(Callee(u32::try_from(*at).unwrap()));
         }
+        self.witness.may_be_given_up |= want == Want::GiveUp;
         let fresh = TransactionId::new(0, Timestamp::from_millis(1), None, u64::from(self.starts));
         let participants = &scenario.participants;
         self.with(at, |partition, now, out| {
@@ -169,6 +171,8 @@ impl World {
                 Want::ParentCompletes => lra(Request::OfParent(Phase::Complete, FAR)),
                 Want::ParentCompensates => lra(Request::OfParent(Phase::Compensate, FAR)),
                 Want::ParentForgets => lra(Request::OfParent(Phase::Forget, FAR)),
+                Want::GiveUp if scenario.plan.is_some() => Ask::Saga(SagaRequest::GiveUp),
+                Want::GiveUp => lra(Request::GiveUp),
                 Want::CancelSaga => Ask::Saga(SagaRequest::Cancel(FAR)),
             };
             // One that is not there any more has been removed.

@@ -223,13 +223,15 @@ impl Partition {
         state.tail_bytes = state.tail_bytes.saturating_sub(freed);
     }
 
-    /// Which records in memory a compaction removes: those with a newer one of the same key, and tombstones older than `tombstones_before`.
-    pub(super) fn superseded(&self, tombstones_before: Timestamp) -> Vec<Offset> {
+    /// Which records in memory a compaction removes: those with a newer one of the same key, and tombstones older than `tombstones_before`. Records from `young_since` on stay, and supersede nothing
+    /// yet.
+    pub(super) fn superseded(&self, tombstones_before: Timestamp, young_since: Option<Timestamp>) -> Vec<Offset> {
         let state = self.state();
-        let last: HashMap<&Bytes, Offset> = state.tail.iter().map(|e| (&e.record.key, e.offset)).collect();
+        let old = || state.tail.iter().filter(|e| young_since.is_none_or(|since| e.timestamp < since));
+        let last: HashMap<&Bytes, Offset> = old().map(|e| (&e.record.key, e.offset)).collect();
         let superseded =
             |e: &Entry| !e.record.key.is_empty() && last.get(&e.record.key) != Some(&e.offset) || e.record.value.is_none() && e.timestamp < tombstones_before;
-        state.tail.iter().filter(|e| superseded(e)).map(|e| e.offset).collect()
+        old().filter(|e| superseded(e)).map(|e| e.offset).collect()
     }
 }
 

@@ -82,9 +82,10 @@ impl Engine {
                     }
                 }
                 if topic.spec.compacted {
+                    let young_since = topic.spec.compaction_lag.map(before);
                     match &housekeeper {
-                        Some(housekeeper) => housekeeper.compact(partition, before(TOMBSTONE_RETENTION), thorough),
-                        None => partition.remove(&partition.superseded(before(TOMBSTONE_RETENTION))),
+                        Some(housekeeper) => housekeeper.compact(partition, before(TOMBSTONE_RETENTION), young_since, thorough),
+                        None => partition.remove(&partition.superseded(before(TOMBSTONE_RETENTION), young_since)),
                     }
                 }
             }

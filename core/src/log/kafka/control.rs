@@ -280,13 +280,17 @@ impl Control {
             .map(|(spec, texts)| {
                 let partitions = i32::try_from(spec.partitions).unwrap_or(i32::MAX);
                 let replication = TopicReplication::Fixed(self.config.replication_factor.unwrap_or(-1));
-                NewTopic::new(spec.topic.as_str(), partitions, replication)
+                let topic = NewTopic::new(spec.topic.as_str(), partitions, replication)
                     .set("message.timestamp.type", "LogAppendTime")
                     .set("cleanup.policy", texts.cleanup)
                     .set("retention.ms", &texts.retention)
                     .set("max.message.bytes", &texts.max_message_bytes)
                     // What is compacted is small and read on start: don't let it grow for a week first.
-                    .set("segment.ms", if spec.compacted { "3600000" } else { "86400000" })
+                    .set("segment.ms", if spec.compacted { "3600000" } else { "86400000" });
+                match &texts.compaction_lag {
+                    Some(lag) => topic.set("min.compaction.lag.ms", lag),
+                    None => topic,
+                }
             })
             .collect();
         let admin: AdminClient<Observer> =
@@ -321,6 +325,7 @@ struct TopicTexts {
     cleanup: &'static str,
     retention: String,
     max_message_bytes: String,
+    compaction_lag: Option<String>,
 }
 
 impl TopicTexts {
@@ -330,8 +335,9 @@ impl TopicTexts {
             (true, None) => "compact",
             (true, Some(_)) => "compact,delete",
         };
-        let retention = spec.retention.map_or_else(|| "-1".to_owned(), |keep| keep.as_millis().min(i64::MAX as u128).to_string());
-        Self { cleanup, retention, max_message_bytes: TOPIC_MESSAGE_BYTES.to_string() }
+        let millis = |time: Duration| time.as_millis().min(i64::MAX as u128).to_string();
+        let retention = spec.retention.map_or_else(|| "-1".to_owned(), millis);
+        Self { compaction_lag: spec.compaction_lag.map(millis), cleanup, retention, max_message_bytes: TOPIC_MESSAGE_BYTES.to_string() }
     }
 }
 

@@ -69,8 +69,8 @@ pub const MAX_NOT_NOW: Duration = Duration::from_secs(60);
 pub struct Rules {
     /// Attempts that may fail.
     pub max_attempts: u32,
-    /// Solo deliveries that may end in a crash.
-    pub max_crashes: u32,
+    /// Solo deliveries that may end in a crash. `None`: nothing is ever delivered solo.
+    pub max_crashes: Option<u32>,
     /// The pause before the second attempt.
     pub first_backoff: Duration,
     /// The longest pause between attempts.
@@ -319,7 +319,7 @@ impl Partition {
             attempts: attempts.max(self.former_attempts.get(&origin).copied().unwrap_or(0)),
             not_now: false,
             may_have_started: may_have_started || recording || (suspect && !self.takeover.virgin),
-            solo: (suspect && self.unclean_owners >= 2) || crashed,
+            solo: self.rules.max_crashes.is_some() && ((suspect && self.unclean_owners >= 2) || crashed),
             call: if parked_at.is_none() { Some(call) } else { None },
             suspect,
             state: match suspect {
@@ -404,7 +404,7 @@ impl Partition {
             }
             if held.solo {
                 let crashes = self.crashes.entry(origin).or_insert(0);
-                if *crashes >= self.rules.max_crashes {
+                if self.rules.max_crashes.is_some_and(|max| *crashes >= max) {
                     let detail = format!("the box died {crashes} times while this was the only call under way");
                     self.give_up(origin, Reason::Poison, &detail, effects);
                     continue;

@@ -11,7 +11,7 @@ use super::*;
 
 const RULES: Rules = Rules {
     max_attempts: 3,
-    max_crashes: 3,
+    max_crashes: Some(3),
     first_backoff: Duration::from_millis(100),
     max_backoff: Duration::from_secs(30),
     drain: Duration::from_secs(30),
@@ -192,6 +192,25 @@ fn who_hands_over_suspects_does_not_end_the_row_of_unclean_owners() {
     third.searched(time(200), &suspects, &Findings::default(), &mut effects);
     let delivery = third.next_delivery(time(200), &mut Recorded::new(1, Duration::ZERO), &mut effects).unwrap();
     assert!(delivery.solo);
+}
+
+#[test]
+fn an_app_that_no_call_kills_gets_what_its_dead_predecessors_had_beside_the_rest() {
+    let crashed = (Mark { suspects: Suspects::Any, unclean_owners: 5, crashes: BTreeMap::from([(at(1), 3)]), ..Mark::default() }.encode(), clean().1);
+    let mut effects = Vec::new();
+    let mut partition = Partition::new(time(0), Rules { max_crashes: None, ..RULES }, Some(&crashed.0), Some(&crashed.1), false, &mut effects);
+    partition.fenced(at(2), &mut effects);
+    partition.loaded(time(0), Inheritance::default(), &mut effects);
+    partition.index_loaded();
+    for origin in 0..2 {
+        partition.arrived(time(2_000), arrival(origin, None, None), &mut effects);
+    }
+    partition.tick(time(2_200), &mut effects);
+    let suspects = suspects_of(&effects);
+    partition.searched(time(2_200), &suspects, &Findings::default(), &mut effects);
+    let mut next =
+        || partition.next_delivery(time(2_200), &mut Recorded::new(1, Duration::ZERO), &mut effects).map(|delivery| (delivery.origin, delivery.solo));
+    assert_eq!([next(), next()], [Some((at(0), false)), Some((at(1), false))]);
 }
 
 #[test]

@@ -246,3 +246,24 @@ fn retry_tries_at_once_under_the_same_key() {
     assert_eq!(bench.ask(Request::Retry), Some(Answer::Done));
     assert_eq!(bench.calls()[0].key.n, key.n + 1);
 }
+
+#[test]
+fn an_operator_gives_up_on_who_does_not_answer() {
+    let mut bench = Bench::start(None, false);
+    assert!(matches!(bench.ask(Request::GiveUp), Some(Answer::Refused(Refusal::NotEnding(..)))), "it is active");
+    bench.join("a", &["compensate", "complete", "after", "forget"]);
+    bench.join("b", &["compensate", "complete", "after"]);
+    bench.ask(Request::Close(FAR));
+    let calls = bench.calls();
+    bench.outcome(calls.iter().find(|call| &*call.url == "http://b/complete").unwrap().key, Outcome::Done);
+    assert_eq!(bench.ask(Request::GiveUp), Some(Answer::Done));
+    assert_eq!(bench.transaction.lra().status, LraStatus::FailedToClose);
+    assert_eq!(bench.urls(), ["http://b/after"], "who was given up is not called any more");
+    bench.outcome(calls.iter().find(|call| &*call.url == "http://a/complete").unwrap().key, Outcome::Done);
+    assert_eq!(bench.transaction.lra().participants[0].status, ParticipantStatus::FailedToComplete, "what is told late changes nothing");
+    assert_eq!(bench.ask(Request::GiveUp), Some(Answer::Done), "nor is it waited for that the end is heard");
+    assert!(!bench.transaction.lra().is_recovering() && !bench.transaction.is_removable(FAR), "failures stay");
+    assert!(matches!(bench.ask(Request::GiveUp), Some(Answer::Refused(Refusal::NotEnding(..)))));
+    assert_eq!(bench.ask(Request::Forget), Some(Answer::Done));
+    assert!(bench.transaction.is_removable(FAR) && bench.urls().is_empty());
+}

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::callback::Callback;
+use crate::effect::seen;
 
 mod ending;
 mod family;
@@ -68,10 +69,7 @@ impl Bench {
     }
 
     fn answer(&self, number: RequestId) -> Option<Answer> {
-        self.effects.iter().find_map(|effect| match effect {
-            Effect::Answer(request, answer) if *request == number => Some(answer.clone()),
-            _ => None,
-        })
+        seen::answer(&self.effects, number)
     }
 
     fn join(&mut self, name: &str, kinds: &[&str]) -> Option<Answer> {
@@ -80,9 +78,7 @@ impl Bench {
 
     /// The calls that were made since this was last asked.
     fn calls(&mut self) -> Vec<Callback> {
-        let (calls, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.effects).into_iter().partition(|effect| matches!(effect, Effect::Call(_)));
-        self.effects = rest;
-        calls.into_iter().filter_map(|effect| if let Effect::Call(callback) = effect { Some(callback) } else { None }).collect()
+        seen::calls(&mut self.effects)
     }
 
     fn urls(&mut self) -> Vec<String> {

@@ -60,11 +60,19 @@ impl Housekeeper {
         }
     }
 
-    /// Removes from a compacted partition what was superseded before this call, and tombstones from before `tombstones_before`.
-    pub(in crate::log::embedded) fn compact(&self, partition: &Arc<Partition>, tombstones_before: Timestamp, thorough: bool) {
+    /// Removes from a compacted partition what was superseded before this call, and tombstones from before `tombstones_before`. Records from `young_since` on stay, and supersede nothing yet.
+    pub(in crate::log::embedded) fn compact(&self, partition: &Arc<Partition>, tombstones_before: Timestamp, young_since: Option<Timestamp>, thorough: bool) {
         let Some(store) = self.shared.store() else { return };
         let bounds = partition.bounds();
-        let (end, mut from) = (bounds.end, partition.compacted_to().max(bounds.start));
+        let end = match young_since.map(|since| first_since(&store, partition, since)) {
+            None => bounds.end,
+            Some(Ok(end)) => end,
+            Some(Err(e)) => return tracing::error!(partition = partition.id, error = %e, "could not look for young records"),
+        };
+        let mut from = partition.compacted_to().max(bounds.start);
+        if from > end {
+            return;
+        }
         let (new, old) = (end.distance_from(from), from.distance_from(bounds.start));
         if !thorough && new < MIN_NEW.max(old / 4) {
             return;

@@ -77,16 +77,20 @@ pub(super) struct StoredTopic {
     pub(super) retention_ms: Option<u64>,
     #[prost(bool, tag = "5")]
     pub(super) compacted: bool,
+    #[prost(uint64, optional, tag = "6")]
+    pub(super) compaction_lag_ms: Option<u64>,
 }
 
 impl StoredTopic {
     pub(super) fn new(spec: &TopicSpec, first_id: u32) -> Self {
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         Self {
             name: spec.topic.as_str().to_owned(),
             first_id,
             partitions: spec.partitions,
-            retention_ms: spec.retention.map(|r| u64::try_from(r.as_millis()).unwrap_or(u64::MAX)),
+            retention_ms: spec.retention.map(millis),
             compacted: spec.compacted,
+            compaction_lag_ms: spec.compaction_lag.map(millis),
         }
     }
 
@@ -96,6 +100,7 @@ impl StoredTopic {
             partitions: self.partitions,
             retention: self.retention_ms.map(Duration::from_millis),
             compacted: self.compacted,
+            compaction_lag: self.compaction_lag_ms.map(Duration::from_millis),
         }
     }
 }

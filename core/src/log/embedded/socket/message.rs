@@ -58,6 +58,8 @@ pub(super) struct TopicSpecSay {
     retention_ms: Option<u64>,
     #[prost(bool, tag = "4")]
     compacted: bool,
+    #[prost(uint64, optional, tag = "5")]
+    compaction_lag_ms: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -231,6 +233,7 @@ impl TopicSpecs {
             partitions: spec.partitions,
             retention_ms: spec.retention.map(millis),
             compacted: spec.compacted,
+            compaction_lag_ms: spec.compaction_lag.map(millis),
         };
         Self { specs: specs.iter().map(say).collect() }
     }
@@ -241,6 +244,7 @@ impl TopicSpecs {
             partitions: say.partitions,
             retention: say.retention_ms.map(Duration::from_millis),
             compacted: say.compacted,
+            compaction_lag: say.compaction_lag_ms.map(Duration::from_millis),
         };
         self.specs.into_iter().map(read).collect()
     }
