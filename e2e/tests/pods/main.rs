@@ -7,6 +7,7 @@ mod losses;
 mod reboot;
 mod redirected;
 mod report;
+mod scaling;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, Stdio};
@@ -26,7 +27,7 @@ type Check = fn(&Cluster, &Report);
 fn real_pods() {
     let Some(cluster) = Cluster::start() else { return };
     let report = Report::default();
-    let checks: [(&str, Check); 16] = [
+    let checks: [(&str, Check); 18] = [
         ("an unannotated Deployment gets its proxies and serves", deployment),
         ("a call between two apps that know nothing of Bluebox", call),
         ("an app that is no more than busybox httpd, and a Job that calls it and completes", job),
@@ -38,6 +39,8 @@ fn real_pods() {
         ("each loss of a half restarts the whole box", losses::all),
         ("a rolling update under load", rolling_update),
         ("scaling down under load", scale_down),
+        ("the commands of somebody at a laptop", scaling::laptop),
+        ("with nothing to do there is no pod, and what is accepted wakes one", scaling::to_nothing),
         ("what a proxy adds to the start of a pod", start_up),
         ("with Kafka away pods start, and calls get 503", kafka_away),
         ("with the injector away labelled pods wait, and others start", injector_away),
