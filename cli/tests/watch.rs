@@ -34,6 +34,20 @@ fn body(page: SocketAddr, path: &str) -> Value {
     json(&body)
 }
 
+/// What scripts get has no field that docs/operating.md doesn't name.
+fn documented(value: &Value) {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operating.md")).unwrap();
+    let named = page.split_once("## What scripts get").unwrap().1;
+    match value {
+        Value::Object(fields) => fields.iter().for_each(|(name, value)| {
+            assert!(named.contains(&format!("`{name}`")), "docs/operating.md does not name {name:?}");
+            documented(value);
+        }),
+        Value::Array(values) => values.iter().for_each(documented),
+        _ => {}
+    }
+}
+
 /// Where no `up` runs.
 fn run_elsewhere(arguments: &[&str]) -> (Option<i32>, String) {
     let place = tempfile::TempDir::new().unwrap();
@@ -75,7 +89,12 @@ fn status_tells_how_each_component_does(on: On) {
     let (_, said) = operate(&up, &["status"]);
     assert!(said.contains("COMPONENT") && said.lines().any(|line| line.starts_with("cart ") && line.ends_with(" 1")), "{said}");
 
+    documented(&json(&operate(&up, &["status", "-o", "json"]).1));
+    documented(&json(&operate(&up, &["ps", "-o", "json"]).1));
+    documented(&json(&operate(&up, &["topics", "-o", "json"]).1));
+    documented(&json(operate(&up, &["dlq", "list", "-o", "json"]).1.lines().next().unwrap()));
     let _caller = hanging(&up);
+    documented(&json(&operate(&up, &["calls", "-o", "json"]).1));
     let (_, said) = operate(&up, &["calls"]);
     let line = said.lines().find(|line| line.contains("/hang-once")).unwrap_or_else(|| panic!("{said}"));
     let id = line.split(' ').next().unwrap();
@@ -96,6 +115,7 @@ fn status_tells_how_each_component_does(on: On) {
         let story = json(&operate(&up, &["calls", id, "-o", "json"]).1);
         (story["ended"] == true).then_some(story)
     });
+    documented(&story);
     let last = story["events"].as_array().unwrap().last().unwrap();
     assert_eq!((last["what"].as_str(), last["detail"].as_str()), (Some("ended"), Some("200 OK by its app, after 2 deliveries")), "{story}");
 
@@ -208,6 +228,7 @@ fn tap_shows_them(up: &Up, whom: &[&str]) {
     let output = tap.wait_with_output().unwrap();
     assert!(output.status.success());
     let lines: Vec<Value> = String::from_utf8(output.stdout).unwrap().lines().map(json).collect();
+    lines.iter().for_each(documented);
     assert_eq!((&lines[0]["event"], &lines[0]["target"]), (&"accepted".into(), &"/wanted?1".into()), "{lines:?}");
     assert_eq!(
         (&lines[1]["event"], &lines[1]["status"], &lines[1]["deliveries"], &lines[1]["call"]),
