@@ -86,6 +86,12 @@ impl From<Protocol> for GroupProtocol {
     }
 }
 
+/// Reads the address of a server, by name or number.
+pub(crate) fn parse_host(text: &str) -> Result<String, String> {
+    let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, port)| port.parse::<u16>().ok());
+    if port.is_some_and(|port| port > 0) { Ok(text.to_owned()) } else { Err("expected HOST:PORT, such as txmgr-clients.shop:8070".to_owned()) }
+}
+
 /// Reads the addresses of brokers.
 pub(crate) fn parse_brokers(text: &str) -> Result<String, String> {
     for broker in text.split(',') {

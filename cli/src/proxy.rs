@@ -101,7 +101,7 @@ pub(crate) struct ProxyOptions {
 /// How long topics that are made keep what.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "How long topics that are made keep what")]
-struct KeepOptions {
+pub(crate) struct KeepOptions {
     /// Calls; must be above --ttl.
     #[arg(long, env = "BLUEBOX_KEEP_CALLS", value_name = "DURATION", default_value = "48h", value_parser = units::positive_duration)]
     keep_calls: Duration,
@@ -114,6 +114,13 @@ struct KeepOptions {
     /// Dead letters.
     #[arg(long, env = "BLUEBOX_KEEP_DEAD_LETTERS", value_name = "DURATION", default_value = "14days", value_parser = units::positive_duration)]
     keep_dead_letters: Duration,
+}
+
+impl KeepOptions {
+    /// The same in one.
+    pub(crate) fn retention(&self) -> Retention {
+        Retention { calls: self.keep_calls, replies: self.keep_replies, recorded: self.keep_recorded, dead_letters: self.keep_dead_letters }
+    }
 }
 
 impl ProxyOptions {
@@ -141,12 +148,7 @@ impl ProxyOptions {
             liveness: self.liveness.clone(),
             shared_by_callers: self.shared_by_callers.unwrap_or(self.serve.is_empty()),
             prefix: self.log.kafka.topic_prefix.clone(),
-            retention: Retention {
-                calls: self.keep.keep_calls,
-                replies: self.keep.keep_replies,
-                recorded: self.keep.keep_recorded,
-                dead_letters: self.keep.keep_dead_letters,
-            },
+            retention: self.keep.retention(),
             outbound: self.outbound.clone().into(),
             inbound: self.inbound.clone().into(),
         };

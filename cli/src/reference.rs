@@ -40,8 +40,16 @@ const COMMANDS: &str = "\
 
 This page is made by `bluebox cli-reference > docs/cli.md`, out of the code; a test fails where it is not. What flags and variables mean in detail is in [configuration.md](configuration.md).
 
-Exit codes: 0 done; 1 it could not be done, and the reason stands on standard error; 2 the command line makes no sense; 3 it could look, and something is not as it should be (`bluebox topics`).
-`-o json` is for scripts. Colour only on a terminal. Completion: `source <(bluebox completion bash)`.
+| exit code | |
+|---|---|
+| 0 | done; `check`: nothing is wrong |
+| 1 | it could not be done, and the reason stands on standard error; `check`: something is wrong |
+| 2 | the command line makes no sense |
+| 3 | `topics`: it could look, and something is not as it should be; `check`: the cluster can't be asked |
+| 101 | a mistake in Bluebox |
+| 130 | `up`: after the second Ctrl-C |
+
+`-o json` is for scripts; [operating.md](operating.md#what-scripts-get) says what is in it. Colour only on a terminal. Completion: `source <(bluebox completion bash)`.
 ";
 
 /// Prints docs/cli.md.

@@ -10,6 +10,9 @@ use crate::up::plan;
 
 /// Checks a file for `bluebox up`, and starts nothing. Exit code 0 means that it is right.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  bluebox validate                 bluebox.yaml in this directory
+  bluebox validate shop.yaml && bluebox up shop.yaml")]
 pub(crate) struct ValidateOptions {
     /// The file.
     #[arg(default_value = "bluebox.yaml")]

@@ -27,6 +27,18 @@ fn every_flag_and_variable_is_in_the_reference() {
 }
 
 #[test]
+fn every_command_teaches_by_example() {
+    let (_, help) = run(bluebox().arg("--help"));
+    let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1).map_while(|line| line.split_whitespace().next()).filter(|name| *name != "help");
+    let commands: Vec<&str> = commands.collect();
+    assert!(commands.len() > 15 && commands.contains(&"txn"), "{commands:?}");
+    for command in commands {
+        let (status, help) = run(bluebox().args([command, "--help"]));
+        assert!(status.success() && help.contains("Examples:\n") && help.contains(&format!("bluebox {command}")), "{command}: {help}");
+    }
+}
+
+#[test]
 fn the_page_of_metrics_is_what_the_code_says() {
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md")).unwrap();
     let (status, made) = run(bluebox().arg("metrics-reference"));

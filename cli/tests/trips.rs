@@ -37,8 +37,7 @@ fn booked(place: &Path, what: &str) -> Vec<String> {
 #[test]
 fn a_trip_is_booked_as_a_whole_or_not_at_all() {
     if Command::new("go").arg("version").output().is_err() {
-        eprintln!("SKIPPED: the example needs Go");
-        return;
+        return bluebox_e2e::left_out("the example trips", "Go is not installed");
     }
     let mut up = place().up();
     up.wait_until_up();

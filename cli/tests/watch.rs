@@ -34,6 +34,20 @@ fn body(page: SocketAddr, path: &str) -> Value {
     json(&body)
 }
 
+/// What scripts get has no field that docs/operating.md doesn't name.
+fn documented(value: &Value) {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operating.md")).unwrap();
+    let named = page.split_once("## What scripts get").unwrap().1;
+    match value {
+        Value::Object(fields) => fields.iter().for_each(|(name, value)| {
+            assert!(named.contains(&format!("`{name}`")), "docs/operating.md does not name {name:?}");
+            documented(value);
+        }),
+        Value::Array(values) => values.iter().for_each(documented),
+        _ => {}
+    }
+}
+
 /// Where no `up` runs.
 fn run_elsewhere(arguments: &[&str]) -> (Option<i32>, String) {
     let place = tempfile::TempDir::new().unwrap();
@@ -75,7 +89,12 @@ fn status_tells_how_each_component_does(on: On) {
     let (_, said) = operate(&up, &["status"]);
     assert!(said.contains("COMPONENT") && said.lines().any(|line| line.starts_with("cart ") && line.ends_with(" 1")), "{said}");
 
+    documented(&json(&operate(&up, &["status", "-o", "json"]).1));
+    documented(&json(&operate(&up, &["ps", "-o", "json"]).1));
+    documented(&json(&operate(&up, &["topics", "-o", "json"]).1));
+    documented(&json(operate(&up, &["dlq", "list", "-o", "json"]).1.lines().next().unwrap()));
     let _caller = hanging(&up);
+    documented(&json(&operate(&up, &["calls", "-o", "json"]).1));
     let (_, said) = operate(&up, &["calls"]);
     let line = said.lines().find(|line| line.contains("/hang-once")).unwrap_or_else(|| panic!("{said}"));
     let id = line.split(' ').next().unwrap();
@@ -96,6 +115,7 @@ fn status_tells_how_each_component_does(on: On) {
         let story = json(&operate(&up, &["calls", id, "-o", "json"]).1);
         (story["ended"] == true).then_some(story)
     });
+    documented(&story);
     let last = story["events"].as_array().unwrap().last().unwrap();
     assert_eq!((last["what"].as_str(), last["detail"].as_str()), (Some("ended"), Some("200 OK by its app, after 2 deliveries")), "{story}");
 
@@ -137,7 +157,13 @@ fn a_dead_letter_is_replayed_on_the_page_and_by_nobody_elses() {
     let (code, said) = run_elsewhere(&["dlq", "drop", "abcd", "--watch", &at.to_string()]);
     assert!(code == Some(1) && said.contains("no dead letter has this id"), "{said}");
     let (code, said) = run_elsewhere(&["topics", "--watch", &at.to_string()]);
-    assert!(code == Some(1) && said.contains("it needs the log itself"), "{said}");
+    assert!(code == Some(0) && said.contains(".cart.dead-letters"), "{said}");
+    let (code, said) = run_elsewhere(&["dlq", "show", &id[..8], "--watch", &at.to_string()]);
+    assert!(code == Some(0) && said.contains("POST /broken\nhost: cart") && said.ends_with("\n\nx\n"), "{said}");
+    let (code, said) = run_elsewhere(&["dlq", "show", &id[..8], "--body", "--watch", &at.to_string()]);
+    assert_eq!((code, said.as_str()), (Some(0), "x"));
+    let (code, said) = run_elsewhere(&["dlq", "show", "../status", "--watch", &at.to_string()]);
+    assert!(code == Some(1) && said.contains("no dead letter has this id"), "{said}");
     std::fs::write(up.place.path().join("mended"), "").unwrap();
     let replay = |host: &str, fields: &[&str]| {
         let mut stream = TcpStream::connect(at).unwrap();
@@ -174,8 +200,25 @@ fn a_dead_letter_is_replayed_on_the_page_and_by_nobody_elses() {
 #[test]
 fn tap_shows_calls_as_they_come_and_end() {
     let up = cart(On::Embedded).unwrap();
+    tap_shows_them(&up, &[]);
+}
+
+/// As from a laptop, which does not reach the log.
+#[test]
+fn who_watches_can_be_tapped() {
+    let up = cart(On::Embedded).unwrap();
+    tap_shows_them(&up, &["--watch", &page(&up).to_string()]);
+    // What one tap took is there for the next: it ended with its reader.
+    for _ in 0..6 {
+        let (code, said) = run_elsewhere(&["tap", "--component", "nobody", "--watch", &page(&up).to_string()]);
+        assert!(code == Some(1) && said.contains("never registered"), "{said}");
+    }
+    tap_shows_them(&up, &["--watch", &page(&up).to_string()]);
+}
+
+fn tap_shows_them(up: &Up, whom: &[&str]) {
     let mut tap = bluebox();
-    tap.args(["tap", "--component", "cart", "--target", "/wanted", "-o", "json", "--limit", "2"]).current_dir(up.place.path());
+    tap.args(["tap", "--component", "cart", "--target", "/wanted", "-o", "json", "--limit", "2"]).args(whom).current_dir(up.place.path());
     let mut tap = tap.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut said = String::new();
     BufReader::new(tap.stderr.take().unwrap()).read_line(&mut said).unwrap();
@@ -185,6 +228,7 @@ fn tap_shows_calls_as_they_come_and_end() {
     let output = tap.wait_with_output().unwrap();
     assert!(output.status.success());
     let lines: Vec<Value> = String::from_utf8(output.stdout).unwrap().lines().map(json).collect();
+    lines.iter().for_each(documented);
     assert_eq!((&lines[0]["event"], &lines[0]["target"]), (&"accepted".into(), &"/wanted?1".into()), "{lines:?}");
     assert_eq!(
         (&lines[1]["event"], &lines[1]["status"], &lines[1]["deliveries"], &lines[1]["call"]),
@@ -200,21 +244,60 @@ fn shells_are_told_how_to_complete() {
     }
 }
 
+/// A transaction whose only participant does not answer when it is to compensate: its id.
+fn cancelling(up: &Up) -> String {
+    let (head, lra) = request(up.gateway(), "POST", "http://txmgr/lra-coordinator/start?ClientID=trip", &[], "");
+    assert!(head.contains(" 201 "), "{head}");
+    let lra = lra.trim().trim_matches('"').to_owned();
+    let (head, body) = request(up.gateway(), "PUT", &lra, &["Link: <http://cart/broken>; rel=\"compensate\", <http://cart/fine>; rel=\"complete\""], "");
+    assert!(head.contains(" 200 "), "{head} {body}");
+    // It is answered once it has ended, or after a while: nobody waits for that here.
+    let (gateway, cancel) = (up.gateway(), format!("{lra}/cancel"));
+    std::thread::spawn(move || request(gateway, "PUT", &cancel, &[], ""));
+    lra.rsplit('/').next().unwrap().to_owned()
+}
+
+#[test]
+fn transactions_are_looked_after_on_the_page() {
+    let mut up = Place::with(&format!("txmgr: 127.0.0.1:0\n{CART}")).up();
+    up.wait_until_up();
+    let at = page(&up);
+    wait_until("the transaction manager is known", || (get_through(at, &format!("http://{at}/v1/transactions")).0 == 200).then_some(()));
+    let id = cancelling(&up);
+    let listed = wait_until("its participant was asked in vain", || {
+        let listed = body(at, "/v1/transactions?in-doubt");
+        (listed[0]["participants"][0]["line"]["failures"].as_u64()? > 0).then_some(listed)
+    });
+    assert_eq!((&listed[0]["id"], &listed[0]["status"]), (&id.as_str().into(), &"Cancelling".into()), "{listed}");
+    assert_eq!(body(at, &format!("/v1/transactions/{id}"))["id"], id.as_str());
+    let post = |what: &str, fields: &[&str]| {
+        let (head, _) = request(at, "POST", &format!("http://{at}/v1/transactions/{id}/{what}"), fields, "");
+        head.split(' ').nth(1).unwrap().parse::<u16>().unwrap()
+    };
+    assert_eq!(post("retry", &["Origin: http://evil.example"]), 403);
+    assert_eq!(post("explode", &[]), 404);
+    // With its participant mended it ends, once it is tried again.
+    std::fs::write(up.place.path().join("mended"), "").unwrap();
+    assert!((200..300).contains(&post("retry", &[])));
+    let said = up.expect(&format!("transaction {id}: retry"));
+    assert!(said.contains("asked for by 127.0.0.1:"), "{said}");
+    wait_until("it is cancelled", || (body(at, &format!("/v1/transactions/{id}"))["status"] == "Cancelled").then_some(()));
+}
+
 /// The page in a real browser: what stands there once it has asked everything.
 #[test]
 fn the_page_in_a_browser() {
     let got = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/debian-tools")).arg("chromium").stdin(Stdio::null()).output().unwrap();
     if !got.status.success() {
-        let why = String::from_utf8_lossy(&got.stderr).into_owned();
-        assert!(std::env::var_os("CI").is_none(), "no Chromium: {why}");
-        eprintln!("SKIPPED: THE PAGE IS NOT TESTED IN A BROWSER, because there is none: {why}");
-        return;
+        return bluebox_e2e::left_out_at_home("the page in a browser: no Chromium", &String::from_utf8_lossy(&got.stderr));
     }
     let chromium = String::from_utf8(got.stdout).unwrap().trim().to_owned();
-    let up = cart(On::Embedded).unwrap();
+    let mut up = Place::with(&format!("txmgr: 127.0.0.1:0\n{CART}")).up();
+    up.wait_until_up();
     for n in 0..5 {
         assert_eq!(up.get(&format!("http://cart/items/{n}")).0, 200);
     }
+    let transaction = cancelling(&up);
     // A target that would be a script, if the page took it for HTML.
     let (_, problem) = request(up.gateway(), "POST", "http://cart/broken", &[], "x");
     let id = json(&problem)["call"].as_str().unwrap().to_owned();
@@ -250,6 +333,11 @@ fn the_page_in_a_browser() {
         "dead-letter",
         ">replay<",
         "after 2 deliveries",
+        &transaction,
+        ">Cancelling<",
+        "http://cart/broken: Compensating",
+        " in vain",
+        ">retry<",
     ] {
         assert!(dom.contains(text), "{text} is not on the page: {dom}");
     }

@@ -2,9 +2,10 @@
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use serde_json::Value;
+
+pub use crate::deadline::wait_for;
 
 /// kubectl, for one cluster.
 #[derive(Debug, Clone)]
@@ -64,20 +65,5 @@ impl Kubectl {
     pub fn get(&self, arguments: &[&str]) -> Value {
         let done = self.run(&[&["get", "-o", "json"], arguments].concat(), None);
         serde_json::from_str(&done.output).unwrap_or(Value::Null)
-    }
-}
-
-/// Asks until the answer is `Some`, for as long as `patience`.
-///
-/// # Panics
-/// When it never is; with `what`.
-pub fn wait_for<T>(patience: Duration, what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let began = Instant::now();
-    loop {
-        if let Some(value) = ask() {
-            return value;
-        }
-        assert!(began.elapsed() < patience, "waited in vain until {what}");
-        std::thread::sleep(Duration::from_millis(150));
     }
 }

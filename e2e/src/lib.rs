@@ -13,6 +13,7 @@
 //! - [`deadline`]: waiting for conditions.
 //! - [`kubectl`]: for tests with a cluster.
 //! - [`control_plane`]: for those whose cluster has no node.
+//! - [`left_out`](mod@left_out): saying what is not tested, because something is missing.
 //! - [`flags`]: what the command lines of the fault runner and the benchmarks have in common.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::missing_panics_doc, reason = "a test that can't go on says why and ends")]
@@ -24,6 +25,7 @@ pub mod deadline;
 pub mod faults;
 pub mod flags;
 pub mod kubectl;
+pub mod left_out;
 pub mod process;
 pub mod proxy;
 pub mod supervise;
@@ -33,6 +35,7 @@ pub use app::{App, Delivery};
 pub use client::{Answer, Call, Lost, Running};
 pub use deadline::{eventually, within};
 pub use faults::Faults;
+pub use left_out::{left_out, left_out_at_home};
 pub use process::Process;
 pub use proxy::{Proxy, ProxySpec};
 pub use supervise::Supervised;

@@ -16,6 +16,9 @@ use crate::logging::LoggingOptions;
 
 /// Runs the admission webhook that puts the proxy into pods. It finds the cluster as kubectl does: by KUBECONFIG, or by where it runs. manifests/base installs it.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  bluebox injector                                           as manifests/base runs it
+  KUBECONFIG=test.kubeconfig bluebox injector --listen 127.0.0.1:0 --admin 127.0.0.1:0")]
 pub(crate) struct InjectorOptions {
     /// Where the webhook listens.
     #[arg(long, env = "BLUEBOX_LISTEN", value_name = "HOST:PORT", default_value = "0.0.0.0:8443")]

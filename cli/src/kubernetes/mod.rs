@@ -2,6 +2,7 @@
 
 pub(crate) mod alive;
 pub(crate) mod check;
+pub(crate) mod cluster;
 pub(crate) mod enable;
 pub(crate) mod incarnate;
 pub(crate) mod inject;

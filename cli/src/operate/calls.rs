@@ -10,7 +10,7 @@ use bluebox_proxy::calls::CallRef;
 use clap::Args;
 use http::Method;
 
-use super::{OutputOptions, SystemOptions, get, running, write_table};
+use super::{OutputOptions, SystemOptions, Whom, get, running, write_table};
 use crate::units::spell;
 use crate::watch::history::{self, ago};
 
@@ -23,6 +23,7 @@ use crate::watch::history::{self, ago};
   bluebox calls                                    what is in flight, or waits
   bluebox calls --component cart -o json
   bluebox calls 3f2a91                             the story of one call
+  bluebox calls --context production               of a cluster
   bluebox calls http://bluebox/v1/calls/AgRjYXJ0…  the outcome of one sent with `Prefer: respond-async`")]
 pub(crate) struct CallsOptions {
     /// The id of a call, or how it begins; or the whole `Location` that the caller was given.
@@ -56,14 +57,14 @@ pub(crate) async fn run(options: CallsOptions) -> anyhow::Result<()> {
 }
 
 async fn list(options: &CallsOptions) -> anyhow::Result<()> {
-    let waiting = match options.system.watch() {
-        Some(at) => {
+    let waiting = match options.system.whom().await? {
+        Whom::Watch(door) => {
             let query = options.component.as_ref().map_or_else(String::new, |name| format!("?component={name}"));
-            let mut waiting: Vec<history::Waiting> = get::json(Method::GET, at, &format!("/v1/calls{query}")).await?;
+            let mut waiting: Vec<history::Waiting> = get::json(Method::GET, &door, &format!("/v1/calls{query}")).await?;
             waiting.truncate(options.limit);
             waiting
         }
-        None => history::waiting(&options.system.reach().await?, options.component.as_ref(), options.limit).await?,
+        Whom::Log(reached) => history::waiting(&reached, options.component.as_ref(), options.limit).await?,
     };
     let mut out = std::io::stdout().lock();
     if options.output.is_json() {
@@ -91,9 +92,9 @@ async fn list(options: &CallsOptions) -> anyhow::Result<()> {
 }
 
 async fn story(options: &CallsOptions, id: &str) -> anyhow::Result<()> {
-    let story: history::Story = match options.system.watch() {
-        Some(at) => get::json(Method::GET, at, &format!("/v1/calls/{id}")).await?,
-        None => history::story(&options.system.reach().await?, id, options.component.as_ref()).await?,
+    let story: history::Story = match options.system.whom().await? {
+        Whom::Watch(door) => get::json(Method::GET, &door, &format!("/v1/calls/{id}")).await?,
+        Whom::Log(reached) => history::story(&reached, id, options.component.as_ref()).await?,
     };
     let mut out = std::io::stdout().lock();
     if options.output.is_json() {

@@ -3,21 +3,21 @@
 //! A letter is never changed: the log only grows. What was done with it is a record behind it ([`Settled`]), and a settled letter is not listed any more.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::Write as _;
-use std::net::SocketAddr;
+use std::io::Write;
 
 use anyhow::{Context as _, bail};
 use bluebox_core::call::{Body, Call};
-use bluebox_core::clock::wall_clock;
 use bluebox_core::log::{Appended, Record, Timestamp, TopicPartition};
 use bluebox_core::wire::{CallsEntry, DeadLetter, SETTLED_KEY, Settled, Settlement};
 use bluebox_core::{CallId, ComponentName};
-use bluebox_proxy::bulk::{Bulk, CHUNK_KEY};
+use bluebox_proxy::bulk::{Bulk, CHUNK_KEY, OutBody};
 use clap::{Args, Subcommand};
 use http::Method;
+use http_body_util::BodyExt as _;
 use serde::{Deserialize, Serialize};
 
-use super::{OutputOptions, Reached, SystemOptions, get};
+use super::door::Door;
+use super::{OutputOptions, Reached, SystemOptions, Whom, get};
 use crate::units::{so_many, spell};
 use crate::watch::history::ago;
 
@@ -117,16 +117,41 @@ impl Letter {
 pub(crate) async fn run(options: DlqOptions) -> anyhow::Result<()> {
     match options.command {
         Command::List { component, output, system } => {
-            let letters = match system.watch() {
-                Some(at) => told(at, component.as_ref()).await?,
-                None => list_all(&system.reach().await?, component.as_ref()).await?,
+            let letters = match system.whom().await? {
+                Whom::Watch(door) => told(&door, component.as_ref()).await?,
+                Whom::Log(reached) => list_all(&reached, component.as_ref()).await?,
             };
             list(&letters, output.is_json())
         }
         Command::Show { id, body, system } => {
-            let reached = system.reach().await?;
-            let letters = letters(&reached, None).await?;
-            show(&reached, one(&letters, &id)?, body).await
+            let mut out = std::io::stdout();
+            match system.whom().await? {
+                Whom::Watch(door) => {
+                    let path = format!("/v1/dead-letters/{}", legal(&id)?);
+                    if !body {
+                        let shown: Shown = get::json(Method::GET, &door, &path).await?;
+                        show(&mut out, &shown)?;
+                    }
+                    out.write_all(&get::bytes(Method::GET, &door, &format!("{path}/body")).await?)?;
+                }
+                Whom::Log(reached) => {
+                    let letters = letters(&reached, None).await?;
+                    let letter = one(&letters, &id)?;
+                    if !body {
+                        show(&mut out, &Shown::from(letter))?;
+                    }
+                    let mut body = body_of(&reached, letter);
+                    while let Some(frame) = body.frame().await {
+                        if let Ok(data) = frame.context("the body can't be read")?.into_data() {
+                            out.write_all(&data)?;
+                        }
+                    }
+                }
+            }
+            if !body {
+                writeln!(out)?;
+            }
+            Ok(())
         }
         Command::Replay(which) => each(which, Settlement::Replayed).await,
         Command::Drop(which) => each(which, Settlement::Dropped).await,
@@ -248,30 +273,57 @@ fn one<'a>(letters: &'a [Letter], id: &str) -> anyhow::Result<&'a Letter> {
     }
 }
 
-async fn show(reached: &Reached, letter: &Letter, body_alone: bool) -> anyhow::Result<()> {
-    let (call, it) = (letter.call(), &letter.letter);
-    let mut out = std::io::stdout().lock();
-    if !body_alone {
-        writeln!(out, "{}: {} -> {}, replay {}", call.id, call.caller, call.callee, call.replay)?;
-        writeln!(out, "given up after {} attempts: {}", it.attempts, it.detail)?;
-        let ago = |then: Timestamp| spell(wall_clock().since(then));
-        writeln!(out, "accepted {} ago, given up {} ago", ago(it.accepted), ago(letter.buried))?;
-        writeln!(out, "\n{} {}\nhost: {}", call.request.method, call.request.target, call.request.authority)?;
-        for (name, value) in &call.request.headers {
-            writeln!(out, "{name}: {}", String::from_utf8_lossy(value.as_bytes()))?;
-        }
-        writeln!(out)?;
+/// A dead letter with its request, but for the body.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Shown {
+    #[serde(flatten)]
+    listed: Listed,
+    authority: String,
+    headers: Vec<(String, String)>,
+}
+
+impl From<&Letter> for Shown {
+    fn from(letter: &Letter) -> Self {
+        let request = &letter.call().request;
+        let headers = request.headers.iter().map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()));
+        Self { listed: letter.into(), authority: request.authority.clone(), headers: headers.collect() }
     }
-    let mut body = bulk(reached, &letter.partition).give_out(call.request.body.clone(), call.request.trailers.clone());
-    while let Some(frame) = http_body_util::BodyExt::frame(&mut body).await {
-        if let Ok(data) = frame.context("the body can't be read")?.into_data() {
-            out.write_all(&data)?;
-        }
+}
+
+/// One of them, for who asks over HTTP.
+pub(crate) async fn shown(reached: &Reached, id: &str) -> anyhow::Result<Shown> {
+    Ok(one(&letters(reached, None).await?, id)?.into())
+}
+
+/// The body of one of them.
+pub(crate) async fn body(reached: &Reached, id: &str) -> anyhow::Result<OutBody> {
+    Ok(body_of(reached, one(&letters(reached, None).await?, id)?))
+}
+
+fn body_of(reached: &Reached, letter: &Letter) -> OutBody {
+    let request = &letter.call().request;
+    bulk(reached, &letter.partition).give_out(request.body.clone(), request.trailers.clone())
+}
+
+fn show(out: &mut impl Write, shown: &Shown) -> anyhow::Result<()> {
+    let it = &shown.listed;
+    writeln!(out, "{}: {} -> {}, replay {}", it.call, it.caller, it.component, it.replay)?;
+    writeln!(out, "given up after {} attempts: {}", it.attempts, it.detail)?;
+    writeln!(out, "accepted {} ago, given up {} ago", spell(ago(it.accepted_ms)), spell(ago(it.buried_ms)))?;
+    writeln!(out, "\n{} {}\nhost: {}", it.method, it.target, shown.authority)?;
+    for (name, value) in &shown.headers {
+        writeln!(out, "{name}: {value}")?;
     }
-    if !body_alone {
-        writeln!(out)?;
-    }
+    writeln!(out)?;
     Ok(())
+}
+
+/// What can stand in a path.
+fn legal(id: &str) -> anyhow::Result<&str> {
+    if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        bail!("{id:?}: no dead letter has this id");
+    }
+    Ok(id)
 }
 
 fn bulk(reached: &Reached, to: &TopicPartition) -> Bulk {
@@ -279,31 +331,28 @@ fn bulk(reached: &Reached, to: &TopicPartition) -> Bulk {
 }
 
 /// What a watch has.
-async fn told(at: SocketAddr, component: Option<&ComponentName>) -> anyhow::Result<Vec<Listed>> {
-    let letters: Vec<Listed> = get::json(Method::GET, at, "/v1/dead-letters").await?;
+async fn told(door: &Door, component: Option<&ComponentName>) -> anyhow::Result<Vec<Listed>> {
+    let letters: Vec<Listed> = get::json(Method::GET, door, "/v1/dead-letters").await?;
     Ok(letters.into_iter().filter(|letter| component.is_none_or(|name| *name == letter.component)).collect())
 }
 
 /// Has a watch do it.
-async fn each_by(at: SocketAddr, which: &WhichOptions, how: Settlement) -> anyhow::Result<()> {
+async fn each_by(door: &Door, which: &WhichOptions, how: Settlement) -> anyhow::Result<()> {
     let word = if how == Settlement::Dropped { "drop" } else { "replay" };
-    let ids = if which.all { told(at, which.component.as_ref()).await?.into_iter().map(|letter| letter.call).collect() } else { which.ids.clone() };
+    let ids = if which.all { told(door, which.component.as_ref()).await?.into_iter().map(|letter| letter.call).collect() } else { which.ids.clone() };
     let mut out = std::io::stdout().lock();
     for id in &ids {
-        if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            bail!("{id:?}: no dead letter has this id");
-        }
-        let done: serde_json::Value = get::json(Method::POST, at, &format!("/v1/dead-letters/{id}/{word}")).await?;
+        let done: serde_json::Value = get::json(Method::POST, door, &format!("/v1/dead-letters/{}/{word}", legal(id)?)).await?;
         writeln!(out, "{}: {}", done["call"].as_str().unwrap_or(id), done["done"].as_str().unwrap_or(word))?;
     }
     Ok(())
 }
 
 async fn each(which: WhichOptions, how: Settlement) -> anyhow::Result<()> {
-    if let Some(at) = which.system.watch() {
-        return each_by(at, &which, how).await;
-    }
-    let reached = which.system.reach().await?;
+    let reached = match which.system.whom().await? {
+        Whom::Watch(door) => return each_by(&door, &which, how).await,
+        Whom::Log(reached) => reached,
+    };
     let all = letters(&reached, which.component.as_ref()).await?;
     let wanted: Vec<&Letter> = if which.all { all.iter().collect() } else { which.ids.iter().map(|id| one(&all, id)).collect::<anyhow::Result<_>>()? };
     // The same letter named twice is one.

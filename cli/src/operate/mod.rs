@@ -7,11 +7,13 @@
 //! - [`topics`]: which topics there are, and which there should be.
 //! - [`dlq`]: dead letters: list, show, replay, drop.
 //! - [`txn`]: transactions: list, show, retry, cancel, forget.
-//! - [`get`]: asks a proxy something.
-//! - here: which log, and reading topics of it.
+//! - [`door`]: where somebody is asked: at an address, or at a port of a pod.
+//! - [`get`]: asks a proxy something, or who watches.
+//! - here: who is asked, the log or one who watches it; and reading topics of the log.
 
 pub(crate) mod calls;
 pub(crate) mod dlq;
+pub(crate) mod door;
 pub(crate) mod drain;
 pub(crate) mod get;
 pub(crate) mod ps;
@@ -31,8 +33,11 @@ use bluebox_core::Log;
 use bluebox_core::log::{Entry, Offset, Read, TopicPartition};
 use bluebox_core::registry::Registry;
 use bluebox_core::topics::Prefix;
+use bluebox_injector::settings::DEFAULT_NAMESPACE;
 use clap::{Args, ValueEnum};
 
+use self::door::{Door, Wanted};
+use crate::kubernetes::cluster::ClusterOptions;
 use crate::log::{self, LogOptions};
 use crate::up::data;
 use crate::up::state::{self, State};
@@ -81,20 +86,42 @@ pub(crate) fn write_table(out: &mut impl Write, head: &[(&str, bool)], rows: &[V
     Ok(())
 }
 
-/// Which system.
+/// Which system: what is named, else the `bluebox up` that runs here, else what one has left here, else the cluster that kubectl would ask.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct SystemOptions {
     /// The data directory of the `bluebox up` in question.
     #[arg(long, env = "BLUEBOX_DATA", value_name = "DIR", default_value = ".bluebox")]
     data: PathBuf,
-    /// Ask this `bluebox watch` instead of the log: of a cluster, after `kubectl -n bluebox port-forward deploy/bluebox-watch 4145`.
+    /// Ask this `bluebox watch` instead of the log.
     #[arg(long, env = "BLUEBOX_WATCH", value_name = "HOST:PORT", value_parser = crate::file::address)]
     watch: Option<SocketAddr>,
+    #[command(flatten)]
+    cluster: ClusterOptions,
+    /// The namespace in which `bluebox watch` runs, which answers for the cluster; by default `bluebox`.
+    #[arg(long, short = 'n', value_name = "NAMESPACE")]
+    namespace: Option<String>,
     #[command(flatten)]
     log: LogOptions,
 }
 
+/// The pod that answers for a cluster.
+const WATCH: Wanted = Wanted {
+    what: "`bluebox watch`",
+    labels: "app.kubernetes.io/name=bluebox-watch",
+    port: 4145,
+    remedy: "manifests/monitoring/watch.yaml makes it run (docs/operating.md); --namespace names another namespace, --brokers asks Kafka itself",
+};
+
+/// Who is asked.
+pub(crate) enum Whom {
+    /// One who watches the log.
+    Watch(Door),
+    /// The log itself.
+    Log(Reached),
+}
+
 /// A log, and how its topics begin.
+#[derive(Clone)]
 pub(crate) struct Reached {
     /// The log.
     pub(crate) log: Arc<dyn Log>,
@@ -103,14 +130,18 @@ pub(crate) struct Reached {
 }
 
 impl SystemOptions {
-    /// What runs there, if anything does; nothing if another log was named.
+    /// What runs there, if anything does; nothing if something else was named.
     pub(crate) fn running(&self) -> Option<State> {
-        if self.log.brokers.is_some() || self.log.log_socket.is_some() { None } else { running(&self.data) }
+        let other = self.names_cluster() || self.watch.is_some() || self.names_log();
+        if other { None } else { running(&self.data) }
     }
 
-    /// The `bluebox watch` that is to be asked instead of the log.
-    pub(crate) fn watch(&self) -> Option<SocketAddr> {
-        self.watch
+    fn names_cluster(&self) -> bool {
+        self.cluster.is_named() || self.namespace.is_some()
+    }
+
+    fn names_log(&self) -> bool {
+        self.log.brokers.is_some() || self.log.log_socket.is_some()
     }
 
     /// The data directory.
@@ -118,13 +149,27 @@ impl SystemOptions {
         &self.data
     }
 
-    /// The log: that of the flags, else that of the `up` that runs on the data directory, else what it has left there.
-    pub(crate) async fn reach(&self) -> anyhow::Result<Reached> {
-        if let Some(watch) = self.watch {
-            bail!("--watch {watch} can't be asked for this: it needs the log itself (--brokers)");
+    /// Who is to be asked.
+    pub(crate) async fn whom(&self) -> anyhow::Result<Whom> {
+        let cluster = || Door::of_pod(&self.cluster, Some(self.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE)), &WATCH);
+        if self.names_cluster() {
+            return cluster().await.map(Whom::Watch);
         }
+        if let Some(watch) = self.watch {
+            return Ok(Whom::Watch(watch.into()));
+        }
+        let here = self.names_log() || self.running().is_some() || self.data.join(data::LOG).is_dir();
+        if !here && self.cluster.is_known() {
+            let why = || format!("{}: no `bluebox up` runs here, so the cluster was asked that kubectl would ask", self.data.display());
+            return cluster().await.map(Whom::Watch).with_context(why);
+        }
+        self.reach().await.map(Whom::Log)
+    }
+
+    /// The log: that of the flags, else that of the `up` that runs on the data directory, else what it has left there.
+    async fn reach(&self) -> anyhow::Result<Reached> {
         let mut options = self.log.clone();
-        if options.brokers.is_none() && options.log_socket.is_none() {
+        if !self.names_log() {
             match self.running() {
                 Some(state) => {
                     options.brokers = state.brokers;
@@ -139,7 +184,8 @@ impl SystemOptions {
                     return Ok(Reached { log, prefix: options.kafka.topic_prefix });
                 }
                 None => bail!(
-                    "{}: no `bluebox up` runs here, and none has left a log. Name another data directory with --data, or Kafka with --brokers",
+                    "{}: no `bluebox up` runs here, and none has left a log; and no cluster is known (KUBECONFIG, ~/.kube/config). \
+                     Start one with `bluebox up`, or name a data directory (--data), a cluster (--kubeconfig, --context), or Kafka (--brokers)",
                     self.data.display()
                 ),
             }

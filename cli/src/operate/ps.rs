@@ -10,6 +10,10 @@ use super::{OutputOptions, running};
 
 /// Shows what a `bluebox up` runs: replicas, their processes and ports, and how often they were started again.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  bluebox ps
+  bluebox ps --data ~/shop/.bluebox
+  bluebox ps -o json | jq '.units[].status'")]
 pub(crate) struct PsOptions {
     /// The data directory of the `bluebox up` in question.
     #[arg(long, env = "BLUEBOX_DATA", value_name = "DIR", default_value = ".bluebox")]

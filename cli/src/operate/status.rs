@@ -7,7 +7,8 @@ use anyhow::bail;
 use clap::Args;
 use http::Method;
 
-use super::{OutputOptions, SystemOptions, get, write_table};
+use super::door::Door;
+use super::{OutputOptions, SystemOptions, Whom, get, write_table};
 use crate::units::spell;
 use crate::watch::history::ago;
 use crate::watch::{self, Status};
@@ -20,7 +21,7 @@ use crate::watch::{self, Status};
   bluebox status
   bluebox status -o json | jq '.components[] | select(.backlog > 100) | .name'
   bluebox status --brokers kafka:9092        what the log says, wherever the boxes are
-  bluebox status --watch 127.0.0.1:4145      the same of a cluster, through a port-forward to its bluebox-watch")]
+  bluebox status --context production        of a cluster, as its bluebox-watch sees it")]
 pub(crate) struct StatusOptions {
     #[command(flatten)]
     output: OutputOptions,
@@ -33,10 +34,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Shows it.
 pub(crate) async fn run(options: StatusOptions) -> anyhow::Result<()> {
-    let at = options.system.watch().or_else(|| options.system.running()?.page);
-    let status = match at {
-        Some(at) => ask(at).await?,
-        None => watch::once(options.system.reach().await?).await?,
+    let page = options.system.running().and_then(|state| state.page);
+    let whom = match page {
+        Some(page) => Whom::Watch(page.into()),
+        None => options.system.whom().await?,
+    };
+    let (status, boxes) = match whom {
+        Whom::Watch(door) => (ask(&door).await?, true),
+        Whom::Log(reached) => (watch::once(reached).await?, false),
     };
     let mut out = std::io::stdout().lock();
     if options.output.is_json() {
@@ -63,7 +68,7 @@ pub(crate) async fn run(options: StatusOptions) -> anyhow::Result<()> {
         ("OLDEST", true),
         ("DEAD", true),
     ];
-    let rows: Vec<Vec<String>> = status.components.iter().map(|component| row(component, at.is_some())).collect();
+    let rows: Vec<Vec<String>> = status.components.iter().map(|component| row(component, boxes)).collect();
     write_table(&mut out, &head, &rows)?;
     Ok(())
 }
@@ -91,10 +96,10 @@ fn row(component: &watch::ComponentStatus, boxes: bool) -> Vec<String> {
 }
 
 /// Asks a watch; waits until it has looked for the first time.
-async fn ask(at: std::net::SocketAddr) -> anyhow::Result<Status> {
+async fn ask(door: &Door) -> anyhow::Result<Status> {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
-        let status: Status = get::json(Method::GET, at, "/v1/status").await?;
+        let status: Status = get::json(Method::GET, door, "/v1/status").await?;
         if status.at_ms > 0 || tokio::time::Instant::now() > deadline {
             return Ok(status);
         }

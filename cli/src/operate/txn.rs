@@ -13,7 +13,9 @@ use clap::{Args, Subcommand, ValueEnum};
 use http::Method;
 use serde_json::Value;
 
-use super::{get, running};
+use super::door::{Door, Wanted};
+use super::{OutputOptions, get, running};
+use crate::kubernetes::cluster::ClusterOptions;
 use crate::units::{self, so_many, spell};
 
 /// How long an answer may take: a partition that changes hands is waited for.
@@ -21,6 +23,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Looks after transactions: LRAs and sagas.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  bluebox txn list --failed
+  bluebox txn list --in-doubt --older-than 1h -o json
+  bluebox txn show 0003-0198f0c2a1b3-00000000000004d2
+  bluebox txn retry 0003-0198f0c2a1b3-00000000000004d2
+  bluebox txn list --context production -n shop         of the transaction manager in a cluster")]
 pub(crate) struct TxnOptions {
     #[command(subcommand)]
     command: Command,
@@ -45,9 +53,8 @@ enum Command {
         /// Only LRAs, or only sagas.
         #[arg(long)]
         kind: Option<Kind>,
-        /// As JSON, one object to a line.
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        output: OutputOptions,
         #[command(flatten)]
         asked: AskedOptions,
     },
@@ -55,9 +62,8 @@ enum Command {
     Show {
         /// Its id.
         id: TransactionId,
-        /// As JSON.
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        output: OutputOptions,
         #[command(flatten)]
         asked: AskedOptions,
     },
@@ -89,20 +95,46 @@ struct WhichOptions {
 /// Whom to ask.
 #[derive(Debug, Args)]
 struct AskedOptions {
-    /// Any proxy, or where the transaction manager answers those in no box; by default the gateway of the `bluebox up` on the data directory, else 127.0.0.1:4140.
+    /// Any proxy, or where the transaction manager answers those in no box; by default the gateway of the `bluebox up` on the data directory, else the transaction manager of the
+    /// cluster that kubectl would ask.
     #[arg(long, value_name = "HOST:PORT", value_parser = crate::file::address)]
     proxy: Option<SocketAddr>,
     /// The data directory of that `bluebox up`.
     #[arg(long, env = "BLUEBOX_DATA", value_name = "DIR", default_value = ".bluebox")]
     data: PathBuf,
+    #[command(flatten)]
+    cluster: ClusterOptions,
+    /// The namespace of the transaction manager; by default that of the context, as with kubectl.
+    #[arg(long, short = 'n', value_name = "NAMESPACE")]
+    namespace: Option<String>,
 }
 
+/// The pod that answers for a cluster.
+const TXMGR: Wanted = Wanted {
+    what: "the transaction manager",
+    labels: "app.kubernetes.io/name=txmgr",
+    port: 8070,
+    remedy: "--namespace names another namespace; manifests/txmgr makes it run (docs/transactions.md)",
+};
+
 impl AskedOptions {
+    async fn door(&self) -> anyhow::Result<Door> {
+        if let Some(proxy) = self.proxy {
+            return Ok(proxy.into());
+        }
+        let named = self.cluster.is_named() || self.namespace.is_some();
+        match running(&self.data).and_then(|state| state.gateway).filter(|_| !named) {
+            Some(gateway) => Ok(gateway.into()),
+            None if named || self.cluster.is_known() => Door::of_pod(&self.cluster, self.namespace.as_deref(), &TXMGR).await,
+            None => Ok(crate::file::DEFAULT_GATEWAY.into()),
+        }
+    }
+
     /// What the transaction manager answers; an error where it says no.
     async fn ask(&self, method: Method, path: &str) -> anyhow::Result<Vec<u8>> {
-        let proxy = self.proxy.or_else(|| running(&self.data)?.gateway).unwrap_or(crate::file::DEFAULT_GATEWAY);
+        let door = self.door().await?;
         let url = format!("http://{}{path}", crate::txmgr::NAME);
-        let answer = get::ask(method, proxy, &url, PATIENCE).await.context("no proxy could be asked (--proxy names one)")?;
+        let answer = get::ask(method, &door, &url, PATIENCE).await.context("no proxy could be asked (--proxy names one, --context a cluster)")?;
         let (status, body) = (answer.status(), answer.into_body());
         if status.is_success() {
             return Ok(body.to_vec());
@@ -117,7 +149,7 @@ impl AskedOptions {
 pub(crate) async fn run(options: TxnOptions) -> anyhow::Result<()> {
     let mut out = std::io::stdout();
     match options.command {
-        Command::List { in_doubt, failed, status, older_than, kind, json, asked } => {
+        Command::List { in_doubt, failed, status, older_than, kind, output, asked } => {
             let mut query = Vec::new();
             query.extend(in_doubt.then(|| "in-doubt".to_owned()));
             query.extend(failed.then(|| "failed".to_owned()));
@@ -126,12 +158,12 @@ pub(crate) async fn run(options: TxnOptions) -> anyhow::Result<()> {
             query.extend(kind.map(|kind| format!("kind={}", if matches!(kind, Kind::Lra) { "lra" } else { "saga" })));
             let body = asked.ask(Method::GET, &format!("/v1/transactions?{}", query.join("&"))).await?;
             let all: Vec<Value> = serde_json::from_slice(&body).context("the answer is no list")?;
-            list(&mut out, &all, json)
+            list(&mut out, &all, output.is_json())
         }
-        Command::Show { id, json, asked } => {
+        Command::Show { id, output, asked } => {
             let body = asked.ask(Method::GET, &format!("/v1/transactions/{id}")).await?;
             let one: Value = serde_json::from_slice(&body).context("the answer is no transaction")?;
-            if json { Ok(writeln!(out, "{one}")?) } else { show(&mut out, &one) }
+            if output.is_json() { Ok(writeln!(out, "{one}")?) } else { show(&mut out, &one) }
         }
         Command::Retry(which) => tell(&mut out, which, "retry", "is tried again").await,
         Command::Cancel(which) => tell(&mut out, which, "cancel", "").await,

@@ -153,7 +153,7 @@ pub(crate) async fn run(options: UpOptions) -> anyhow::Result<()> {
         set.spawn(Supervisor { unit, index, output: output.clone(), source, state: state.clone(), phase: phases.clone() }.run());
     }
     drop(state);
-    let (seen, looking) = crate::watch::begin(Reached { log: log.client(), prefix: system.log.prefix.clone() }, Some(watched.clone()))?;
+    let (seen, looking) = crate::watch::begin(Reached { log: log.client(), prefix: system.log.prefix.clone() }, Some(watched.clone()), None)?;
     let mut watching = JoinSet::new();
     watching.spawn(looking);
     let told = output.clone();

@@ -4,12 +4,14 @@
 //! - [`boxes`]: what the proxies of an `up` say of it: how many calls a second, how they end, how long they take.
 //! - [`history`]: calls that have no end yet, and all that the log knows of one call.
 //! - [`page`](mod@page): all of it over HTTP: as a page, as JSON, as metrics; and what can be changed there.
+//! - [`scale`]: what components are scaled by, for KEDA and for a HorizontalPodAutoscaler.
 //! - [`run`](mod@run): `bluebox watch`.
 
 pub(crate) mod boxes;
 pub(crate) mod history;
 pub(crate) mod page;
 pub(crate) mod run;
+pub(crate) mod scale;
 pub(crate) mod survey;
 
 use std::net::SocketAddr;
@@ -22,11 +24,12 @@ use bluebox_core::{ComponentName, Log};
 use bluebox_observe::Counts;
 use prometheus::{Gauge, GaugeVec, IntCounter, IntGaugeVec};
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use self::boxes::{Boxes, Seen};
 use self::survey::{Surveyed, Surveyor};
 use crate::operate::Reached;
+use crate::operate::door::Door;
 use crate::up::state::{State, UnitState};
 
 /// How often is looked. With a hundred components on Kafka that all work, a look takes seconds, and so there is a pause as long as the look.
@@ -125,7 +128,40 @@ pub(crate) struct Watched {
     pub(crate) prefix: Prefix,
     /// What is counted.
     pub(crate) metrics: Arc<Metrics>,
+    /// Where the transaction manager is asked.
+    pub(crate) transactions: Transactions,
+    /// Places for those who want calls as they come.
+    pub(crate) taps: Arc<Semaphore>,
 }
+
+/// Where the transaction manager is asked.
+#[derive(Clone)]
+pub(crate) enum Transactions {
+    /// Nobody has said.
+    Unknown,
+    /// There: HOST:PORT.
+    At(String),
+    /// Through the gateway of an `up`, or any of its proxies, if there is a transaction manager.
+    Up(watch::Receiver<State>),
+}
+
+impl Transactions {
+    /// Where, if there is one.
+    pub(crate) fn door(&self, status: &Status) -> Option<Door> {
+        match self {
+            Self::Unknown => None,
+            Self::At(address) => Some(Door::At(address.clone())),
+            Self::Up(state) => {
+                status.components.iter().find(|component| component.log.name.as_str() == crate::txmgr::NAME)?;
+                let state = state.borrow();
+                state.gateway.or_else(|| state.units.iter().find_map(|unit| unit.proxy)).map(Door::from)
+            }
+        }
+    }
+}
+
+/// Taps that may be open at once: each reads every partition.
+pub(crate) const MAX_TAPS: usize = 4;
 
 impl Watched {
     /// The log, for one who asks it something.
@@ -134,11 +170,22 @@ impl Watched {
     }
 }
 
-/// Begins to watch; what is returned second is to run for as long as somebody may look. `state` says which boxes there are, under `up`.
-pub(crate) fn begin(reached: Reached, state: Option<watch::Receiver<State>>) -> Result<(Watched, impl Future<Output = ()> + Send + use<>), prometheus::Error> {
+/// Begins to watch; what is returned second is to run for as long as somebody may look. `state` says which boxes there are, under `up`; elsewhere `txmgr` says where the transaction
+/// manager is asked.
+pub(crate) fn begin(
+    reached: Reached,
+    state: Option<watch::Receiver<State>>,
+    txmgr: Option<String>,
+) -> Result<(Watched, impl Future<Output = ()> + Send + use<>), prometheus::Error> {
     let metrics = Metrics::try_new()?;
     let (tell, status) = watch::channel(Status::default());
-    let watched = Watched { status, log: reached.log.clone(), prefix: reached.prefix.clone(), metrics: metrics.clone() };
+    let transactions = match (&state, txmgr) {
+        (_, Some(address)) => Transactions::At(address),
+        (Some(state), None) => Transactions::Up(state.clone()),
+        (None, None) => Transactions::Unknown,
+    };
+    let taps = Arc::new(Semaphore::new(MAX_TAPS));
+    let watched = Watched { status, log: reached.log.clone(), prefix: reached.prefix.clone(), metrics: metrics.clone(), transactions, taps };
     Ok((watched, look_on(reached, state, metrics, tell)))
 }
 

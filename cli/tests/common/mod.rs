@@ -101,15 +101,8 @@ pub fn operate_in(place: &Place, arguments: &[&str]) -> (Option<i32>, String) {
 }
 
 /// Waits for a condition; with the deadline, says what was waited for.
-pub fn wait_until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let began = Instant::now();
-    loop {
-        if let Some(value) = condition() {
-            return value;
-        }
-        assert!(began.elapsed() < DEADLINE, "waited in vain until {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+pub fn wait_until<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
+    bluebox_e2e::deadline::wait_for(DEADLINE, what, condition)
 }
 
 /// Whether a process runs (a zombie does not).

@@ -465,6 +465,23 @@ pub struct TopicSpec {
     pub compaction_lag: Option<Duration>,
 }
 
+/// How a topic is kept, as the log has it now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicSettings {
+    /// How long a record is kept; `None`: for ever.
+    pub retention: Option<Duration>,
+    /// How many bytes of a partition are kept at most, whatever their age; `None`: all.
+    pub retention_bytes: Option<u64>,
+    /// Whether only the last record of each key is kept.
+    pub compacted: bool,
+    /// Whether records that are older than `retention` are deleted at all.
+    pub deleted: bool,
+    /// Whether a record's time is when the log took it: every deadline counts from there.
+    pub log_append_time: bool,
+    /// The largest record that the log takes, with what the client adds to it.
+    pub max_message_bytes: u64,
+}
+
 /// Whether the log can be reached, as far as the client knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Health {
@@ -547,6 +564,11 @@ pub trait Log: Send + Sync + 'static {
 
     /// How many partitions a topic has; `None` if there is no such topic.
     fn partitions(&self, of: &Topic) -> Pending<Option<u32>>;
+
+    /// How these topics are kept, in their order; `None` of one that is not there, or whose settings this client may not see, and where nobody but Bluebox can set them.
+    fn settings(&self, of: Vec<Topic>) -> Pending<Vec<Option<TopicSettings>>> {
+        Pending::ready(Ok(vec![None; of.len()]))
+    }
 
     /// Whether the log can be reached.
     fn health(&self) -> watch::Receiver<Health>;

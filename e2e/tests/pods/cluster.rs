@@ -62,13 +62,33 @@ impl Cluster {
     /// A namespace whose pods are injected, and may reach Kafka.
     pub(crate) fn namespace(&self, name: &str, labels: &[&str]) {
         self.run(&["create", "namespace", name], None);
-        let brokers = format!("--from-literal=brokers={}", self.brokers);
-        let properties = "--from-literal=client.properties=";
-        self.run(&["create", "secret", "generic", "bluebox-kafka", "-n", name, &brokers, properties], None);
+        self.may_reach_kafka(name);
         for label in labels {
             self.run(&["label", "namespace", name, label], None);
         }
         wait("the namespace has its service account", || self.kubectl(&["get", "serviceaccount", "default", "-n", name], None).right.then_some(()));
+    }
+
+    /// The Secret that says which Kafka, if it is not there yet.
+    pub(crate) fn may_reach_kafka(&self, name: &str) {
+        if self.kubectl(&["get", "secret", "bluebox-kafka", "-n", name], None).right {
+            return;
+        }
+        let brokers = format!("--from-literal=brokers={}", self.brokers);
+        let properties = "--from-literal=client.properties=";
+        self.run(&["create", "secret", "generic", "bluebox-kafka", "-n", name, &brokers, properties], None);
+    }
+
+    /// The program that is in the image, as somebody has it on a laptop.
+    pub(crate) fn bluebox(&self) -> Command {
+        let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/images/bluebox"));
+        command.env_remove("KUBECONFIG");
+        command
+    }
+
+    /// How the cluster is reached.
+    pub(crate) fn kubeconfig(&self) -> &str {
+        self.kubectl.kubeconfig()
     }
 
     /// Makes something, or changes it.

@@ -8,6 +8,7 @@ mod losses;
 mod reboot;
 mod redirected;
 mod report;
+mod scaling;
 mod transactions;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -28,7 +29,7 @@ type Check = fn(&Cluster, &Report);
 fn real_pods() {
     let Some(cluster) = Cluster::start() else { return };
     let report = Report::default();
-    let checks: [(&str, Check); 18] = [
+    let checks: [(&str, Check); 20] = [
         ("the five commands of docs/install.md", install::five_commands),
         ("an unannotated Deployment gets its proxies and serves", deployment),
         ("a call between two apps that know nothing of Bluebox", call),
@@ -42,6 +43,8 @@ fn real_pods() {
         ("sagas over two Deployments, and the death of their managers", transactions::check),
         ("a rolling update under load", rolling_update),
         ("scaling down under load", scale_down),
+        ("the commands of somebody at a laptop", scaling::laptop),
+        ("with nothing to do there is no pod, and what is accepted wakes one", scaling::to_nothing),
         ("what a proxy adds to the start of a pod", start_up),
         ("with Kafka away pods start, and calls get 503", kafka_away),
         ("with the injector away labelled pods wait, and others start", injector_away),

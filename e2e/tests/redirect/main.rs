@@ -47,7 +47,7 @@ struct Pod {
 fn here(name: &str) -> bool {
     let missing = scene::missing();
     if let Some(why) = &missing {
-        eprintln!("\n**** {name}: NOT RUN: {why} ****\n");
+        bluebox_e2e::left_out(&format!("the redirect: {name}"), why);
     }
     missing.is_none()
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::cluster::{Asked, Cluster};
+use crate::kubernetes::cluster::{Asked, Cluster};
 use super::report::{Check, Section, Status};
 use super::text;
 use crate::kubernetes::install;

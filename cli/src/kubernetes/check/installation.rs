@@ -10,7 +10,7 @@ use bluebox_injector::manifests::{IMAGE_KEY, POLICY, SETTINGS, UID_KEY, bindings
 use bluebox_injector::{Settings, trust};
 use serde_json::Value;
 
-use super::cluster::{Asked, Cluster};
+use crate::kubernetes::cluster::{Asked, Cluster};
 use super::report::{Check, Section};
 use super::text;
 

@@ -1,12 +1,11 @@
 //! `bluebox check`: what is wrong with a cluster, before an install and after.
 //!
-//! - [`cluster`]: asks the API server; nothing is changed.
+//! - [`cluster`](super::cluster): asks the API server; nothing is changed.
 //! - [`before`]: whether the cluster is fit; [`installation`]: whether what was installed works; [`namespaces`]: whether what is labelled gets its proxies. Each asks first, and
 //!   then judges without asking any more.
 //! - [`report`]: what was found.
 
 mod before;
-mod cluster;
 mod installation;
 mod namespaces;
 mod report;
@@ -21,8 +20,8 @@ use bluebox_injector::settings::DEFAULT_NAMESPACE;
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 
-use self::cluster::Cluster;
 use self::report::{Check, Report, Section, Status};
+use super::cluster::{Cluster, ClusterOptions};
 use crate::units;
 
 /// What `bluebox check --help` ends with.
@@ -45,17 +44,16 @@ pub(crate) struct CheckOptions {
     #[arg(long)]
     pre: bool,
     /// Bluebox's own namespace.
-    #[arg(long, value_name = "NAMESPACE", default_value = DEFAULT_NAMESPACE)]
+    #[arg(long, short = 'n', value_name = "NAMESPACE", default_value = DEFAULT_NAMESPACE)]
     namespace: String,
-    /// The context of the kubeconfig; by default the current one.
-    #[arg(long, value_name = "NAME")]
-    context: Option<String>,
     /// How long to wait until nothing is wrong; by default it is looked once.
     #[arg(long, value_name = "DURATION", value_parser = units::duration)]
     wait: Option<Duration>,
     /// How it is printed.
     #[arg(long, short, value_name = "FORMAT", default_value = "text")]
     output: Format,
+    #[command(flatten)]
+    cluster: ClusterOptions,
 }
 
 /// How it is printed.
@@ -111,7 +109,7 @@ async fn look_and_print(options: &CheckOptions) -> anyhow::Result<Status> {
 }
 
 async fn look(options: &CheckOptions) -> anyhow::Result<Report> {
-    let cluster = Cluster::of(options.context.as_deref()).await?;
+    let cluster = Cluster::of(&options.cluster).await?;
     let version = cluster.get("/version").await.and_then(|version| version.ok_or_else(|| "it has no /version".to_owned()));
     let version = version.map_err(|why| anyhow::anyhow!("the API server at {} can't be asked: {why}. Does `kubectl version` work?", cluster.url))?;
     let own = &options.namespace;

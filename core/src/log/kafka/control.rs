@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
@@ -16,7 +16,7 @@ use super::config::{KafkaConfig, TOPIC_MESSAGE_BYTES};
 use super::error::{by_code, log_error};
 use super::link::{Link, Observer};
 use super::wake::block_on;
-use crate::log::{Bounds, Committed, LogError, Offset, Pending, Topic, TopicPartition, TopicSpec};
+use crate::log::{Bounds, Committed, LogError, Offset, Pending, Topic, TopicPartition, TopicSettings, TopicSpec};
 
 /// Questions that may wait for an answer at once.
 const QUEUE: usize = 4096;
@@ -239,6 +239,31 @@ impl Control {
         Ok(client)
     }
 
+    pub(super) fn settings(&self, of: &[Topic]) -> Result<Vec<Option<TopicSettings>>, LogError> {
+        /// Of so many at once: an answer has some thirty settings of each.
+        const AT_ONCE: usize = 200;
+        let admin = self.admin()?;
+        let mut all = Vec::with_capacity(of.len());
+        for some in of.chunks(AT_ONCE) {
+            let wanted: Vec<ResourceSpecifier<'_>> = some.iter().map(|topic| ResourceSpecifier::Topic(topic.as_str())).collect();
+            let found = self.patiently(|limit| {
+                let options = AdminOptions::new().request_timeout(Some(limit));
+                match block_on(admin.describe_configs(&wanted, &options), limit * 2) {
+                    Some(Ok(found)) => Ok(found),
+                    Some(Err(error)) => Err(LogError::Unavailable(format!("settings of topics: {error}"))),
+                    None => Err(LogError::Unavailable("settings of topics: the broker does not answer".to_owned())),
+                }
+            })?;
+            // One that is not there, or that this client may not look at, has an error in its place.
+            all.extend(found.iter().map(|resource| resource.as_ref().ok().map(settings_of)));
+        }
+        if all.len() == of.len() { Ok(all) } else { Err(LogError::Unavailable("settings of topics: the broker has told of others".to_owned())) }
+    }
+
+    fn admin(&self) -> Result<AdminClient<Observer>, LogError> {
+        self.config.admin().create_with_context(Observer::new(&self.link, "admin")).map_err(|error| log_error("topics", &error))
+    }
+
     pub(super) fn create_topics(&self, specs: &[TopicSpec]) -> Result<(), LogError> {
         let deadline = Instant::now() + TOPIC_PATIENCE;
         // Those that are there cost one question each, and need no right to create.
@@ -293,8 +318,7 @@ impl Control {
                 }
             })
             .collect();
-        let admin: AdminClient<Observer> =
-            self.config.admin().create_with_context(Observer::new(&self.link, "admin")).map_err(|error| log_error("topics", &error))?;
+        let admin = self.admin()?;
         loop {
             let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
             let options = AdminOptions::new().request_timeout(Some(left.min(PATIENCE))).operation_timeout(Some(left.min(PATIENCE)));
@@ -310,6 +334,21 @@ impl Control {
                 Some(error) => return Err(error),
             }
         }
+    }
+}
+
+fn settings_of(resource: &ConfigResource) -> TopicSettings {
+    let text = |name: &str| resource.get(name).and_then(|entry| entry.value.as_deref()).unwrap_or_default();
+    // Below 0: without a limit.
+    let limit = |name: &str| text(name).parse::<i64>().ok().and_then(|limit| u64::try_from(limit).ok());
+    let cleanup: Vec<&str> = text("cleanup.policy").split(',').map(str::trim).collect();
+    TopicSettings {
+        retention: limit("retention.ms").map(Duration::from_millis),
+        retention_bytes: limit("retention.bytes"),
+        compacted: cleanup.contains(&"compact"),
+        deleted: cleanup.contains(&"delete"),
+        log_append_time: text("message.timestamp.type") == "LogAppendTime",
+        max_message_bytes: limit("max.message.bytes").unwrap_or(u64::MAX),
     }
 }
 

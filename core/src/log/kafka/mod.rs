@@ -14,7 +14,8 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::{
-    Append, Bounds, Committed, GroupSpec, Health, Log, LogError, Membership, Offset, Pending, Reader, Record, Statistics, Topic, TopicPartition, TopicSpec,
+    Append, Bounds, Committed, GroupSpec, Health, Log, LogError, Membership, Offset, Pending, Reader, Record, Statistics, Topic, TopicPartition, TopicSettings,
+    TopicSpec,
 };
 
 mod append;
@@ -99,6 +100,10 @@ impl Log for KafkaLog {
     fn committed(&self, group: &str, of: Vec<TopicPartition>) -> Pending<Vec<Option<Committed>>> {
         let group = group.to_owned();
         self.control.ask(move |control| control.committed(&group, &of))
+    }
+
+    fn settings(&self, of: Vec<Topic>) -> Pending<Vec<Option<TopicSettings>>> {
+        self.control.ask(move |control| control.settings(&of))
     }
 
     fn create_topics(&self, topics: Vec<TopicSpec>) -> Pending<()> {
