@@ -5,6 +5,7 @@ use std::error::Error;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,41 +15,65 @@ use hyper::body::{Body, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tracing::{debug, warn};
 
-/// Connections to a listener that may be open at once. Further ones wait.
+/// Connections to a listener that may be open at once.
 const MAX_CONNECTIONS: usize = 32;
 
 /// Who asks; among a request's extensions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer(pub SocketAddr);
 
-/// Hands connections to `served`, so many at once, until it is dropped.
+/// Whether a connection is of use now. One that is not gives way to others.
+#[derive(Debug, Clone, Default)]
+pub struct Busy(Arc<AtomicBool>);
+
+impl Busy {
+    /// Says so.
+    pub fn set(&self, busy: bool) {
+        self.0.store(busy, Ordering::Relaxed);
+    }
+}
+
+/// A connection.
+struct Open {
+    task: AbortHandle,
+    busy: Busy,
+}
+
+/// Hands connections to `served`, so many at once, until it is dropped. For a further one the oldest gives way that is not busy: who opens many and says nothing must keep nobody out, least
+/// of all the kubelet. With all of them busy, it waits.
 pub async fn accept<S, F>(listener: TcpListener, at_once: usize, served: S)
 where
-    S: Fn(TcpStream, SocketAddr) -> F,
+    S: Fn(TcpStream, SocketAddr, Busy) -> F,
     F: Future<Output = ()> + Send + 'static,
 {
-    let places = Arc::new(Semaphore::new(at_once));
     let mut connections = JoinSet::new();
+    // The oldest first.
+    let mut open: Vec<Open> = Vec::new();
     loop {
-        while connections.try_join_next().is_some() {}
-        let Ok(place) = places.clone().acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, peer)) => {
-                let served = served(stream, peer);
-                connections.spawn(async move {
-                    served.await;
-                    drop(place);
-                });
-            }
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(problem) => {
                 warn!(%problem, "a connection to the admin listener could not be accepted");
                 tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        while connections.try_join_next().is_some() {}
+        open.retain(|connection| !connection.task.is_finished());
+        if open.len() >= at_once {
+            match open.iter().position(|connection| !connection.busy.0.load(Ordering::Relaxed)) {
+                Some(idle) => open.remove(idle).task.abort(),
+                None => _ = connections.join_next().await,
             }
         }
+        let busy = Busy::default();
+        let task = connections.spawn(served(stream, peer, busy.clone()));
+        open.push(Open { task, busy });
+        // It has its turn before others are accepted.
+        tokio::task::yield_now().await;
     }
 }
 
@@ -59,13 +84,18 @@ where
     F: Future<Output = Response<B>> + Send + 'static,
     B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
 {
-    accept(listener, MAX_CONNECTIONS, move |stream, peer| {
+    accept(listener, MAX_CONNECTIONS, move |stream, peer, busy| {
         let answer = answer.clone();
         async move {
             let service = service_fn(move |mut request: Request<Incoming>| {
                 request.extensions_mut().insert(Peer(peer));
-                let answered = answer(request);
-                async move { Ok::<_, Infallible>(answered.await) }
+                let (answered, busy) = (answer(request), busy.clone());
+                async move {
+                    busy.set(true);
+                    let answer = answered.await;
+                    busy.set(false);
+                    Ok::<_, Infallible>(answer)
+                }
             });
             let mut http = hyper::server::conn::http1::Builder::new();
             let served = http.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30)).max_buf_size(16 << 10);

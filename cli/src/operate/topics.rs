@@ -113,7 +113,7 @@ pub(crate) fn keep_of(query: Option<&str>) -> Option<Retention> {
 
 /// Looks at all of them.
 pub(crate) async fn look(reached: &Reached, keep: &Retention) -> anyhow::Result<Vec<Topic>> {
-    let mut wanted = vec![TopicSpec { topic: reached.prefix.registry(), partitions: 1, retention: None, compacted: true }];
+    let mut wanted = vec![TopicSpec { topic: reached.prefix.registry(), partitions: 1, retention: None, compacted: true, compaction_lag: None }];
     for (name, component) in reached.registry().await?.iter() {
         let topics = reached.prefix.topics(name);
         wanted.extend(topics.callee_specs(component.class, component.partitions, keep));
@@ -189,7 +189,7 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3600);
 
     fn spec(retention: Option<Duration>, compacted: bool) -> TopicSpec {
-        TopicSpec { topic: Name::new("bluebox.cart.calls"), partitions: 4, retention, compacted }
+        TopicSpec { topic: Name::new("bluebox.cart.calls"), partitions: 4, retention, compacted, compaction_lag: None }
     }
 
     fn kept(retention: Option<Duration>, compacted: bool, deleted: bool) -> TopicSettings {

@@ -42,7 +42,8 @@ pub(crate) fn serve(listener: TcpListener, watched: Watched) -> anyhow::Result<i
     let certificates = Certificates::at(None, "bluebox-watch", SystemTime::now())?;
     let config = server_config(certificates.shown()).map_err(anyhow::Error::msg).context("TLS")?;
     let acceptor = TlsAcceptor::from(Arc::new(config));
-    Ok(listener::accept(listener, MAX_CONNECTIONS, move |stream, _| {
+    Ok(listener::accept(listener, MAX_CONNECTIONS, move |stream, _, busy| {
+        busy.set(true);
         let (acceptor, watched) = (acceptor.clone(), watched.clone());
         async move {
             let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await else { return };

@@ -182,7 +182,8 @@ fn whole(value: f64) -> i64 {
 
 /// Answers until it is dropped.
 pub(crate) async fn serve(listener: TcpListener, watched: Watched) {
-    listener::accept(listener, MAX_CONNECTIONS, move |stream, _| {
+    listener::accept(listener, MAX_CONNECTIONS, move |stream, _, busy| {
+        busy.set(true);
         let watched = watched.clone();
         async move {
             let service = service_fn(move |request| {
