@@ -103,6 +103,9 @@ enum Command {
     /// A liveness probe of an app, through its proxy.
     #[command(hide = true)]
     Alive(kubernetes::alive::AliveOptions),
+    /// What the app of a box waits for before it is started.
+    #[command(hide = true)]
+    Ready(kubernetes::ready::ReadyOptions),
     /// The embedded log alone.
     #[command(hide = true)]
     Log(log_server::LogServerOptions),
@@ -137,6 +140,7 @@ pub fn main() -> ExitCode {
         Command::Injector(options) => in_runtime(kubernetes::injector::run(options)),
         Command::Incarnate(options) => kubernetes::incarnate::run(&options),
         Command::Alive(options) => kubernetes::alive::run(&options),
+        Command::Ready(options) => kubernetes::ready::run(&options),
         Command::Ps(options) => operate::ps::run(&options),
         Command::Calls(options) => in_runtime(operate::calls::run(options)),
         Command::Drain(options) => in_runtime(operate::drain::run(options)),

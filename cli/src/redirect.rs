@@ -9,6 +9,9 @@ use bluebox_proxy::redirect::kernel::{self, Installed};
 use bluebox_proxy::redirect::{Network, Redirect};
 use clap::Args;
 
+use crate::kubernetes::incarnate;
+use crate::logging::LoggingOptions;
+
 /// What `bluebox redirect --help` ends with.
 const EXAMPLES: &str = "\
 Examples:
@@ -51,6 +54,14 @@ pub(crate) struct RedirectOptions {
     /// Take the rules away.
     #[arg(long)]
     remove: bool,
+    /// Then do what `bluebox incarnate` does, with this directory. For pods.
+    #[arg(long, value_name = "DIRECTORY", conflicts_with_all = ["show", "remove"], hide = true)]
+    incarnation: Option<PathBuf>,
+    /// See `bluebox incarnate`.
+    #[arg(long, value_name = "DIRECTORY", requires = "incarnation", hide = true)]
+    program: Option<PathBuf>,
+    #[command(flatten)]
+    logging: LoggingOptions,
 }
 
 /// Reads the address of a nameserver.
@@ -87,6 +98,10 @@ pub(crate) fn run(options: &RedirectOptions) -> anyhow::Result<()> {
     if let Some(port) = redirect.dns_port {
         let nameservers: Vec<_> = redirect.nameservers.iter().map(ToString::to_string).collect();
         println!("DNS to {} is sent to port {port}", nameservers.join(", "));
+    }
+    if let Some(incarnation) = &options.incarnation {
+        options.logging.start()?;
+        incarnate::begin(incarnation, options.program.as_deref())?;
     }
     Ok(())
 }

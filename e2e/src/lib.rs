@@ -12,12 +12,14 @@
 //! - [`client`]: a caller.
 //! - [`deadline`]: waiting for conditions.
 //! - [`kubectl`]: for tests with a cluster.
+//! - [`control_plane`]: for those whose cluster has no node.
 //! - [`flags`]: what the command lines of the fault runner and the benchmarks have in common.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::missing_panics_doc, reason = "a test that can't go on says why and ends")]
 
 pub mod app;
 pub mod client;
+pub mod control_plane;
 pub mod deadline;
 pub mod faults;
 pub mod flags;

@@ -29,7 +29,8 @@ pub const VOLUME_PREFIX: &str = "bluebox-";
 
 /// Where the proxy has the files of the Secret that says which Kafka.
 pub const KAFKA_PATH: &str = "/etc/bluebox/kafka";
-const BOX_PATH: &str = "/run/bluebox";
+/// Where its init container and the proxy have that one.
+pub const BOX_PATH: &str = "/run/bluebox";
 const TOKEN_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// What the proxy asks of its node if nothing else is said: CPU, memory.
@@ -63,16 +64,33 @@ pub struct Together {
     pub program: bool,
 }
 
-/// The init containers that run before the proxy, in their order, each time that the box starts. Where calls are redirected, that comes first of all.
-pub fn before_the_proxy(asked: &Asked, guaranteed: bool, redirect: Redirect, together: &Together, settings: &Settings) -> Vec<Value> {
-    let redirect = (redirect == Redirect::Nftables).then(|| redirected(asked, guaranteed, settings));
-    let incarnate = together.restart.together().then(|| incarnate(asked, guaranteed, together.program, settings));
-    redirect.into_iter().chain(incarnate).collect()
+/// The init container that runs before the proxy, and before everything else in the pod, each time that the box starts; if one has to. Not two: a pod with one more is ready
+/// up to a second later.
+pub fn before_the_proxy(asked: &Asked, guaranteed: bool, redirect: Redirect, together: &Together, settings: &Settings) -> Option<Value> {
+    match redirect {
+        Redirect::Nftables => Some(redirected(asked, guaranteed, together, settings)),
+        Redirect::Env => together.restart.together().then(|| incarnate(asked, guaranteed, together, settings)),
+    }
 }
 
-/// Puts the kernel's rules into the pod's network, and ends. The only one of the containers that has a right over it, and that is root: the kernel gives the right to nobody else
-/// who is not told so by a file. It reads no file of the pod but its nameservers.
-fn redirected(asked: &Asked, guaranteed: bool, settings: &Settings) -> Value {
+/// What the init container is told so that it puts the token that the proxy takes, after a wait if the box keeps dying; and what it has to have mounted.
+fn incarnation(together: &Together) -> (Vec<String>, Vec<Value>) {
+    let (mut arguments, mut mounts) = (Vec::new(), Vec::new());
+    if together.restart.together() {
+        arguments.push(format!("--incarnation={BOX_PATH}"));
+        mounts.push(box_mount());
+    }
+    if together.program {
+        arguments.push(format!("--program={PROGRAM_PATH}"));
+        mounts.push(json!({"name": PROGRAM_VOLUME, "mountPath": PROGRAM_PATH}));
+    }
+    mounts.push(empty_mount());
+    (arguments, mounts)
+}
+
+/// Puts the kernel's rules into the pod's network, and the token, and ends. The only one of the containers that has a right over it, and that is root: the kernel gives the right
+/// to nobody else who is not told so by a file. It reads no file of the pod but its nameservers, and what it shares with the proxy.
+fn redirected(asked: &Asked, guaranteed: bool, together: &Together, settings: &Settings) -> Value {
     let mut arguments = vec![
         "redirect".to_owned(),
         format!("--proxy-uid={}", settings.uid()),
@@ -85,6 +103,8 @@ fn redirected(asked: &Asked, guaranteed: bool, settings: &Settings) -> Value {
     if asked.excluded_networks().next().is_some() {
         arguments.push(format!("--exclude-networks={}", comma(asked.excluded_networks())));
     }
+    let (more, mounts) = incarnation(together);
+    arguments.extend(more);
     json!({
         "name": REDIRECT,
         "image": settings.image(),
@@ -101,7 +121,7 @@ fn redirected(asked: &Asked, guaranteed: bool, settings: &Settings) -> Value {
             "capabilities": {"add": [NET_ADMIN], "drop": ["ALL"]},
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "volumeMounts": [empty_mount()],
+        "volumeMounts": mounts,
         "terminationMessagePath": "/dev/termination-log",
         "terminationMessagePolicy": "FallbackToLogsOnError",
     })
@@ -114,14 +134,10 @@ fn comma(parts: impl Iterator<Item = impl ToString>) -> String {
     parts.map(|part| part.to_string()).collect::<Vec<_>>().join(",")
 }
 
-/// Puts the token that the proxy takes, after a wait if the box keeps dying.
-fn incarnate(asked: &Asked, guaranteed: bool, program: bool, settings: &Settings) -> Value {
-    let mut arguments = vec!["incarnate".to_owned(), format!("--incarnation={BOX_PATH}")];
-    let mut mounts = vec![box_mount(), empty_mount()];
-    if program {
-        arguments.push(format!("--program={PROGRAM_PATH}"));
-        mounts.push(json!({"name": PROGRAM_VOLUME, "mountPath": PROGRAM_PATH}));
-    }
+/// Puts the token where there is no redirect.
+fn incarnate(asked: &Asked, guaranteed: bool, together: &Together, settings: &Settings) -> Value {
+    let (more, mounts) = incarnation(together);
+    let arguments: Vec<_> = std::iter::once("incarnate".to_owned()).chain(more).collect();
     json!({
         "name": INCARNATE,
         "image": settings.image(),
@@ -180,6 +196,8 @@ pub fn proxy(identity: &Identity, asked: &Asked, guaranteed: bool, drain_seconds
         })
     };
     let mut liveness = probe("/healthz", 5, 3);
+    // Until then it may be starting, on a node that has much else to do.
+    liveness["initialDelaySeconds"] = 20.into();
     // One that hangs does not end by itself. What it had to say it has no time for.
     liveness["terminationGracePeriodSeconds"] = 2.into();
     let mut mounts = vec![json!({"name": KAFKA_VOLUME, "mountPath": KAFKA_PATH, "readOnly": true}), empty_mount()];
@@ -196,11 +214,14 @@ pub fn proxy(identity: &Identity, asked: &Asked, guaranteed: bool, drain_seconds
         "ports": [{"name": "bluebox-admin", "containerPort": ADMIN_PORT, "protocol": "TCP"}],
         "resources": resources(asked, guaranteed),
         // Ready means that it listens. Neither readiness nor life depend on Kafka: with Kafka away pods start, and what needs no Kafka works.
-        "startupProbe": probe("/readyz", 1, 60),
         "readinessProbe": probe("/readyz", 5, 3),
         "livenessProbe": liveness,
-        // The kubelet ends a sidecar only after the app. Calls have to stop before.
-        "lifecycle": {"preStop": {"exec": {"command": [PROGRAM, "drain", format!("--control=127.0.0.1:{CONTROL_PORT}"), format!("--within={drain_seconds}s")]}}},
+        "lifecycle": {
+            // The app is started when this has ended; after a startup probe it would be up to two seconds later.
+            "postStart": {"exec": {"command": [PROGRAM, "ready", format!("--admin=127.0.0.1:{ADMIN_PORT}")]}},
+            // The kubelet ends a sidecar only after the app. Calls have to stop before.
+            "preStop": {"exec": {"command": [PROGRAM, "drain", format!("--control=127.0.0.1:{CONTROL_PORT}"), format!("--within={drain_seconds}s")]}},
+        },
         "securityContext": security_context(settings),
         "volumeMounts": mounts,
         "terminationMessagePath": "/dev/termination-log",

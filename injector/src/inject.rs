@@ -64,6 +64,7 @@ pub fn check(raw: &Value, spec: &PodSpec, asked: &Asked, redirect: Redirect, set
     check_containers(spec, asked, settings, &mut mistakes);
     if redirect == Redirect::Nftables {
         check_users(spec, settings, &mut mistakes);
+        check_excluded(asked, &mut mistakes);
     }
     check_volumes(raw, spec, settings, &mut mistakes);
     mistakes
@@ -131,9 +132,9 @@ pub fn inject(
         return Err(mistakes);
     }
     warnings.extend(without_effect(asked, redirect));
-    let mut ours = container::before_the_proxy(asked, guaranteed, redirect, &together, settings);
-    ours.push(container::proxy(identity, asked, guaranteed, drain_seconds, redirect, &together, settings));
-    put_first(array(spec_map, "initContainers"), ours);
+    let before = container::before_the_proxy(asked, guaranteed, redirect, &together, settings);
+    let proxy = container::proxy(identity, asked, guaranteed, drain_seconds, redirect, &together, settings);
+    put_first(array(spec_map, "initContainers"), before.into_iter().chain([proxy]).collect());
     for volume in container::volumes(&together, settings) {
         let volumes = array(spec_map, "volumes");
         if !volumes.contains(&volume) {
@@ -246,19 +247,21 @@ fn check_users(spec: &PodSpec, settings: &Settings, mistakes: &mut Vec<Mistake>)
     }
 }
 
+/// The kernel's rules know no names: what somebody wants to keep from the proxy would go to it all the same.
+fn check_excluded(asked: &Asked, mistakes: &mut Vec<Mistake>) {
+    for name in asked.excluded_hosts.iter().filter(|host| !asked.excluded_networks().any(|network| network == host.as_str())) {
+        let remedy = format!(
+            "the kernel's rules know no names: exclude its addresses (10.9.0.0/16) or, with {PREFIX}excluded-ports, its port, or say {PREFIX}redirect: env. What is no component \
+             needs no exclusion: it is passed on as it is"
+        );
+        mistakes.push(Mistake::new(format!("annotation {PREFIX}excluded-hosts"), name, remedy));
+    }
+}
+
 /// What an annotation asks for that comes to nothing, because calls come to the proxy in another way.
 fn without_effect(asked: &Asked, redirect: Redirect) -> Option<String> {
-    let names = asked.excluded_hosts.iter().map(String::as_str).filter(|host| !asked.excluded_networks().any(|network| network == *host)).collect::<Vec<_>>();
-    match redirect {
-        Redirect::Env if !asked.excluded_ports.is_empty() => {
-            Some(format!("{PREFIX}excluded-ports has no effect with {PREFIX}redirect: env: no variable says ports; {PREFIX}excluded-hosts says hosts"))
-        }
-        Redirect::Nftables if !names.is_empty() => Some(format!(
-            "{PREFIX}excluded-hosts: only addresses have an effect with {PREFIX}redirect: nftables, not {}: the kernel knows no names, and what is no component is passed on anyway",
-            names.join(", ")
-        )),
-        _ => None,
-    }
+    (redirect == Redirect::Env && !asked.excluded_ports.is_empty())
+        .then(|| format!("{PREFIX}excluded-ports has no effect with {PREFIX}redirect: env: no variable says ports; {PREFIX}excluded-hosts says hosts"))
 }
 
 /// What goes to a proxy of the app's own goes past the kernel's rules, as far as they can see.

@@ -7,7 +7,7 @@ use k8s_openapi::api::admissionregistration::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement, ObjectMeta};
 
-use crate::container::{EMPTY_VOLUME, NET_ADMIN};
+use crate::container::{BOX_PATH, BOX_VOLUME, EMPTY_VOLUME, NET_ADMIN, PROGRAM_PATH, PROGRAM_VOLUME};
 use crate::keep::Names;
 use crate::review::TIMEOUT;
 use crate::selection::{DISABLED, ENABLED, EXEMPTIONS, INJECTION, KUBE_SYSTEM, NAMESPACE_NAME};
@@ -119,12 +119,13 @@ pub fn policy() -> ValidatingAdmissionPolicy {
          !(has(c.securityContext.privileged) && c.securityContext.privileged) && \
          !(has(c.securityContext.capabilities) && has(c.securityContext.capabilities.add) && size(c.securityContext.capabilities.add) > 0))"
     );
-    // The only one with a right over the pod's network: it runs once, as what it is, with nothing of the pod in its hands.
+    // The only one with a right over the pod's network: it runs once, as what it is, with nothing of the app in its hands.
     let redirects = format!(
         "!has(object.spec.initContainers) || object.spec.initContainers.filter(c, c.name == '{REDIRECT}').all(c, !has(c.command) && !has(c.restartPolicy) && \
          !has(c.env) && !has(c.envFrom) && c.image == params.data['{IMAGE_KEY}'] && has(c.args) && size(c.args) > 1 && c.args[0] == 'redirect' && \
-         ('--proxy-uid=' + params.data['{UID_KEY}']) in c.args && c.args.filter(a, a != 'redirect').all(a, {flags}) && \
-         (!has(c.volumeMounts) || c.volumeMounts.all(m, m.name == '{EMPTY_VOLUME}')) && !has(c.volumeDevices) && has(c.securityContext) && \
+         ('--proxy-uid=' + params.data['{UID_KEY}']) in c.args && c.args.filter(a, a != 'redirect').all(a, {flags} || \
+         a in ['--incarnation={BOX_PATH}', '--program={PROGRAM_PATH}']) && \
+         (!has(c.volumeMounts) || c.volumeMounts.all(m, m.name in ['{EMPTY_VOLUME}', '{BOX_VOLUME}', '{PROGRAM_VOLUME}'])) && !has(c.volumeDevices) && has(c.securityContext) && \
          has(c.securityContext.runAsUser) && c.securityContext.runAsUser == 0 && \
          has(c.securityContext.allowPrivilegeEscalation) && !c.securityContext.allowPrivilegeEscalation && \
          has(c.securityContext.readOnlyRootFilesystem) && c.securityContext.readOnlyRootFilesystem && \

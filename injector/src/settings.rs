@@ -4,9 +4,9 @@ use crate::redirect::Redirect;
 
 /// The name of the container that is injected.
 pub const PROXY: &str = "proxy";
-/// The name of the init container that runs before it each time that the box starts, where app and proxy are restarted together.
+/// The name of the init container that runs before it each time that the box starts, where app and proxy are restarted together and nothing is redirected.
 pub const INCARNATE: &str = "bluebox-incarnate";
-/// The name of the init container that puts the kernel's rules in place, before everything else in the pod.
+/// The name of the init container that puts the kernel's rules in place, before everything else in the pod; and does what [`INCARNATE`] does.
 pub const REDIRECT: &str = "bluebox-redirect";
 /// Where the proxy takes the app's requests, on loopback.
 pub const OUTBOUND_PORT: u16 = 4140;

@@ -76,6 +76,19 @@ fn another_mesh() {
     }
 }
 
+/// The rules of the kernel know no names.
+#[test]
+fn a_name_that_the_redirect_can_t_leave_out() {
+    let excluding = |redirect: &str| {
+        let mut pod = pod(json!({"containers": [{"name": "app"}]}));
+        pod["metadata"]["annotations"] = json!({"bluebox.dev/excluded-hosts": "db.example,10.9.0.0/16", "bluebox.dev/redirect": redirect});
+        pod
+    };
+    let text = refused(excluding("nftables"));
+    assert!(text.contains("\"db.example\"") && text.contains("bluebox.dev/redirect: env") && !text.contains("\"10.9"), "{text}");
+    assert!(matches!(decide(&excluding("env"), &labelled("shop"), &settings(), &FewLimits), Decision::Injected(_)));
+}
+
 /// The rules of the kernel know the proxy by its user.
 #[test]
 fn an_app_that_runs_as_the_proxys_user() {

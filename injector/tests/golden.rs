@@ -83,15 +83,15 @@ fn who_restarts_a_box() {
             panic!("it is not injected")
         };
         let text = injected.pod.to_string();
-        (injected.report.restart, text.contains("restartPolicyRules"), text.contains("bluebox-incarnate"), text.contains("--incarnation"))
+        (injected.report.restart, text.contains("restartPolicyRules"), text.contains("bluebox-redirect"), text.contains("--incarnation"))
     };
     assert_eq!(judge(&pod, true), ("rules".to_owned(), true, true, true));
     assert_eq!(judge(&pod, false), ("probes".to_owned(), false, true, true));
     pod["metadata"]["annotations"] = serde_json::json!({"bluebox.dev/restart": "separate"});
-    assert_eq!(judge(&pod, true), ("separate".to_owned(), false, false, false));
+    assert_eq!(judge(&pod, true), ("separate".to_owned(), false, true, false));
     pod["metadata"]["annotations"] = Value::Null;
     pod["spec"]["restartPolicy"] = "OnFailure".into();
-    assert_eq!(judge(&pod, true), ("separate".to_owned(), false, false, false), "the pod of a Job");
+    assert_eq!(judge(&pod, true), ("separate".to_owned(), false, true, false), "the pod of a Job");
 }
 
 /// Who says himself how a container is restarted is left so, and told.

@@ -214,7 +214,7 @@ fn first(pod: &Value, count: usize) -> Vec<&str> {
 
 /// Bluebox's own containers, in their order.
 fn ours(redirect: &str) -> Vec<&'static str> {
-    if redirect == "nftables" { vec!["bluebox-redirect", "bluebox-incarnate", "proxy"] } else { vec!["bluebox-incarnate", "proxy"] }
+    if redirect == "nftables" { vec!["bluebox-redirect", "proxy"] } else { vec!["bluebox-incarnate", "proxy"] }
 }
 
 /// The containers, without what the injector adds to their environment.
@@ -280,7 +280,8 @@ proptest! {
             let arguments = container["args"].take();
             let arguments: Vec<_> = arguments.as_array().unwrap().iter().map(|argument| argument.as_str().unwrap()).collect();
             prop_assert_eq!(&arguments[..4], &["redirect", "--proxy-uid=64140", "--transparent-port=4143", "--dns-port=4153"]);
-            prop_assert!(arguments[4..].iter().all(|argument| argument.starts_with("--exclude-")), "{:?}", arguments);
+            let known = |argument: &&str| argument.starts_with("--exclude-") || ["--incarnation=/run/bluebox", "--program=/.bluebox"].contains(argument);
+            prop_assert!(arguments[4..].iter().all(known), "{:?}", arguments);
             let mut usual = plain.pod["spec"]["initContainers"][0].clone();
             usual["args"].take();
             // Who may have how much can be asked for.

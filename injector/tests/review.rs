@@ -31,7 +31,7 @@ fn an_answer_is_the_apis() {
     let mut pod = a_pod();
     json_patch::patch(&mut pod, &serde_json::from_slice::<json_patch::Patch>(&patch).unwrap()).unwrap();
     let added: Vec<_> = pod["spec"]["initContainers"].as_array().unwrap().iter().map(|container| &container["name"]).collect();
-    assert_eq!(added, ["bluebox-redirect", "bluebox-incarnate", "proxy"]);
+    assert_eq!(added, ["bluebox-redirect", "proxy"]);
     assert_eq!(answer.result, "injected");
 
     let (json, answer) = ask(&review_of("shop", pod), &labelled("shop"));

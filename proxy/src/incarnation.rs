@@ -5,7 +5,7 @@
 //! becomes an exit of the proxy; who looks after the box starts it afresh.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -173,11 +173,16 @@ impl Place {
         }
     }
 
-    /// Whole or not at all.
+    /// Whole or not at all. Another user may have left a half-written one, and the init container, which may be root, must not write to where a link of the proxy's points:
+    /// so the file is made, and none that is there is opened.
     fn write(&self, name: &str, text: &str) -> Result<(), PlaceError> {
         let failed = |path: &Path, problem| PlaceError { path: path.to_owned(), problem };
         let new = self.file(&format!("{name}.new"));
-        fs::write(&new, text).map_err(|problem| failed(&new, problem))?;
+        match fs::remove_file(&new) {
+            Err(problem) if problem.kind() != io::ErrorKind::NotFound => return Err(failed(&new, problem)),
+            _ => {}
+        }
+        fs::File::create_new(&new).and_then(|mut file| file.write_all(text.as_bytes())).map_err(|problem| failed(&new, problem))?;
         fs::rename(&new, self.file(name)).map_err(|problem| failed(&new, problem))
     }
 }
@@ -237,6 +242,16 @@ mod tests {
     fn what_is_no_directory_is_an_error_and_not_a_loss() {
         let error = Place::new("/nowhere/at/all").take().unwrap_err().to_string();
         assert!(error.contains("/nowhere/at/all/token"), "{error}");
+    }
+
+    #[test]
+    fn a_link_is_not_written_through() {
+        let (directory, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::NamedTempFile::new().unwrap());
+        std::os::unix::fs::symlink(elsewhere.path(), directory.path().join("history.new")).unwrap();
+        let place = Place::new(directory.path());
+        place.prepare(place.former(S(1)).unwrap().0, S(1)).unwrap();
+        assert_eq!(fs::read_to_string(elsewhere.path()).unwrap(), "");
+        assert_eq!(place.former(S(2)).unwrap().0.incarnations, 2);
     }
 
     #[test]

@@ -27,19 +27,23 @@ pub(crate) struct AliveOptions {
 }
 
 pub(crate) fn run(options: &AliveOptions) -> anyhow::Result<()> {
-    let answer = ask(options).with_context(|| format!("the proxy at {} can't be asked", options.admin))?;
-    if !answer.starts_with("HTTP/1.1 200 ") {
-        bail!("{}", answer.split_once("\r\n\r\n").map_or(answer.as_str(), |(_, body)| body).trim());
+    let path = format!("/alive?container={}", options.container);
+    if let Err(no) = ask(options.admin, &path).with_context(|| format!("the proxy at {} can't be asked", options.admin))? {
+        bail!("{no}");
     }
     let (program, arguments) = options.command.split_first().context("no command")?;
     Err(Command::new(program).args(arguments).exec()).with_context(|| format!("{program}: can't be run"))
 }
 
-fn ask(options: &AliveOptions) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&options.admin, PATIENCE)?;
+/// Asks a proxy: whether it said 200; what it said, if it was something else.
+pub(super) fn ask(admin: SocketAddr, path: &str) -> std::io::Result<Result<(), String>> {
+    let mut stream = TcpStream::connect_timeout(&admin, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    stream.write_all(format!("GET /alive?container={} HTTP/1.1\r\nHost: bluebox\r\nConnection: close\r\n\r\n", options.container).as_bytes())?;
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: bluebox\r\nConnection: close\r\n\r\n").as_bytes())?;
     let mut answer = String::new();
     stream.take(64 << 10).read_to_string(&mut answer)?;
-    Ok(answer)
+    if answer.starts_with("HTTP/1.1 200 ") {
+        return Ok(Ok(()));
+    }
+    Ok(Err(answer.split_once("\r\n\r\n").map_or(answer.as_str(), |(_, body)| body).trim().to_owned()))
 }

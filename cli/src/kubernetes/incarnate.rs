@@ -1,6 +1,7 @@
-//! `bluebox incarnate`: what the init container of a box runs, each time that the box starts.
+//! `bluebox incarnate`: what the init container of a box runs, each time that the box starts. Where there is a redirect, `bluebox redirect` does it too: each init container
+//! more is up to a second more until the pod is ready.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -26,11 +27,16 @@ pub(crate) struct IncarnateOptions {
 
 pub(crate) fn run(options: &IncarnateOptions) -> anyhow::Result<()> {
     options.logging.start()?;
-    if let Some(directory) = &options.program {
+    begin(&options.incarnation, options.program.as_deref())
+}
+
+/// Lets the box begin once more: waits, if it keeps dying, and puts the token that its proxy takes.
+pub(crate) fn begin(incarnation: &Path, program: Option<&Path>) -> anyhow::Result<()> {
+    if let Some(directory) = program {
         std::fs::copy(std::env::current_exe()?, directory.join("bluebox"))
             .with_context(|| format!("{}: this program can't be put there", directory.display()))?;
     }
-    let place = Place::new(&options.incarnation);
+    let place = Place::new(incarnation);
     let (history, wait) = place.former(since_the_machine_started()?)?;
     if !wait.is_zero() {
         // While it waits there is no proxy that could say it.

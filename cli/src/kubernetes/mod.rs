@@ -7,6 +7,7 @@ pub(crate) mod incarnate;
 pub(crate) mod inject;
 pub(crate) mod injector;
 pub(crate) mod install;
+pub(crate) mod ready;
 
 use std::io::Write as _;
 

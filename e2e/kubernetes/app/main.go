@@ -16,6 +16,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -141,11 +142,12 @@ func call(w http.ResponseWriter, r *http.Request) {
 // What came of a load.
 type results struct {
 	sync.Mutex
-	Sent     int            `json:"sent"`
-	Answered map[string]int `json:"answered"`
-	Failed   []string       `json:"failed"`
-	Slowest  int64          `json:"slowestMs"`
-	Done     bool           `json:"done"`
+	Sent       int            `json:"sent"`
+	TriedAgain int            `json:"triedAgain"`
+	Answered   map[string]int `json:"answered"`
+	Failed     []string       `json:"failed"`
+	Slowest    int64          `json:"slowestMs"`
+	Done       bool           `json:"done"`
 }
 
 var all = results{Answered: map[string]int{}}
@@ -153,7 +155,7 @@ var all = results{Answered: map[string]int{}}
 func load(w http.ResponseWriter, r *http.Request) {
 	to, name, rate, seconds := r.FormValue("to"), r.FormValue("name"), number(r, "rate"), number(r, "seconds")
 	all.Lock()
-	all.Sent, all.Answered, all.Failed, all.Slowest, all.Done = 0, map[string]int{}, []string{}, 0, false
+	all.Sent, all.TriedAgain, all.Answered, all.Failed, all.Slowest, all.Done = 0, 0, map[string]int{}, []string{}, 0, false
 	all.Unlock()
 	go func() {
 		var under sync.WaitGroup
@@ -178,6 +180,16 @@ func load(w http.ResponseWriter, r *http.Request) {
 func one(url string) {
 	began := time.Now()
 	response, err := calls.Get(url)
+	// Not accepted, and later it may be: as any client does. How often is told.
+	for try := 0; try < 30 && err == nil && response.StatusCode == http.StatusServiceUnavailable && response.Header.Get("Retry-After") != ""; try++ {
+		response.Body.Close()
+		after, _ := strconv.Atoi(response.Header.Get("Retry-After"))
+		time.Sleep(time.Duration(max(after, 1)) * time.Second)
+		all.Lock()
+		all.TriedAgain++
+		all.Unlock()
+		response, err = calls.Get(url)
+	}
 	all.Lock()
 	defer all.Unlock()
 	all.Sent++
@@ -213,14 +225,20 @@ func tell(note entry) {
 	if ledger == "" {
 		return
 	}
-	reader, writer := io.Pipe()
-	go func() { writer.CloseWithError(json.NewEncoder(writer).Encode(note)) }()
-	response, err := direct.Post(ledger+"/ledger", "application/json", reader)
+	entry, err := json.Marshal(note)
 	if err != nil {
-		log.Printf("the ledger can't be told: %v", err)
-		return
+		log.Fatal(err)
 	}
-	response.Body.Close()
+	// What is not in the ledger counts as lost: on a busy machine one try is not enough. Twice is as good as once.
+	for try := range 30 {
+		response, err := direct.Post(ledger+"/ledger", "application/json", bytes.NewReader(entry))
+		if err == nil {
+			response.Body.Close()
+			return
+		}
+		log.Printf("the ledger can't be told (try %d): %v", try+1, err)
+		time.Sleep(200 * time.Millisecond)
+	}
 }
 
 var (

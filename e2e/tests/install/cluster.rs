@@ -1,22 +1,18 @@
 //! A control plane, and `bluebox` as somebody types it who installs it.
 
-use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::process::Stdio;
 
-use bluebox_e2e::Process;
-use bluebox_e2e::kubectl::{Kubectl, wait_for};
+use bluebox_e2e::control_plane::{self, Injector, wait};
+use bluebox_e2e::kubectl::Kubectl;
 use bluebox_e2e::process::bluebox;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// How long anything may take, on a machine that has much else to do.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-/// The cluster. There is no node: pods are made, and don't run. The injector runs as a process, with the rights of its service account and no more.
+/// The cluster. There is no node: pods are made, and don't run.
 pub(crate) struct Cluster {
     pub(crate) kubectl: Kubectl,
     pub(crate) directory: TempDir,
-    injector: Option<Process>,
+    injector: Option<Injector>,
 }
 
 /// What `bluebox` did.
@@ -71,25 +67,15 @@ impl Cluster {
 
     /// A kubeconfig of a service account.
     pub(crate) fn account(&self, namespace: &str, name: &str) -> String {
-        let token = self.kubectl.must(&["create", "token", name, "-n", namespace], None);
-        let mut config: Value = serde_json::from_str(&self.kubectl.must(&["config", "view", "--raw", "-o", "json"], None)).unwrap();
-        config["users"][0]["user"] = json!({"token": token.trim()});
-        let path = self.directory.path().join(format!("{namespace}-{name}.kubeconfig"));
-        std::fs::write(&path, config.to_string()).unwrap();
-        path.to_string_lossy().into_owned()
+        control_plane::account(&self.kubectl, namespace, name, self.directory.path()).to_string_lossy().into_owned()
     }
 
     /// Starts the injector, and tells the API server where it is: there is no node that would.
     pub(crate) fn start_injector(&mut self, arguments: &[&str]) {
-        let account = self.account("bluebox", "bluebox-injector");
-        let mut command: Command = bluebox();
-        command.args(["injector", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]).args(arguments).env("KUBECONFIG", account);
-        let injector = Process::start(&format!("injector-{}", self.injector_number()), command, self.directory.path());
-        let port: u16 = wait("the injector listens", || {
-            let said = injector.said();
-            let line = said.lines().rev().find(|line| line.contains("the injector started"))?.to_owned();
-            line.split_once("listen=")?.1.split_whitespace().next()?.rsplit_once(':')?.1.parse().ok()
-        });
+        let directory = self.directory.path();
+        let account = control_plane::account(&self.kubectl, "bluebox", "bluebox-injector", directory);
+        let injector = Injector::start(&format!("injector-{}", self.injector_number()), &account, "127.0.0.1:0", arguments, directory);
+        let port = injector.port();
         self.injector = Some(injector);
         let spec = json!([{"op": "replace", "path": "/spec", "value": {"type": "ExternalName", "externalName": "localhost"}}]);
         self.kubectl.must(&["patch", "service", "bluebox-injector", "-n", "bluebox", "--type=json", "-p", &spec.to_string()], None);
@@ -161,9 +147,4 @@ impl Found {
         let warnings = self.bad("warning");
         assert!(warnings.iter().any(|warning| says.iter().all(|says| warning.contains(says))), "{says:?}: {warnings:#?}");
     }
-}
-
-/// Asks until the answer is `Some`.
-pub(crate) fn wait<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
-    wait_for(PATIENCE, what, ask)
 }

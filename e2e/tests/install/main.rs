@@ -7,17 +7,15 @@
 
 mod cluster;
 
-use cluster::{Cluster, wait};
+use bluebox_e2e::control_plane::{Check, check_all, wait};
+use cluster::Cluster;
 use serde_json::{Value, json};
 
-/// Something that has to hold; it ends the test if it doesn't.
-type Check = fn(&mut Cluster);
-
-/// One test, because there is one cluster; the checks come one after the other, as somebody does who installs.
+/// One test; the checks come one after the other, as somebody does who installs.
 #[test]
 fn installing_on_a_real_api_server() {
     let Some(mut cluster) = Cluster::start() else { return };
-    let checks: [(&str, Check); 12] = [
+    let checks: [(&str, Check<Cluster>); 12] = [
         ("what `install` prints is what kustomize makes of the manifests", as_kustomize),
         ("a cluster that can't be asked", unreachable),
         ("before the install", before),
@@ -31,10 +29,7 @@ fn installing_on_a_real_api_server() {
         ("production and cert-manager work with the rights that they leave", overlays),
         ("what `uninstall` names is gone, and nothing is in the way of pods", uninstalled),
     ];
-    for (name, check) in checks {
-        println!("{name}");
-        check(&mut cluster);
-    }
+    check_all(&mut cluster, &checks);
 }
 
 const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests");

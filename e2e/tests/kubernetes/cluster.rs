@@ -1,23 +1,20 @@
 //! A control plane with Bluebox installed from `manifests/base`, and kubectl.
 
 use std::fmt::Write as _;
-use std::path::Path;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
 
-use bluebox_e2e::Process;
-use bluebox_e2e::kubectl::{Done, Kubectl, wait_for};
-use bluebox_e2e::process::bluebox;
+use bluebox_e2e::control_plane::{self, Injector, wait};
+use bluebox_e2e::kubectl::{Done, Kubectl};
 use serde_json::Value;
 use tempfile::TempDir;
-
-/// How long anything may take, on a machine that has much else to do.
-const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The cluster.
 pub(crate) struct Cluster {
     pub(crate) kubectl: Kubectl,
     directory: TempDir,
-    injector: Option<Process>,
+    injector: Option<Injector>,
+    /// The injector's rights.
+    account: PathBuf,
     /// Where the webhook listens; the API server was told so.
     listen: String,
 }
@@ -29,15 +26,11 @@ impl Cluster {
             eprintln!("SKIPPED: needs a control plane: make test-kubernetes");
             return None;
         };
-        let mut cluster = Self { kubectl: Kubectl::new(kubeconfig), directory: tempfile::tempdir().unwrap(), injector: None, listen: "127.0.0.1:0".to_owned() };
-        // The injector runs as a process here, because the cluster has no node. It is who it is in a cluster: its service account, with that one's rights and no more.
+        let (kubectl, directory) = (Kubectl::new(kubeconfig), tempfile::tempdir().unwrap());
+        let mut cluster = Self { kubectl, directory, injector: None, account: PathBuf::new(), listen: "127.0.0.1:0".to_owned() };
         cluster.apply(1);
-        let token = cluster.kubectl.must(&["create", "token", "bluebox-injector", "-n", "bluebox"], None);
-        let mut config: Value = serde_json::from_str(&cluster.kubectl.must(&["config", "view", "--raw", "-o", "json"], None)).unwrap();
-        config["users"][0]["user"] = serde_json::json!({"token": token.trim()});
-        std::fs::write(cluster.directory.path().join("injector.kubeconfig"), config.to_string()).unwrap();
-        cluster.start_injector();
-        let port = cluster.listen.rsplit_once(':').unwrap().1.parse().unwrap();
+        cluster.account = control_plane::account(&cluster.kubectl, "bluebox", "bluebox-injector", cluster.directory.path());
+        let port = cluster.start_injector();
         cluster.apply(port);
         cluster.wait_until_it_is_trusted();
         Some(cluster)
@@ -62,26 +55,16 @@ impl Cluster {
         self.kubectl.must(&["apply", "-k", &self.directory.path().to_string_lossy()], None);
     }
 
-    /// Starts the injector, where it was before if it ran already, and waits until it listens.
-    pub(crate) fn start_injector(&mut self) {
-        let mut command = bluebox();
-        command.args(["injector", "--listen", &self.listen, "--admin", "127.0.0.1:0", "--log-level", "debug"]);
-        command.env("KUBECONFIG", self.directory.path().join("injector.kubeconfig"));
-        let injector = Process::start("injector", command, self.directory.path());
-        self.listen = wait("the injector listens", || {
-            let said = injector.said();
-            let line = said.lines().rev().find(|line| line.contains("the injector started"))?;
-            Some(line.split_once("listen=")?.1.split_whitespace().next()?.to_owned())
-        });
-        self.injector = Some(injector);
+    /// Starts the injector, where it was before if it ran already, and waits until it listens: its port.
+    pub(crate) fn start_injector(&mut self) -> u16 {
+        let injector = Injector::start("injector", &self.account, &self.listen, &["--log-level", "debug"], self.directory.path());
+        injector.listen().clone_into(&mut self.listen);
+        self.injector.insert(injector).port()
     }
 
     /// Starts another injector beside it; the API server doesn't ask it.
-    pub(crate) fn another_injector(&self) -> Process {
-        let mut command = bluebox();
-        command.args(["injector", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
-        command.env("KUBECONFIG", self.directory.path().join("injector.kubeconfig"));
-        Process::start("another-injector", command, self.directory.path())
+    pub(crate) fn another_injector(&self) -> Injector {
+        Injector::start("another-injector", &self.account, "127.0.0.1:0", &[], self.directory.path())
     }
 
     /// Kills the injector.
@@ -137,9 +120,4 @@ impl Cluster {
     pub(crate) fn kubectl(&self, arguments: &[&str], input: Option<&Value>) -> Done {
         self.kubectl.run(arguments, input)
     }
-}
-
-/// Asks until the answer is `Some`.
-pub(crate) fn wait<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
-    wait_for(PATIENCE, what, ask)
 }

@@ -8,17 +8,14 @@ mod cluster;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use cluster::{Cluster, wait};
+use bluebox_e2e::control_plane::{Check, check_all, wait};
+use cluster::Cluster;
 use serde_json::{Value, json};
 
-/// Something that has to hold; it ends the test if it doesn't.
-type Check = fn(&mut Cluster);
-
-/// One test, because there is one cluster and one injector; the checks come one after the other.
 #[test]
 fn the_box_on_a_real_api_server() {
     let Some(mut cluster) = Cluster::start() else { return };
-    let checks: [(&str, Check); 15] = [
+    let checks: [(&str, Check<Cluster>); 15] = [
         ("an unannotated Deployment in a labelled namespace", unannotated_deployment),
         ("what was injected twice is as if once", idempotent),
         ("a labelled pod elsewhere, and one that says nothing", pod_label),
@@ -35,10 +32,7 @@ fn the_box_on_a_real_api_server() {
         ("certificates are rotated under load, and no pod is denied", rotation),
         ("with the injector away labelled pods wait, everything else starts", injector_away),
     ];
-    for (name, check) in checks {
-        println!("{name}");
-        check(&mut cluster);
-    }
+    check_all(&mut cluster, &checks);
 }
 
 /// A pod with one container.
@@ -366,12 +360,13 @@ fn forged_redirects(cluster: &mut Cluster) {
         cluster.make("shop", &pod)
     };
     made(&|_| {}).unwrap();
-    let wider: [&dyn Fn(&mut Value); 12] = [
+    let wider: [&dyn Fn(&mut Value); 13] = [
         &|spec| spec["initContainers"][0]["image"] = "evil:1".into(),
         &|spec| spec["initContainers"][0]["command"] = json!(["/bin/sh"]),
         &|spec| spec["initContainers"][0]["args"] = json!(["redirect", "--proxy-uid=64140", "--remove"]),
         &|spec| spec["initContainers"][0]["args"] = json!(["proxy", "--proxy-uid=64140"]),
         &|spec| spec["initContainers"][0]["args"][1] = "--proxy-uid=1000".into(),
+        &|spec| spec["initContainers"][0]["args"].as_array_mut().unwrap().push("--incarnation=/proc".into()),
         &|spec| spec["initContainers"][0]["env"] = json!([{"name": "BLUEBOX_EXCLUDE_NETWORKS", "value": "0.0.0.0/0"}]),
         &|spec| spec["initContainers"][0]["securityContext"]["capabilities"]["add"] = json!(["NET_ADMIN", "SYS_ADMIN"]),
         &|spec| spec["initContainers"][0]["securityContext"]["capabilities"]["drop"] = json!([]),

@@ -1,4 +1,4 @@
-//! A cluster with nodes, Bluebox installed in it from `manifests/base`, and the apps of the tests.
+//! A cluster with nodes, and the apps of the tests.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -22,13 +22,13 @@ pub(crate) struct Cluster {
     kubectl: Kubectl,
     /// The directory of the node, if it runs on this machine: then its processes can be killed.
     pub(crate) node: Option<PathBuf>,
-    brokers: String,
+    pub(crate) brokers: String,
     /// Where the ledger is.
     ledger: String,
 }
 
 impl Cluster {
-    /// Installs everything into the cluster that `E2E_KUBECONFIG` names; `None` without one.
+    /// Brings what tests need into the cluster that `E2E_KUBECONFIG` names; `None` without one.
     pub(crate) fn start() -> Option<Self> {
         let (Ok(kubeconfig), Ok(brokers)) = (std::env::var("E2E_KUBECONFIG"), std::env::var("BLUEBOX_TEST_BROKERS")) else {
             eprintln!("SKIPPED: needs a cluster and a Kafka that its pods reach: make e2e");
@@ -37,9 +37,6 @@ impl Cluster {
         let node = std::env::var_os("E2E_NODE").map(PathBuf::from);
         let mut cluster = Self { kubectl: Kubectl::new(kubeconfig), node, brokers, ledger: String::new() };
         cluster.load_images();
-        let base = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/base");
-        cluster.run(&["apply", "-k", base], None);
-        cluster.run(&["rollout", "status", "deployment/bluebox-injector", "-n", "bluebox", "--timeout=240s"], None);
         cluster.run(&["create", "namespace", "ledger"], None);
         let ledger = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ledger", "namespace": "ledger"}, "spec": {"containers": [app(&[])]}});
         cluster.apply(&ledger);
@@ -84,6 +81,11 @@ impl Cluster {
             }
             done.right.then_some(())
         });
+    }
+
+    /// Where its kubeconfig is.
+    pub(crate) fn kubeconfig(&self) -> &str {
+        self.kubectl.kubeconfig()
     }
 
     /// Gets something as JSON.

@@ -46,7 +46,7 @@ pub(crate) fn services(cluster: &Cluster, _: &Report) {
     });
     cluster.ready("redirect", "bank", 1);
     let teller = cluster.ready("redirect", "teller", 1).remove(0);
-    assert_eq!(init_containers(&teller), ["bluebox-redirect", "bluebox-incarnate", "proxy"]);
+    assert_eq!(init_containers(&teller), ["bluebox-redirect", "proxy"]);
     assert!(!is_told_of_a_proxy(&teller));
     let from = name(&teller).to_owned();
     for host in ["bank", "bank.redirect", "bank.redirect.svc.cluster.local"] {
@@ -128,7 +128,7 @@ pub(crate) fn ordinals(cluster: &Cluster, _: &Report) {
         "spec": {"containers": [app(&[])]}}));
     let said = wait("the loser says why it doesn't start", || {
         // While it waits to be started again, only what waits can say it.
-        let said = ["proxy", "bluebox-incarnate"].map(|container| cluster.kubectl(&["logs", "late-safe", "-n", "shop", "-c", container], None).output);
+        let said = ["proxy", "bluebox-redirect"].map(|container| cluster.kubectl(&["logs", "late-safe", "-n", "shop", "-c", container], None).output);
         said.into_iter().find(|said| said.contains("former_proxy") && said.contains("registered"))
     });
     assert!(said.contains("component safe") && said.contains("Stateful"), "{said}");

@@ -14,7 +14,7 @@ use bluebox_injector::container::KAFKA_PATH;
 use bluebox_injector::manifests::BARE;
 use bluebox_injector::mistake::DENIED;
 use bluebox_injector::selection::{ENABLED, INJECTION, KUBE_SYSTEM, Place, exempt};
-use bluebox_injector::settings::{ADMIN_PORT, BROKERS_KEY, INCARNATE, PREFIX_KEY, PROPERTIES_KEY, PROXY};
+use bluebox_injector::settings::{ADMIN_PORT, BROKERS_KEY, INCARNATE, PREFIX_KEY, PROPERTIES_KEY, PROXY, REDIRECT};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
@@ -80,8 +80,8 @@ impl Seen {
             async { cluster.make(&format!("{core}/pods?dryRun=All"), &a_pod()).await },
         );
         seen.secret = Some(secret);
-        seen.pods = seen.or_unseen("pods", "", pods);
-        seen.events = seen.or_unseen("events", "", events);
+        seen.pods = seen.or_unseen("pods", "Pod", pods);
+        seen.events = seen.or_unseen("events", "Event", events);
         for (what, kind, list) in
             [("replicasets", "ReplicaSet", sets), ("statefulsets", "StatefulSet", stateful), ("daemonsets", "DaemonSet", daemons), ("jobs", "Job", jobs)]
         {
@@ -101,12 +101,11 @@ impl Seen {
         seen
     }
 
-    /// In lists the kind is not said.
+    /// In lists the kind is not said. What is read as a pod must not say that it is something else.
     fn or_unseen(&mut self, what: &str, kind: &str, list: Result<Vec<Value>, String>) -> Vec<Value> {
         match list {
             Ok(mut list) => {
-                // What is read as a pod must not say that it is something else.
-                for item in list.iter_mut().filter(|_| !kind.is_empty()) {
+                for item in &mut list {
                     item["kind"] = kind.into();
                 }
                 list
@@ -364,7 +363,7 @@ fn ill(seen: &Seen) -> Check {
         let statuses = ["initContainerStatuses", "containerStatuses"].into_iter().flat_map(|list| pod["status"][list].as_array().into_iter().flatten());
         for status in statuses {
             let (container, pod_name) = (text(status, "/name"), text(pod, "/metadata/name"));
-            if ![PROXY, INCARNATE].contains(&container) {
+            if ![PROXY, REDIRECT, INCARNATE].contains(&container) {
                 continue;
             }
             let reason = text(status, "/state/waiting/reason");
@@ -375,7 +374,7 @@ fn ill(seen: &Seen) -> Check {
             }
             let since = text(status, "/state/running/startedAt");
             let since = humantime::parse_rfc3339(since).ok().and_then(|since| since.duration_since(SystemTime::UNIX_EPOCH).ok());
-            if container == INCARNATE && since.is_some_and(|since| Duration::from_secs(seen.now).saturating_sub(since) > LONG) {
+            if container != PROXY && since.is_some_and(|since| Duration::from_secs(seen.now).saturating_sub(since) > LONG) {
                 found.push(format!("{pod_name}: this box keeps dying; it waits before it starts once more"));
             }
         }

@@ -29,6 +29,14 @@ fn set(replicas: u32, there: u32, said: &str) -> Value {
     })
 }
 
+/// A list of pods, as it is kept: a pod whose kind is not `Pod` is read as none, and nobody would miss its proxy.
+fn listed(pods: Vec<Value>) -> Vec<Value> {
+    let mut seen = Seen::default();
+    let pods = seen.or_unseen("pods", "Pod", Ok(pods));
+    assert!(pods.iter().all(|pod| pod["kind"] == "Pod"));
+    pods
+}
+
 /// A namespace in which all is well.
 fn seen() -> Seen {
     Seen {
@@ -36,7 +44,7 @@ fn seen() -> Seen {
         labels: [(INJECTION.to_owned(), ENABLED.to_owned())].into(),
         now: 1_800_000_000,
         secret: secret(&[("brokers", "kafka:9092"), ("client.properties", "")]),
-        pods: vec![pod("cart-1-a", "bluebox:2", &["proxy", "--serve=cart=127.0.0.1:8080"])],
+        pods: listed(vec![pod("cart-1-a", "bluebox:2", &["proxy", "--serve=cart=127.0.0.1:8080"])]),
         workloads: vec![set(1, 1, "")],
         new_pod: Some(Ok(pod("x", "bluebox:2", &[]))),
         ..Seen::default()
@@ -127,7 +135,7 @@ fn each_thing_that_is_wrong_is_found_alone() {
         (
             Box::new(|seen| {
                 seen.pods[0]["status"]["initContainerStatuses"] =
-                    json!([{"name": "bluebox-incarnate", "state": {"running": {"startedAt": "2027-01-15T07:59:00Z"}}}])
+                    json!([{"name": "bluebox-redirect", "state": {"running": {"startedAt": "2027-01-15T07:59:00Z"}}}])
             }),
             Status::Failed,
             &["keeps dying"],

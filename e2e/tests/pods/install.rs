@@ -1,0 +1,49 @@
+//! The five commands of docs/install.md, as they are typed.
+
+use std::process::Command;
+
+use crate::cluster::{Cluster, has_proxy, wait};
+use crate::report::Report;
+
+/// The commands, with the image and the brokers of this cluster in place of the examples.
+fn commands(brokers: &str) -> Vec<String> {
+    let page = include_str!("../../../docs/install.md");
+    let (_, after) = page.split_once("Then five commands:").expect("docs/install.md has its five commands");
+    let lines = after.lines().skip_while(|line| line.trim().is_empty()).map_while(|line| line.strip_prefix("    "));
+    let image = concat!("bluebox:", env!("CARGO_PKG_VERSION"));
+    let typed = lines.map(|line| line.replace(concat!("registry.example/bluebox:", env!("CARGO_PKG_VERSION")), image).replace("kafka.kafka:9092", brokers));
+    typed.collect()
+}
+
+/// Pods that run without Bluebox get their proxies by them, and then all is well.
+pub(crate) fn five_commands(cluster: &Cluster, _: &Report) {
+    cluster.run(&["create", "namespace", "shop"], None);
+    cluster.deployment("shop", "cart", 2, |_| {});
+    cluster.deployment("shop", "shop", 1, |_| {});
+    assert!(!cluster.ready("shop", "cart", 2).iter().any(has_proxy));
+    cluster.ready("shop", "shop", 1);
+    let commands = commands(&cluster.brokers);
+    assert_eq!(commands.len(), 5, "{commands:#?}");
+    for command in &commands {
+        println!("        $ {command}");
+        // Each may be typed again: `check --wait` where the machine has much else to do.
+        wait(&format!("`{command}` does right"), || typed(cluster, command));
+    }
+    for (app, count) in [("cart", 2), ("shop", 1)] {
+        // Those without a proxy go one by one.
+        wait(&format!("all pods of {app} have proxies"), || cluster.pods("shop", app).iter().all(has_proxy).then_some(()));
+        cluster.ready("shop", app, count);
+    }
+    wait("`bluebox check` finds nothing wrong", || typed(cluster, "bluebox check"));
+}
+
+/// Types it into a shell; `None` if it ends with an error, or says that something is wrong.
+fn typed(cluster: &Cluster, command: &str) -> Option<()> {
+    let programs = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/images");
+    let path = format!("{programs}:{}", std::env::var("PATH").unwrap_or_default());
+    let done = Command::new("bash").args(["-o", "pipefail", "-c", command]).env("PATH", path).env("KUBECONFIG", cluster.kubeconfig()).output().unwrap();
+    if !done.status.success() {
+        println!("    not yet: {}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    }
+    done.status.success().then_some(())
+}
