@@ -107,8 +107,8 @@ test-kubernetes: ## The webhook, the policy, and what an installer types, on a r
 	scripts/kubernetes run -- $(CARGO) test --locked --package bluebox-e2e --test kubernetes -- --nocapture
 	scripts/kubernetes run -- $(CARGO) test --locked --package bluebox-e2e --test install -- --nocapture
 
-images: ## The image of Bluebox, as an archive: target/images/bluebox.tar
-	scripts/images program
+images: ## The images of Bluebox, as archives: target/images/bluebox.tar and bluebox-injector.tar
+	scripts/images programs
 	scripts/images bluebox
 
 # The app and busybox know nothing of Bluebox.
@@ -116,9 +116,10 @@ e2e: ## Real pods on a real Kubernetes node on this machine (as root), or on the
 	rm -f $(E2E_TIMES)
 	$(TIMED) "build Kubernetes" scripts/kubernetes build
 	$(TIMED) "install packages" scripts/kubernetes packages
-	$(TIMED) "image of Bluebox" $(MAKE) images
+	$(TIMED) "images of Bluebox" $(MAKE) images
 	$(TIMED) "image of the tests' app" scripts/images app bluebox-test/app:1 target/images/app.tar
 	$(TIMED) "image of busybox" scripts/images busybox bluebox-test/busybox:1 target/images/busybox.tar '["/bin/busybox", "sh"]'
+	$(TIMED) "build bluebox" $(CARGO) build --locked --package bluebox
 	$(TIMED) "build the tests" $(CARGO) test --locked --package bluebox-e2e --test pods --no-run
 	$(TIMED) "fetch Kafka" scripts/kafka fetch
 	$(TIMED) "cluster and checks" $(if $(E2E_KUBECONFIG),,scripts/kubernetes run --node $(NODE) -- bash -c 'exec scripts/kafka run --address "$$E2E_ADDRESS" -- "$$@"' --) $(CARGO) test --locked --offline --package bluebox-e2e --test pods -- --nocapture

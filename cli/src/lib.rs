@@ -9,6 +9,7 @@
 //! - [`kubernetes`]: `bluebox injector`, the admission webhook; `bluebox inject`, the same by hand; `install`, `enable` and `check`; what runs in pods beside the proxy.
 //! - [`watch`]: what goes on: `bluebox watch`, and the page of `up`.
 //! - [`operate`]: looking into a running system: `bluebox status`, `ps`, `calls`, `tap`, `topics`, `dlq`, `txn`; `drain`.
+//! - [`programs`]: what of all this is in the images.
 //! - [`reference`](mod@reference): docs/metrics.md, docs/cli.md, completion.
 //! - [`serve`], [`limits`], [`log`], [`logging`], [`tail`], [`units`]: what flags and the file have in common.
 
@@ -20,6 +21,7 @@ mod log;
 mod log_server;
 mod logging;
 mod operate;
+mod programs;
 mod proxy;
 mod redirect;
 mod reference;
@@ -35,6 +37,7 @@ mod watch;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+pub use programs::{in_boxes, in_injectors};
 
 /// What a command ends with that could look, and found something that is not as it should be.
 const NOT_AS_IT_SHOULD_BE: u8 = 3;
@@ -53,12 +56,8 @@ enum Command {
     Up(up::UpOptions),
     /// Check a file for `up`, and start nothing
     Validate(validate::ValidateOptions),
-    /// Run one proxy
-    Proxy(Box<proxy::ProxyOptions>),
-    /// Run the transaction manager
-    Txmgr(Box<txmgr::TxmgrOptions>),
-    /// Send what an app sends to its proxy, by rules in the kernel
-    Redirect(redirect::RedirectOptions),
+    #[command(flatten)]
+    InBoxes(programs::InBoxes),
     /// Put the proxy into the pods of Kubernetes manifests
     Inject(kubernetes::inject::InjectOptions),
     /// Print what a cluster needs to run Bluebox
@@ -69,43 +68,18 @@ enum Command {
     Check(kubernetes::check::CheckOptions),
     /// Print what of an installation to delete
     Uninstall(kubernetes::install::UninstallOptions),
-    /// Run the admission webhook that does so in a cluster
-    Injector(kubernetes::injector::InjectorOptions),
-    /// Show how each component does
-    Status(operate::status::StatusOptions),
+    #[command(flatten)]
+    InInjectors(programs::InInjectors),
     /// Show what a `bluebox up` runs
     Ps(operate::ps::PsOptions),
-    /// Show calls without an end, and what became of one
-    Calls(operate::calls::CallsOptions),
-    /// Show calls as they come and end
-    Tap(operate::tap::TapOptions),
-    /// Show which topics there are, and which there should be
-    Topics(operate::topics::TopicsOptions),
-    /// Watch a system: metrics, a page, what to scale by
-    Watch(watch::run::WatchOptions),
     /// Print what completes commands in a shell
     Completion(reference::CompletionOptions),
-    /// Tell a proxy to take no more calls, because its app is about to end
-    Drain(operate::drain::DrainOptions),
-    /// Look after dead letters: list, show, replay, drop
-    Dlq(operate::dlq::DlqOptions),
-    /// Look after transactions: list, show, retry, cancel, forget
-    Txn(operate::txn::TxnOptions),
     /// Print docs/metrics.md.
     #[command(hide = true)]
     MetricsReference,
     /// Print docs/cli.md.
     #[command(hide = true)]
     CliReference,
-    /// What the init container of a box runs.
-    #[command(hide = true)]
-    Incarnate(kubernetes::incarnate::IncarnateOptions),
-    /// A liveness probe of an app, through its proxy.
-    #[command(hide = true)]
-    Alive(kubernetes::alive::AliveOptions),
-    /// What the app of a box waits for before it is started.
-    #[command(hide = true)]
-    Ready(kubernetes::ready::ReadyOptions),
     /// The embedded log alone.
     #[command(hide = true)]
     Log(log_server::LogServerOptions),
@@ -120,50 +94,31 @@ enum Command {
 /// Runs what the command line says, to its end.
 pub fn main() -> ExitCode {
     end_with_a_panic();
-    let done = match Cli::parse().command {
+    ended(match Cli::parse().command {
         Command::Up(options) => in_runtime(up::run(options)),
         Command::Validate(options) => validate::run(&options),
-        Command::Proxy(options) => {
-            open_many_files();
-            in_runtime_of(proxy_threads(), proxy::run(*options))
-        }
-        Command::Txmgr(options) => {
-            open_many_files();
-            in_runtime(txmgr::run(*options))
-        }
-        Command::Redirect(options) => redirect::run(&options),
+        Command::InBoxes(command) => return command.run(),
+        Command::Inject(options) => kubernetes::inject::run(&options),
         Command::Install(options) => kubernetes::install::run(&options),
         Command::Enable(options) => kubernetes::enable::run(&options),
         Command::Check(options) => return kubernetes::check::run(&options),
         Command::Uninstall(options) => kubernetes::install::run_uninstall(&options),
-        Command::Inject(options) => kubernetes::inject::run(&options),
-        Command::Injector(options) => in_runtime(kubernetes::injector::run(options)),
-        Command::Incarnate(options) => kubernetes::incarnate::run(&options),
-        Command::Alive(options) => kubernetes::alive::run(&options),
-        Command::Ready(options) => kubernetes::ready::run(&options),
+        Command::InInjectors(command) => return command.run(),
         Command::Ps(options) => operate::ps::run(&options),
-        Command::Calls(options) => in_runtime(operate::calls::run(options)),
-        Command::Drain(options) => in_runtime(operate::drain::run(options)),
-        Command::Dlq(options) => in_runtime(operate::dlq::run(options)),
-        Command::Txn(options) => in_runtime(operate::txn::run(options)),
+        Command::Completion(options) => reference::completion(&options, &mut <Cli as clap::CommandFactory>::command()),
         Command::MetricsReference => reference::metrics(),
         Command::CliReference => reference::commands(<Cli as clap::CommandFactory>::command()),
-        Command::Completion(options) => reference::completion(&options, &mut <Cli as clap::CommandFactory>::command()),
-        Command::Status(options) => in_runtime(operate::status::run(options)),
-        Command::Tap(options) => in_runtime(operate::tap::run(options)),
-        Command::Watch(options) => in_runtime(watch::run::run(options)),
-        Command::Topics(options) => match in_runtime(operate::topics::run(options)) {
-            Ok(true) => Ok(()),
-            Ok(false) => return ExitCode::from(NOT_AS_IT_SHOULD_BE),
-            Err(error) => Err(error),
-        },
         Command::Log(options) => {
             open_many_files();
             in_runtime(log_server::run(options))
         }
         Command::BoxApp => family::run_shim(),
         Command::BoxExec => family::run_exec(),
-    };
+    })
+}
+
+/// What a process ends with, and what it says if it was an error.
+fn ended(done: anyhow::Result<()>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -50,7 +50,7 @@ impl Cluster {
     /// Nothing is pulled: the images are put into the node, or were put where the cluster finds them.
     fn load_images(&self) {
         let Some(node) = &self.node else { return };
-        for image in ["bluebox", "app", "busybox"] {
+        for image in ["bluebox", "bluebox-injector", "app", "busybox"] {
             let archive = format!("{}/../target/images/{image}.tar", env!("CARGO_MANIFEST_DIR"));
             let loaded =
                 Command::new("ctr").arg("--address").arg(node.join("containerd.sock")).args(["--namespace", "k8s.io", "images", "import", &archive]).output();

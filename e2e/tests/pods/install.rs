@@ -1,6 +1,9 @@
 //! The five commands of docs/install.md, as they are typed.
 
+use std::path::Path;
 use std::process::Command;
+
+use bluebox_e2e::process::bluebox;
 
 use crate::cluster::{Cluster, has_proxy, wait};
 use crate::report::Report;
@@ -39,8 +42,9 @@ pub(crate) fn five_commands(cluster: &Cluster, _: &Report) {
 
 /// Types it into a shell; `None` if it ends with an error, or says that something is wrong.
 fn typed(cluster: &Cluster, command: &str) -> Option<()> {
-    let programs = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/images");
-    let path = format!("{programs}:{}", std::env::var("PATH").unwrap_or_default());
+    let bluebox = bluebox();
+    let programs = Path::new(bluebox.get_program()).parent().unwrap();
+    let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap_or_default());
     let done = Command::new("bash").args(["-o", "pipefail", "-c", command]).env("PATH", path).env("KUBECONFIG", cluster.kubeconfig()).output().unwrap();
     if !done.status.success() {
         println!("    not yet: {}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));

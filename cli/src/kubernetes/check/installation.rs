@@ -140,7 +140,7 @@ fn injector(seen: &Seen) -> Check {
     }
 }
 
-/// The image is said twice, for injectors and for proxies.
+/// Injectors and proxies have an image each.
 fn image(seen: &Seen) -> Check {
     let name = "injectors and proxies are of one version";
     let Some(settings) = seen.settings() else { return unknown(name, "the settings are not known") };
@@ -153,7 +153,7 @@ fn image(seen: &Seen) -> Check {
     Check::warning(
         name,
         format!("injectors run {of_injector}, proxies {}", settings.image()),
-        "install with one --image, or with an --image and a --proxy-image of one version",
+        "install with an --image alone, or with an --image and an --injector-image of one version",
     )
 }
 

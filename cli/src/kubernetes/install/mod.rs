@@ -36,12 +36,12 @@ It only prints; nothing is asked of a cluster. The same again is an upgrade. Not
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct InstallOptions {
-    /// The image of the injector and of the proxies.
+    /// The image of the proxies.
     #[arg(long, value_name = "IMAGE", default_value = concat!("bluebox:", env!("CARGO_PKG_VERSION")))]
     image: String,
-    /// The image of the proxies, where it is another one.
+    /// The image of the injector; by default the one beside that of the proxies: `registry.example/bluebox-injector:1.0`.
     #[arg(long, value_name = "IMAGE")]
-    proxy_image: Option<String>,
+    injector_image: Option<String>,
     /// The namespace to install into; it is made, and nothing in it is injected.
     #[arg(long, value_name = "NAMESPACE", default_value = DEFAULT_NAMESPACE)]
     namespace: String,
@@ -114,10 +114,26 @@ pub(crate) fn run_uninstall(options: &UninstallOptions) -> anyhow::Result<()> {
 
 impl InstallOptions {
     fn settings(&self) -> anyhow::Result<Settings> {
-        // The same rules for both images.
-        Settings::try_new(&self.image)?;
-        let settings = Settings::try_new(self.proxy_image.as_ref().unwrap_or(&self.image))?.with_uid(self.proxy_uid)?;
+        let settings = Settings::try_new(&self.image)?.with_uid(self.proxy_uid)?;
         Ok(settings.with_kafka_secret(&self.kafka_secret)?.with_namespace(&self.namespace)?)
+    }
+
+    /// The image of the injector: as it is said, else the one beside that of the proxies.
+    fn injector_image(&self) -> anyhow::Result<String> {
+        if let Some(image) = &self.injector_image {
+            // The same rules for both images.
+            Settings::try_new(image).context("--injector-image")?;
+            return Ok(image.clone());
+        }
+        if self.image.contains('@') {
+            bail!("--image {}: from a digest it can't be known which image of the injector belongs to it; say that with --injector-image", self.image);
+        }
+        let (name, tag) = match self.image.rfind(':') {
+            // What comes before a slash is the port of a registry.
+            Some(at) if !self.image[at..].contains('/') => self.image.split_at(at),
+            _ => (self.image.as_str(), ""),
+        };
+        Ok(format!("{name}-injector{tag}"))
     }
 
     /// All objects, in the order in which they are applied.
@@ -142,7 +158,7 @@ impl InstallOptions {
             pod["imagePullSecrets"] = json!([{"name": secret}]);
         }
         let container = &mut pod["containers"][0];
-        container["image"] = self.image.as_str().into();
+        container["image"] = self.injector_image()?.into();
         let variables = container["env"].as_array_mut().context("the injector has no env")?;
         for (name, value) in [("BLUEBOX_LOG_LEVEL", &self.log_level), ("BLUEBOX_LOG_FORMAT", &self.log_format)] {
             variables.extend(value.iter().map(|value| json!({"name": name, "value": value})));
@@ -295,14 +311,24 @@ mod tests {
         let injector = found(&changed, "Deployment", INJECTOR);
         let pod = &injector["spec"]["template"]["spec"];
         assert_eq!((&injector["spec"]["replicas"], &pod["imagePullSecrets"]), (&json!(5), &json!([{"name": "registry"}])));
-        assert_eq!(pod["containers"][0]["image"], "registry.example/bluebox:7");
+        assert_eq!(pod["containers"][0]["image"], "registry.example/bluebox-injector:7");
         assert!(pod["containers"][0]["env"].as_array().unwrap().contains(&json!({"name": "BLUEBOX_LOG_LEVEL", "value": "debug"})));
         for (before, after) in usual.iter().zip(&changed).filter(|(before, _)| ![SETTINGS, INJECTOR].contains(&name(before)) || kind(before) == "Service") {
             assert_eq!(before, after);
         }
-        let two = objects(&["--image=a:1", "--proxy-image=b:1"]).unwrap();
-        assert_eq!(found(&two, "ConfigMap", SETTINGS)["data"][IMAGE_KEY], "b:1");
-        assert_eq!(found(&two, "Deployment", INJECTOR)["spec"]["template"]["spec"]["containers"][0]["image"], "a:1");
+    }
+
+    #[test]
+    fn the_image_of_injectors_is_the_one_beside_that_of_proxies() {
+        for (arguments, of_injector) in [
+            (&["--image=r.example/bluebox:1"][..], "r.example/bluebox-injector:1"),
+            (&["--image=r.example:5000/b/bluebox"], "r.example:5000/b/bluebox-injector"),
+            (&["--image=b@sha256:0", "--injector-image=a@sha256:1"], "a@sha256:1"),
+            (&[], concat!("bluebox-injector:", env!("CARGO_PKG_VERSION"))),
+        ] {
+            let made = objects(arguments).unwrap();
+            assert_eq!(found(&made, "Deployment", INJECTOR)["spec"]["template"]["spec"]["containers"][0]["image"], of_injector);
+        }
     }
 
     #[test]
@@ -341,7 +367,8 @@ mod tests {
     fn mistakes_say_what_would_be_right() {
         for (arguments, says) in [
             (&["--image=a b"][..], "the name of an image"),
-            (&["--proxy-image="], "the name of an image"),
+            (&["--injector-image="], "the name of an image"),
+            (&["--image=a@sha256:0"], "--injector-image"),
             (&["--namespace=a.b"], "a lower-case DNS label"),
             (&["--proxy-uid=0"], "a user other than root"),
             (&["--redirect=iptables"], "nftables"),
