@@ -5,7 +5,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{NOT_AS_IT_SHOULD_BE, end_with_a_panic, ended, in_runtime, in_runtime_of, kubernetes, open_many_files, operate, proxy, proxy_threads, redirect, txmgr, watch};
+use crate::{
+    NOT_AS_IT_SHOULD_BE, end_with_a_panic, ended, in_runtime, in_runtime_of, kubernetes, open_many_files, operate, proxy, proxy_threads, redirect, txmgr, watch,
+};
 
 /// What runs beside apps, and whatever else lives on the log.
 #[derive(Debug, Subcommand)]

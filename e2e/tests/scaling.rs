@@ -55,8 +55,7 @@ impl Watch {
 
     /// What the API server would be told.
     fn external(&self, metric: &str, component: &str) -> Value {
-        let url =
-            format!("https://{}/apis/external.metrics.k8s.io/v1beta1/namespaces/shop/{metric}?labelSelector=component%3D{component}", self.external);
+        let url = format!("https://{}/apis/external.metrics.k8s.io/v1beta1/namespaces/shop/{metric}?labelSelector=component%3D{component}", self.external);
         let output = Command::new("curl").args(["--silent", "--show-error", "--insecure", "--max-time", "30", &url]).output().unwrap();
         serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
     }

@@ -164,7 +164,8 @@ impl Door {
                 )
             }
             Ok(Err(error)) => {
-                return Err(anyhow::Error::new(error).context(format!("the API server at {url} can't be asked. Does `kubectl version` work? --brokers asks Kafka itself")));
+                return Err(anyhow::Error::new(error)
+                    .context(format!("the API server at {url} can't be asked. Does `kubectl version` work? --brokers asks Kafka itself")));
             }
             Err(_) => bail!("the API server at {url} did not answer within {} s", PATIENCE.as_secs()),
         };

@@ -26,7 +26,8 @@ pub(crate) struct DrainOptions {
 pub(crate) async fn run(options: DrainOptions) -> anyhow::Result<()> {
     let url = format!("http://{}/drain?within={}", options.control, options.within.as_secs());
     let patience = options.within + Duration::from_secs(5);
-    let answer = get::ask(Method::POST, &options.control.into(), &url, patience).await.context("no proxy could be told (--control names where it listens for that)")?;
+    let answer =
+        get::ask(Method::POST, &options.control.into(), &url, patience).await.context("no proxy could be told (--control names where it listens for that)")?;
     if answer.status() != StatusCode::OK {
         bail!("{}: {}", answer.status(), String::from_utf8_lossy(answer.body()).trim());
     }

@@ -147,7 +147,10 @@ async fn change(request: &Request<Incoming>, watched: &Watched, kind: &str, id: 
             log(format!("transaction {id}: {what}, asked for by {who}: {}", answer.status()));
             answer
         }
-        _ => plain(StatusCode::NOT_FOUND, "a dead letter can be replayed or dropped (replay, drop), a transaction tried again, cancelled or forgotten (retry, cancel, forget)\n"),
+        _ => plain(
+            StatusCode::NOT_FOUND,
+            "a dead letter can be replayed or dropped (replay, drop), a transaction tried again, cancelled or forgotten (retry, cancel, forget)\n",
+        ),
     }
 }
 

@@ -136,14 +136,14 @@ impl App {
         self.unanswered.store(0, Ordering::Relaxed);
     }
 
-    /// Whether the app answers at all: `OPTIONS *` asks for nothing (RFC 9110, section 9.3.7), and any answer will do. Calls that are slow by themselves don't make an
-    /// app one that hangs.
+    /// Whether the app answers at all: `OPTIONS /` changes nothing (RFC 9110, section 9.3.7), and any answer will do. Calls that are slow by themselves don't make an
+    /// app one that hangs. Not `OPTIONS *`: there are servers that answer that by themselves, whatever has become of the app's own code (Go's).
     pub async fn answers(&self) -> bool {
         let ask = async {
             let mut stream = tokio::net::TcpStream::connect(self.address).await.ok()?;
             // With prior knowledge of HTTP/2, a connection is answered with the server's settings (RFC 9113, section 3.4): of the client's, these are the empty ones.
             const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-            const HTTP1: &[u8] = b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+            const HTTP1: &[u8] = b"OPTIONS / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
             stream.write_all(if self.protocol == AppProtocol::H2c { HTTP2 } else { HTTP1 }).await.ok()?;
             stream.read_u8().await.ok()
         };

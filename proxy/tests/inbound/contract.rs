@@ -366,7 +366,7 @@ async fn an_app_that_answers_nothing_gets_no_more_calls_until_it_answers_somethi
     let (mut asked, mut unanswered) = (0, Vec::new());
     while asked < 2 {
         let seen = app.next().await;
-        if seen.target == "*" {
+        if seen.target == "/" {
             seen.answer(ok()).await;
             asked += 1;
         } else {
@@ -382,7 +382,7 @@ async fn an_app_that_answers_nothing_gets_no_more_calls_until_it_answers_somethi
     let seen = Arc::clone(&app).answer_all().await;
     assert_eq!(world.outcome_of(&call).await.source, Source::App);
     replica.until("bluebox_inbound_app_hangs", 0.0).await;
-    assert!(seen.lock().unwrap().iter().any(|seen| seen.target == "*"));
+    assert!(seen.lock().unwrap().iter().any(|seen| seen.target == "/"));
 }
 
 #[tokio::test]

@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::kubernetes::cluster::{Asked, Cluster};
 use super::report::{Check, Section, Status};
 use super::text;
+use crate::kubernetes::cluster::{Asked, Cluster};
 use crate::kubernetes::install;
 
 /// The least version of Kubernetes: native sidecars.

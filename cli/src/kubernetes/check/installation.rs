@@ -10,9 +10,9 @@ use bluebox_injector::manifests::{IMAGE_KEY, POLICY, SETTINGS, UID_KEY, bindings
 use bluebox_injector::{Settings, trust};
 use serde_json::Value;
 
-use crate::kubernetes::cluster::{Asked, Cluster};
 use super::report::{Check, Section};
 use super::text;
+use crate::kubernetes::cluster::{Asked, Cluster};
 
 /// A certificate that runs out so soon should have been renewed long ago.
 const SOON: Duration = Duration::from_secs(5 * 24 * 3600);

@@ -18,9 +18,9 @@ use bluebox_injector::settings::{ADMIN_PORT, BROKERS_KEY, INCARNATE, PREFIX_KEY,
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
-use crate::kubernetes::cluster::{Asked, Cluster};
 use super::report::{Check, Section, Status};
 use super::text;
+use crate::kubernetes::cluster::{Asked, Cluster};
 use crate::log::{parse_brokers, parse_properties};
 use crate::serve;
 

@@ -70,8 +70,7 @@ fn answer(method: &Method, path: &str, query: Option<&str>, status: &Status, now
     match parts[..] {
         ["healthz" | "readyz" | "livez"] => (StatusCode::OK, json!("ok")),
         ["apis", "external.metrics.k8s.io", "v1beta1"] => {
-            let resource =
-                |name: &str| json!({"name": name, "singularName": "", "namespaced": true, "kind": "ExternalMetricValueList", "verbs": ["get"]});
+            let resource = |name: &str| json!({"name": name, "singularName": "", "namespaced": true, "kind": "ExternalMetricValueList", "verbs": ["get"]});
             (StatusCode::OK, json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": GROUP, "resources": [resource(BACKLOG), resource(OLDEST)]}))
         }
         // The namespace is that of who asks; a component is of no namespace.

@@ -138,7 +138,8 @@ struct Trigger {
 impl Trigger {
     fn of(object: &ScaledObjectRef) -> Result<Self, Refused> {
         let metadata = &object.scaler_metadata;
-        let wrong = |key: &str, why: &str| Refused(Code::InvalidArgument, format!("metadata of the trigger of {}/{}: {key}: {why}", object.namespace, object.name));
+        let wrong =
+            |key: &str, why: &str| Refused(Code::InvalidArgument, format!("metadata of the trigger of {}/{}: {key}: {why}", object.namespace, object.name));
         let count = |key: &str, usual: u64| {
             let text = metadata.get(key);
             text.map_or(Ok(usual), |text| text.parse().map_err(|_| wrong(key, &format!("{text:?} is no whole number, such as \"64\""))))
@@ -246,7 +247,10 @@ async fn called(request: Request<Incoming>, watched: &Watched) -> Result<Body, R
             let figure = figure(&watched.status.borrow(), &trigger.component, now())?;
             Ok(once(&GetMetricsResponse { metric_values: vec![trigger.value(&asked.metric_name, figure)?] }))
         }
-        _ => Err(Refused(Code::Unimplemented, format!("{path}: there are IsActive, StreamIsActive, GetMetricSpec and GetMetrics of externalscaler.ExternalScaler"))),
+        _ => Err(Refused(
+            Code::Unimplemented,
+            format!("{path}: there are IsActive, StreamIsActive, GetMetricSpec and GetMetrics of externalscaler.ExternalScaler"),
+        )),
     }
 }
 
@@ -362,7 +366,8 @@ mod tests {
         let it = object(&[("component", "cart")]);
         let bytes = framed(&it);
         assert_eq!(message::<ScaledObjectRef>(&bytes), Ok(it));
-        for (bytes, code) in [(&bytes[..4], Code::InvalidArgument), (&bytes[..bytes.len() - 1], Code::InvalidArgument), (&[1, 0, 0, 0, 0], Code::Unimplemented)] {
+        for (bytes, code) in [(&bytes[..4], Code::InvalidArgument), (&bytes[..bytes.len() - 1], Code::InvalidArgument), (&[1, 0, 0, 0, 0], Code::Unimplemented)]
+        {
             assert_eq!(message::<ScaledObjectRef>(bytes).unwrap_err().0, code);
         }
         let trailers = trailers(&Refused(Code::NotFound, "100 % of \"é\"".to_owned()));
