@@ -10,12 +10,16 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, Version, header};
 
 use crate::fields;
 use crate::respond::AnswerBody;
+
+/// With more callers than this that wait at once, memory is what counts.
+const MANY: usize = 1_000;
 
 /// What a request ends in.
 pub(crate) type Answer = Result<Response<AnswerBody>, Infallible>;
@@ -31,6 +35,11 @@ impl LongWait {
     pub(crate) fn begin(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
+}
+
+/// After which time a caller waits for long: the sooner the more there are, because until then each costs some ten times as much.
+pub(crate) fn after(configured: Duration, waiting: usize) -> Duration {
+    configured / u32::try_from(1 + waiting / MANY).unwrap_or(u32::MAX)
 }
 
 /// The request that an HTTP/1 connection has under way. Cheap to clone; belongs to the task of the connection.
@@ -170,6 +179,13 @@ mod tests {
             request = request.header(*name, *value);
         }
         String::from_utf8(Head::of(&request.body(()).unwrap()).to_bytes(closes).to_vec()).unwrap()
+    }
+
+    #[test]
+    fn of_many_who_wait_each_is_held_sooner() {
+        let millis = |waiting| after(Duration::from_millis(200), waiting).as_millis();
+        assert_eq!([0, 999, 1_000, 9_999, 100_000].map(millis), [200, 200, 100, 20, 1]);
+        assert_eq!(after(Duration::ZERO, 5_000), Duration::ZERO);
     }
 
     #[test]

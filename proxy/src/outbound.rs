@@ -358,7 +358,11 @@ impl OutboundSide {
             Err(_) => handed.sent,
         };
         let waiting = During::new(&self.metrics.waiting);
-        let answer = if hold.is_zero() { None } else { outcome(&mut handed.ticket, waits_until, self.long_wait(), handed.long_wait).await };
+        let answer = if hold.is_zero() {
+            None
+        } else {
+            outcome(&mut handed.ticket, waits_until, long_wait::after(self.config.outbound.long_wait, self.pending.waiting()), handed.long_wait).await
+        };
         drop(waiting);
         handed.accepting.let_go();
         if let Some(answer) = answer {
@@ -375,12 +379,6 @@ impl OutboundSide {
             "it was waited for {waited}; the call goes on. Ask for a longer wait with `Prefer: wait=N`, or for the outcome later with `Prefer: respond-async`"
         );
         Err(Problem::new(Kind::NoOutcomeYet, detail).about(handed.id).retry_safe(handed.repeatable))
-    }
-
-    /// After this time a caller waits for long: the sooner the more there are, because until then each costs ten times as much.
-    fn long_wait(&self) -> Duration {
-        let thousands = self.pending.waiting() / 1_000;
-        self.config.outbound.long_wait / u32::try_from(thousands + 1).unwrap_or(u32::MAX)
     }
 
     fn append_failed(&self, problem: Problem, repeatable: bool) -> Problem {

@@ -418,3 +418,25 @@ fn entry(message: &BorrowedMessage<'_>) -> Entry {
         record: Record { key: message.key().map_or_else(Bytes::new, Bytes::copy_from_slice), value: message.payload().map(Bytes::copy_from_slice) },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_consumer_says_of_itself_is_read() {
+        let partition = |number: i32, desired: bool, state: &str| {
+            format!(r#""{number}":{{"partition":{number},"broker":1,"desired":{desired},"fetch_state":"{state}","txmsgs":0}}"#)
+        };
+        let partitions =
+            [partition(0, true, "active"), partition(1, true, "offset-query"), partition(2, false, "none"), partition(-1, false, "none")].join(",");
+        let json = format!(
+            r#"{{"name":"x#consumer-1","brokers":{{"a/1":{{"rx":3,"rxbytes":300}},"a/2":{{"rx":4}}}},"topics":{{"t":{{"topic":"t","partitions":{{{partitions}}}}}}}}}"#
+        );
+        let said: Said = serde_json::from_str(&json).unwrap();
+        assert_eq!(said.received(), 7);
+        let inactive = |topic: &str, number| said.is_inactive(&Topic::new(topic).partition(number));
+        assert!(inactive("t", 1), "assigned, and not fetched");
+        assert!(!inactive("t", 0) && !inactive("t", 2) && !inactive("t", 3) && !inactive("u", 1));
+    }
+}
