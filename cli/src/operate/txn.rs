@@ -134,7 +134,9 @@ impl AskedOptions {
     async fn ask(&self, method: Method, path: &str) -> anyhow::Result<Vec<u8>> {
         let door = self.door().await?;
         let url = format!("http://{}{path}", crate::txmgr::NAME);
-        let answer = get::ask(method, &door, &url, PATIENCE).await.context("no proxy could be asked (--proxy names one, --context a cluster)")?;
+        const NOBODY: &str = "no `bluebox up` runs here, and no cluster is known (KUBECONFIG, ~/.kube/config): name a proxy (--proxy), a data directory (--data), or a cluster (--kubeconfig, --context)";
+        let guessed = matches!(&door, Door::At(_)) && self.proxy.is_none() && running(&self.data).is_none();
+        let answer = get::ask(method, &door, &url, PATIENCE).await.context(if guessed { NOBODY } else { "the transaction manager can't be asked" })?;
         let (status, body) = (answer.status(), answer.into_body());
         if status.is_success() {
             return Ok(body.to_vec());

@@ -7,10 +7,11 @@ use anyhow::bail;
 use bluebox_core::call::{Call, Source};
 use bluebox_core::clock::wall_clock;
 use bluebox_core::log::{Offset, Timestamp, TopicPartition};
-use bluebox_core::registry::Registry;
+use bluebox_core::registry::{Component, Registry};
 use bluebox_core::wire::{CallsEntry, ParkedCall, Reply, Settlement};
 use bluebox_core::{CallId, ComponentName};
 use bluebox_proxy::inbound::frontier::{Frontier, Mark};
+use futures_util::stream::{self, StreamExt as _};
 use serde::{Deserialize, Serialize};
 
 use super::survey;
@@ -50,50 +51,59 @@ pub(crate) struct Waiting {
 /// The oldest calls without an end, at most `most`.
 pub(crate) async fn waiting(reached: &Reached, only: Option<&ComponentName>, most: usize) -> anyhow::Result<Vec<Waiting>> {
     let registry = known(reached, only).await?;
-    let mut all = Vec::new();
-    for (name, component) in registry.iter().filter(|(name, _)| only.is_none_or(|only| only == *name)) {
-        let topics = reached.prefix.topics(name);
-        let numbers = 0..component.partitions;
-        let calls: Vec<TopicPartition> = numbers.clone().map(|number| topics.calls.partition(number)).collect();
-        let parked: Vec<TopicPartition> = numbers.map(|number| topics.parked.partition(number)).collect();
-        let both: Vec<_> = calls.iter().chain(&parked).cloned().collect();
-        let ends = reached.log.ends(both.clone()).await?;
-        let commits = survey::commits(reached, &topics, component, &both, &mut survey::Seen::default()).await?;
-        for ((partition, end), committed) in both.into_iter().zip(ends).zip(commits) {
-            let is_parked = partition.topic == topics.parked;
-            let mark = committed.as_ref().and_then(|committed| Mark::decode(committed).ok());
-            let base = committed.map_or(Offset::default(), |committed| committed.offset);
-            if base >= end || (is_parked && mark.is_none()) {
-                continue;
-            }
-            let mark = mark.unwrap_or_else(|| Mark { done: Frontier::new(base), ..Mark::default() });
-            let counts = mark.parked_end.filter(|_| is_parked).unwrap_or(end);
-            let mut found: Vec<Waiting> = Vec::new();
-            reached
-                .range(&partition, base, end, |entry| {
-                    if found.len() >= most || entry.offset >= counts || mark.done.is_done(entry.offset) {
-                        return found.len() < most;
-                    }
-                    let Some(value) = entry.record.value else { return true };
-                    let seen = if is_parked {
-                        ParkedCall::decode(value).ok().map(|parked| (parked.call, parked.accepted, parked.origin, parked.attempts))
-                    } else {
-                        match CallsEntry::decode(value) {
-                            Ok(CallsEntry::Call(call)) => Some((call, entry.timestamp, entry.offset, mark.attempts.get(&entry.offset).copied().unwrap_or(0))),
-                            _ => None,
-                        }
-                    };
-                    if let Some((call, accepted, offset, attempts)) = seen {
-                        found.push(one(&call, accepted, partition.partition, offset, attempts, is_parked));
-                    }
-                    true
-                })
-                .await?;
-            all.append(&mut found);
-        }
-    }
+    let asked: Vec<_> = registry.iter().filter(|(name, _)| only.is_none_or(|only| only == *name)).collect();
+    let found: Vec<_> = stream::iter(asked).map(|(name, component)| waiting_of(reached, name, component, most)).buffered(survey::AT_ONCE).collect().await;
+    let mut all: Vec<Waiting> = found.into_iter().collect::<anyhow::Result<Vec<_>>>()?.into_iter().flatten().collect();
     all.sort_by_key(|call| call.accepted_ms);
     all.truncate(most);
+    Ok(all)
+}
+
+/// Those of one component, at most `most` of each partition.
+async fn waiting_of(reached: &Reached, name: &ComponentName, component: &Component, most: usize) -> anyhow::Result<Vec<Waiting>> {
+    let topics = reached.prefix.topics(name);
+    let numbers = 0..component.partitions;
+    let calls: Vec<TopicPartition> = numbers.clone().map(|number| topics.calls.partition(number)).collect();
+    let parked: Vec<TopicPartition> = numbers.map(|number| topics.parked.partition(number)).collect();
+    let both: Vec<_> = calls.iter().chain(&parked).cloned().collect();
+    let ends = reached.log.ends(both.clone()).await?;
+    if ends.iter().all(|end| *end == Offset::default()) {
+        return Ok(Vec::new());
+    }
+    let commits = survey::commits(reached, &topics, component, &both, &mut survey::Seen::default()).await?;
+    let mut all = Vec::new();
+    for ((partition, end), committed) in both.into_iter().zip(ends).zip(commits) {
+        let is_parked = partition.topic == topics.parked;
+        let mark = committed.as_ref().and_then(|committed| Mark::decode(committed).ok());
+        let base = committed.map_or(Offset::default(), |committed| committed.offset);
+        if base >= end || (is_parked && mark.is_none()) {
+            continue;
+        }
+        let mark = mark.unwrap_or_else(|| Mark { done: Frontier::new(base), ..Mark::default() });
+        let counts = mark.parked_end.filter(|_| is_parked).unwrap_or(end);
+        let mut found: Vec<Waiting> = Vec::new();
+        reached
+            .range(&partition, base, end, |entry| {
+                if found.len() >= most || entry.offset >= counts || mark.done.is_done(entry.offset) {
+                    return found.len() < most;
+                }
+                let Some(value) = entry.record.value else { return true };
+                let seen = if is_parked {
+                    ParkedCall::decode(value).ok().map(|parked| (parked.call, parked.accepted, parked.origin, parked.attempts))
+                } else {
+                    match CallsEntry::decode(value) {
+                        Ok(CallsEntry::Call(call)) => Some((call, entry.timestamp, entry.offset, mark.attempts.get(&entry.offset).copied().unwrap_or(0))),
+                        _ => None,
+                    }
+                };
+                if let Some((call, accepted, offset, attempts)) = seen {
+                    found.push(one(&call, accepted, partition.partition, offset, attempts, is_parked));
+                }
+                true
+            })
+            .await?;
+        all.append(&mut found);
+    }
     Ok(all)
 }
 

@@ -32,7 +32,7 @@ use crate::operate::Reached;
 use crate::operate::door::Door;
 use crate::up::state::{State, UnitState};
 
-/// How often is looked. With a hundred components on Kafka that all work, a look takes seconds, and so there is a pause as long as the look.
+/// How often is looked; where a look takes longer than that, there is a pause as long as the look.
 pub(crate) const EVERY: Duration = Duration::from_secs(2);
 
 /// What there is to know of a system.

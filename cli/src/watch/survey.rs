@@ -19,7 +19,7 @@ use crate::operate::Reached;
 use crate::operate::dlq::Kept;
 
 /// Questions to the log that are under way at once.
-const AT_ONCE: usize = 32;
+pub(crate) const AT_ONCE: usize = 32;
 /// How long one record may take to be read.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Of the oldest calls of a partition, so many are looked at for one that is a call at all: the rest may be fences.
@@ -175,7 +175,9 @@ struct Ends {
 
 async fn one(reached: &Reached, name: &ComponentName, component: &Component, ends: &Ends, seen: &mut Seen) -> anyhow::Result<Surveyed> {
     let topics = reached.prefix.topics(name);
-    if seen.ends != ends.calls || seen.backlog > 0 {
+    // To what was never called nothing was ever committed.
+    let never_called = ends.calls.iter().chain(&ends.parked).all(|end| *end == Offset::default());
+    if !never_called && (seen.ends != ends.calls || seen.backlog > 0) {
         let open = open(reached, &topics, component, ends, seen).await?;
         seen.backlog = open.iter().map(|(_, left)| left.count).sum();
         seen.oldest = oldest(reached, &topics, &open, seen).await;

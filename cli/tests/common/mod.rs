@@ -45,7 +45,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
         self.wfile.write(answer.encode())
-    do_POST = do_GET
+    do_POST = do_PUT = do_GET
     def log_message(self, *_):
         pass
 ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()

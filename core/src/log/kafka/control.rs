@@ -1,6 +1,7 @@
 //! Questions to the broker, and topics: what librdkafka can only do by blocking runs here, on threads of its own.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -21,6 +22,8 @@ use crate::log::{Bounds, Committed, LogError, Offset, Pending, Topic, TopicParti
 /// Questions that may wait for an answer at once.
 const QUEUE: usize = 4096;
 const THREADS: usize = 3;
+/// Questions about groups that are asked at once, each on a thread that ends with it.
+const GROUPS_AT_ONCE: usize = 32;
 /// How long one question is asked again before the asker is told that there is no answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Making topics takes longer.
@@ -40,6 +43,7 @@ pub(super) struct Control {
     link: Arc<Link>,
     jobs: SyncSender<Job>,
     outsiders: Mutex<VecDeque<(String, Arc<BaseConsumer<Observer>>)>>,
+    groups_asked: AtomicUsize,
 }
 
 fn create(config: &KafkaConfig, link: &Arc<Link>) -> Result<(Arc<BaseConsumer<Observer>>, Known), KafkaError> {
@@ -60,7 +64,7 @@ impl Control {
                 .spawn(move || work(&queue))
                 .map_err(|error| KafkaError::ClientCreation(format!("no thread for questions: {error}")))?;
         }
-        Ok(Arc::new(Self { client, config: config.clone(), link: link.clone(), jobs, outsiders: Mutex::default() }))
+        Ok(Arc::new(Self { client, config: config.clone(), link: link.clone(), jobs, outsiders: Mutex::default(), groups_asked: AtomicUsize::new(0) }))
     }
 
     /// Serves what librdkafka has to say. These clients are not polled otherwise.
@@ -119,6 +123,27 @@ impl Control {
             Err(TrySendError::Full(_)) => Pending::ready(Err(LogError::Unavailable(format!("{QUEUE} questions wait for the broker already")))),
             Err(TrySendError::Disconnected(_)) => Pending::ready(Err(LogError::Unavailable("the log's client was closed".to_owned()))),
         }
+    }
+
+    /// Asks about a group: mostly that is waiting until a client of that group has its connections, some tenths of a second on a busy machine, so a hundred groups are not asked one after
+    /// the other. When too many are asked already, this waits for a thread as every other question.
+    pub(super) fn ask_group<T: Send + 'static>(self: &Arc<Self>, job: impl FnOnce(&Self) -> Result<T, LogError> + Send + 'static) -> Pending<T> {
+        let more = |asked: usize| (asked < GROUPS_AT_ONCE).then_some(asked + 1);
+        if self.link.is_away() || self.groups_asked.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_err() {
+            return self.ask(job);
+        }
+        let (reply, pending) = Pending::new();
+        let control = self.clone();
+        let asked = std::thread::Builder::new().name("kafka-group".to_owned()).spawn(move || {
+            // A panic is one question's, whose asker learns that nobody answers.
+            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| reply.send(job(&control))));
+            control.groups_asked.fetch_sub(1, Ordering::Relaxed);
+        });
+        if let Err(error) = asked {
+            self.groups_asked.fetch_sub(1, Ordering::Relaxed);
+            return Pending::ready(Err(LogError::Unavailable(format!("no thread to ask about a group: {error}"))));
+        }
+        pending
     }
 
     /// Asks again while the broker is only not ready, and once more when it knows no such topic: brokers learn of new topics one after the other.

@@ -99,7 +99,7 @@ impl Log for KafkaLog {
 
     fn committed(&self, group: &str, of: Vec<TopicPartition>) -> Pending<Vec<Option<Committed>>> {
         let group = group.to_owned();
-        self.control.ask(move |control| control.committed(&group, &of))
+        self.control.ask_group(move |control| control.committed(&group, &of))
     }
 
     fn settings(&self, of: Vec<Topic>) -> Pending<Vec<Option<TopicSettings>>> {
