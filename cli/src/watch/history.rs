@@ -51,8 +51,13 @@ pub(crate) struct Waiting {
 /// The oldest calls without an end, at most `most`.
 pub(crate) async fn waiting(reached: &Reached, only: Option<&ComponentName>, most: usize) -> anyhow::Result<Vec<Waiting>> {
     let registry = known(reached, only).await?;
-    let asked: Vec<_> = registry.iter().filter(|(name, _)| only.is_none_or(|only| only == *name)).collect();
-    let found: Vec<_> = stream::iter(asked).map(|(name, component)| waiting_of(reached, name, component, most)).buffered(survey::AT_ONCE).collect().await;
+    let wanted = registry.iter().filter(|(name, _)| only.is_none_or(|only| only == *name));
+    let asked: Vec<(ComponentName, Component)> = wanted.map(|(name, component)| (name.clone(), component.clone())).collect();
+    let found: Vec<_> = stream::iter(asked)
+        .map(|(name, component)| async move { waiting_of(reached, &name, &component, most).await })
+        .buffered(survey::AT_ONCE)
+        .collect()
+        .await;
     let mut all: Vec<Waiting> = found.into_iter().collect::<anyhow::Result<Vec<_>>>()?.into_iter().flatten().collect();
     all.sort_by_key(|call| call.accepted_ms);
     all.truncate(most);
