@@ -61,6 +61,11 @@ impl<E> Gate<E> {
         }
     }
 
+    /// Takes back what waits and is not to leave any more.
+    pub fn withdraw(&mut self, which: impl Fn(&E) -> bool) {
+        self.waiting.retain(|(_, effect)| !which(effect));
+    }
+
     /// Takes the next record to be appended, if there is one to be made and none on its way.
     pub fn take(&mut self) -> Option<Version> {
         if !self.changed || self.on_its_way {
@@ -129,6 +134,18 @@ mod tests {
         assert_eq!(gate.take(), None, "a copy of the last one is as good");
         gate.durable(Version::new(1), &mut out);
         assert_eq!(gate.take(), Some(Version::new(3)));
+    }
+
+    #[test]
+    fn what_was_withdrawn_never_leaves() {
+        let (mut gate, mut out) = (Gate::new(Version::default()), Vec::new());
+        gate.change();
+        gate.hold("call", &mut out);
+        gate.hold("answer", &mut out);
+        gate.withdraw(|effect| *effect == "call");
+        let version = gate.take().unwrap();
+        gate.durable(version, &mut out);
+        assert_eq!(out, ["answer"]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Doing what a saga is asked for, and taking it back.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bluebox_core::log::Timestamp;
@@ -118,12 +119,16 @@ impl RunningSaga {
 
     /// `give-up` of an operator, while it is being cancelled: what is called now, or would be again. Those before it have their turn then.
     pub(super) fn give_up(&mut self) {
-        for step in self.saga.steps.iter_mut().filter(|step| matches!(step.status, StepStatus::Running | StepStatus::Undoing)) {
+        let mut given_up = BTreeSet::new();
+        for (step, at) in self.saga.steps.iter_mut().zip(0..).filter(|(step, _)| matches!(step.status, StepStatus::Running | StepStatus::Undoing)) {
+            given_up.insert(Callee(at));
             step.pause_until = None;
             step.settle(StepStatus::FailedToUndo);
             step.line.give_up();
             self.gate.change();
         }
+        // A call whose record is not durable yet is in none: what is durable next says that nobody is called.
+        self.gate.withdraw(|effect| matches!(effect, Effect::Call(callback) if given_up.contains(&callback.key.callee)));
     }
 
     fn send(&mut self, now: Timestamp, out: &mut Vec<Effect>) {

@@ -307,7 +307,9 @@ impl Transaction {
             let refusal = Refusal::NotEnding(self.lra.id, self.lra.status);
             return self.answer(request, Answer::Refused(refusal), out);
         }
+        let mut given_up = BTreeSet::new();
         for participant in self.lra.participants.iter_mut().filter(|p| p.line.phase.is_some()) {
+            given_up.insert(participant.callee);
             match participant.status {
                 ParticipantStatus::Completing => participant.status = ParticipantStatus::FailedToComplete,
                 ParticipantStatus::Compensating => participant.status = ParticipantStatus::FailedToCompensate,
@@ -316,6 +318,8 @@ impl Transaction {
             participant.line.give_up();
             (participant.told_after, participant.told_forget) = (true, true);
         }
+        // A call whose record is not durable yet is in none: what is durable next says that nobody is called.
+        self.gate.withdraw(|effect| matches!(effect, Effect::Call(callback) if given_up.contains(&callback.key.callee)));
         self.gate.change();
         self.answer(request, Answer::Done, out);
     }
