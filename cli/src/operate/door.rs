@@ -24,7 +24,7 @@ pub(crate) enum Door {
     /// At an address: HOST:PORT.
     At(String),
     /// At a port of a pod.
-    Pod(PodDoor),
+    Pod(Box<PodDoor>),
 }
 
 /// A port of a pod.
@@ -171,7 +171,7 @@ impl Door {
         };
         let found = list.len();
         match list.into_iter().find(is_ready).and_then(|pod| pod.metadata.name) {
-            Some(name) => Ok(Self::Pod(PodDoor { pods, namespace, name, port: wanted.port })),
+            Some(name) => Ok(Self::Pod(Box::new(PodDoor { pods, namespace, name, port: wanted.port }))),
             None if found == 0 => bail!("{} does not run in the namespace {namespace} of the cluster at {url}. {}", wanted.what, wanted.remedy),
             None => bail!("no pod of {} is ready: kubectl -n {namespace} get pods -l {}", wanted.what, wanted.labels),
         }

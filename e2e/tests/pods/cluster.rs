@@ -103,11 +103,6 @@ impl Cluster {
         });
     }
 
-    /// Where its kubeconfig is.
-    pub(crate) fn kubeconfig(&self) -> &str {
-        self.kubectl.kubeconfig()
-    }
-
     /// Gets something as JSON.
     pub(crate) fn get(&self, arguments: &[&str]) -> Value {
         self.kubectl.get(arguments)
