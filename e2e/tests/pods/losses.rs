@@ -68,7 +68,7 @@ fn goes_unseen(loss: &Loss, probe: &Probe) -> bool {
 /// Every loss; with `FULL=1` of apps with every kind of probe.
 pub(crate) fn all(cluster: &Cluster, report: &Report) {
     // Boxes at once: this is one machine.
-    const AT_ONCE: usize = 12;
+    const AT_ONCE: usize = 8;
     let full = std::env::var_os("FULL").is_some();
     cluster.namespace("losses", &["bluebox.dev/injection=enabled"]);
     let every = LOSSES.iter().flat_map(|loss| PROBES.iter().map(move |probe| (loss, probe)));
@@ -109,6 +109,8 @@ fn some_of_them(cluster: &Cluster, report: &Report, cases: &[Case]) -> Vec<Strin
     for Case { name, .. } in cases {
         cluster.run(&["delete", "deployment", name, "-n", "losses", "--wait=false"], None);
     }
+    // The next ones have the machine to themselves.
+    wait("the boxes are gone", || cluster.get(&["pods", "-n", "losses"])["items"].as_array()?.is_empty().then_some(()));
     failed
 }
 
