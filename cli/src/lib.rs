@@ -8,15 +8,17 @@
 //! - [`redirect`]: `bluebox redirect`: the rules that send what an app sends to its proxy.
 //! - [`kubernetes`]: `bluebox injector`, the admission webhook; `bluebox inject`, the same by hand; `install`, `enable` and `check`; what runs in pods beside the proxy.
 //! - [`watch`]: what goes on: `bluebox watch`, and the page of `up`.
+//! - [`log_level`]: what a running process logs.
 //! - [`operate`]: looking into a running system: `bluebox status`, `ps`, `calls`, `tap`, `topics`, `dlq`, `txn`; `drain`.
 //! - [`reference`](mod@reference): docs/metrics.md, docs/cli.md, completion.
-//! - [`serve`], [`limits`], [`log`], [`logging`], [`tail`], [`units`]: what flags and the file have in common.
+//! - [`serve`], [`limits`], [`log`], [`logging`], [`tail`], [`traces`], [`units`]: what flags and the file have in common.
 
 mod family;
 mod file;
 mod kubernetes;
 mod limits;
 mod log;
+mod log_level;
 mod log_server;
 mod logging;
 mod operate;
@@ -25,6 +27,7 @@ mod redirect;
 mod reference;
 mod serve;
 mod tail;
+mod traces;
 mod transaction;
 mod txmgr;
 mod units;
@@ -87,6 +90,8 @@ enum Command {
     Completion(reference::CompletionOptions),
     /// Tell a proxy to take no more calls, because its app is about to end
     Drain(operate::drain::DrainOptions),
+    /// Change what a process logs, for a time
+    LogLevel(log_level::LogLevelOptions),
     /// Look after dead letters: list, show, replay, drop
     Dlq(operate::dlq::DlqOptions),
     /// Look after transactions: list, show, retry, cancel, forget
@@ -140,6 +145,7 @@ pub fn main() -> ExitCode {
         Command::Ps(options) => operate::ps::run(&options),
         Command::Calls(options) => in_runtime(operate::calls::run(options)),
         Command::Drain(options) => in_runtime(operate::drain::run(options)),
+        Command::LogLevel(options) => in_runtime(log_level::run(options)),
         Command::Dlq(options) => in_runtime(operate::dlq::run(options)),
         Command::Txn(options) => in_runtime(operate::txn::run(options)),
         Command::MetricsReference => reference::metrics(),
