@@ -90,7 +90,8 @@ pub(crate) async fn run(options: LogLevelOptions) -> anyhow::Result<()> {
 /// The proxies of a `bluebox up` that have this name.
 fn of_up(options: &LogLevelOptions, name: &str) -> anyhow::Result<Vec<(String, SocketAddr)>> {
     let in_a_cluster = "in a cluster: kubectl exec POD -c proxy -- /bluebox log-level LEVEL";
-    let state = state::read(&options.data).with_context(|| format!("no `bluebox up` runs in {} (--data names another place); {in_a_cluster}", options.data.display()))?;
+    let state = state::read(&options.data)
+        .with_context(|| format!("no `bluebox up` runs in {} (--data names another place); {in_a_cluster}", options.data.display()))?;
     let is_it = |unit: &&state::UnitState| unit.name == name || unit.box_name == name || unit.components.iter().any(|component| component == name);
     let told: Vec<_> = state.units.iter().filter(is_it).filter_map(|unit| Some((unit.name.clone(), unit.control?))).collect();
     if told.is_empty() {

@@ -37,7 +37,11 @@ struct Kind {
 pub(crate) async fn measure(options: &RunOptions, report: &mut Report) -> anyhow::Result<()> {
     let collector = collector().await?;
     let traces = [("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{collector}"))];
-    let some = [("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{collector}")), ("OTEL_TRACES_SAMPLER", "parentbased_traceidratio".to_owned()), ("OTEL_TRACES_SAMPLER_ARG", "0.05".to_owned())];
+    let some = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{collector}")),
+        ("OTEL_TRACES_SAMPLER", "parentbased_traceidratio".to_owned()),
+        ("OTEL_TRACES_SAMPLER_ARG", "0.05".to_owned()),
+    ];
     let mut kinds = Vec::new();
     // The first once more at the end: what the two differ by is what this machine makes of the same.
     for (name, environment) in [
@@ -59,7 +63,8 @@ pub(crate) async fn measure(options: &RunOptions, report: &mut Report) -> anyhow
         let first = round as usize % kinds.len();
         kinds.rotate_left(first);
         for kind in &mut kinds {
-            let reads: Vec<JoinHandle<()>> = if kind.name == "metrics_read" { kind.scraped.map(|at| tokio::spawn(read_again_and_again(at))).into() } else { Vec::new() };
+            let reads: Vec<JoinHandle<()>> =
+                if kind.name == "metrics_read" { kind.scraped.map(|at| tokio::spawn(read_again_and_again(at))).into() } else { Vec::new() };
             let before = kind.pair.used()?;
             let (times, took) = kind.callers.call(&kind.pair.durable, None, options.time).await?;
             let used = kind.pair.used()?.since(before);
@@ -73,7 +78,10 @@ pub(crate) async fn measure(options: &RunOptions, report: &mut Report) -> anyhow
     }
     let counting = counting()?;
     let table: BTreeMap<_, _> = kinds.iter().map(|kind| (kind.name, told(&kind.rounds, &kinds[0].rounds))).collect();
-    println!("\n| {CALLERS} callers | calls/s | to the first: median (least–most of {} rounds) | processor time per call | to the first |\n|---|---|---|---|---|", options.rounds);
+    println!(
+        "\n| {CALLERS} callers | calls/s | to the first: median (least–most of {} rounds) | processor time per call | to the first |\n|---|---|---|---|---|",
+        options.rounds
+    );
     let mut figures = Map::new();
     for kind in &kinds {
         let Some([per_second, ratio, least, most, cpu, cpu_ratio]) = table.get(kind.name) else { continue };

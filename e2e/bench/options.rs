@@ -117,7 +117,8 @@ pub(crate) struct RunOptions {
 impl RunOptions {
     /// What is to be measured, in this order.
     pub(crate) fn parts(&self) -> Vec<Part> {
-        let wanted = |part: &Part| if self.only.is_empty() { *part != Part::Observe && (*part != Part::Growth || self.growth) } else { self.only.contains(part) };
+        let wanted =
+            |part: &Part| if self.only.is_empty() { *part != Part::Observe && (*part != Part::Growth || self.growth) } else { self.only.contains(part) };
         Part::value_variants().iter().copied().filter(wanted).collect()
     }
 }

@@ -11,7 +11,8 @@ use crate::identity::{Identity, POD_INDEX};
 use crate::redirect::Redirect;
 use crate::restart::{self, Restart};
 use crate::settings::{
-    ADMIN_PORT, BROKERS_KEY, CONTROL_PORT, DNS_PORT, INCARNATE, OUTBOUND_PORT, PREFIX_KEY, PROGRAM, PROPERTIES_KEY, PROXY, REDIRECT, Settings, TRACES_PREFIX, TRACES_SECRET, TRANSPARENT_PORT,
+    ADMIN_PORT, BROKERS_KEY, CONTROL_PORT, DNS_PORT, INCARNATE, OUTBOUND_PORT, PREFIX_KEY, PROGRAM, PROPERTIES_KEY, PROXY, REDIRECT, Settings, TRACES_PREFIX,
+    TRACES_SECRET, TRANSPARENT_PORT,
 };
 
 /// The volume with the Secret that says which Kafka.

@@ -123,17 +123,21 @@ impl Level {
                 }
             }
             let peer: Option<SocketAddr> = request.extensions().get::<Peer>().map(|Peer(address)| *address);
-            let changed = level.ok_or_else(|| "?level=LEVEL is missing".to_owned()).and_then(|level| self.change(level, time, &listener::who(peer, request.headers())));
+            let changed =
+                level.ok_or_else(|| "?level=LEVEL is missing".to_owned()).and_then(|level| self.change(level, time, &listener::who(peer, request.headers())));
             if let Err(why) = changed {
                 return plain(StatusCode::BAD_REQUEST, format!("{why}\n"));
             }
         } else if ![Method::GET, Method::HEAD].contains(request.method()) {
             return plain(StatusCode::METHOD_NOT_ALLOWED, "GET or PUT\n");
         }
-        plain(StatusCode::OK, match self.now() {
-            (level, None) => format!("{level}\n"),
-            (level, Some(left)) => format!("{level} for {} s, then {}\n", left.as_secs(), self.0.usual),
-        })
+        plain(
+            StatusCode::OK,
+            match self.now() {
+                (level, None) => format!("{level}\n"),
+                (level, Some(left)) => format!("{level} for {} s, then {}\n", left.as_secs(), self.0.usual),
+            },
+        )
     }
 
     fn lock(&self) -> MutexGuard<'_, Now> {
@@ -185,7 +189,17 @@ mod tests {
         assert_eq!(refused("/log-level?level=debug", &[HERE, ("origin", "http://evil.example")]), 403);
         assert_eq!(refused("/log-level?level=debug", &[]), 403);
         assert_eq!(asked(&level, Method::POST, "/log-level?level=debug", &[HERE]), 405);
-        for nonsense in ["", "?level=", "?level=debgu", "?level=a=b", "?level==debug", "?level=debug&for=0", "?level=debug&for=86401", "?level=debug&for=x", "?level=debug&more=1"] {
+        for nonsense in [
+            "",
+            "?level=",
+            "?level=debgu",
+            "?level=a=b",
+            "?level==debug",
+            "?level=debug&for=0",
+            "?level=debug&for=86401",
+            "?level=debug&for=x",
+            "?level=debug&more=1",
+        ] {
             assert_eq!(refused(&format!("/log-level{nonsense}"), &[HERE]), 400, "{nonsense}");
         }
         assert_eq!(asked(&level, Method::GET, "/log-level", &[HERE]), 200);

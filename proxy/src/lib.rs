@@ -275,7 +275,13 @@ impl Proxy {
         let alive = Alive::new(config.liveness.clone(), replaces);
         for (listener, rights) in [(admin, Rights::Look), (control, Rights::Change)] {
             if let Some((listener, _)) = listener {
-                let shown = Shown { metrics: metrics.clone(), drain: drain.clone(), redirected: redirected.clone(), alive: alive.clone(), log_level: config.log_level.clone() };
+                let shown = Shown {
+                    metrics: metrics.clone(),
+                    drain: drain.clone(),
+                    redirected: redirected.clone(),
+                    alive: alive.clone(),
+                    log_level: config.log_level.clone(),
+                };
                 beside.spawn(admin::serve(listener, shown, rights));
             }
         }

@@ -352,7 +352,24 @@ impl OutboundSide {
             }
             fail_point_async!(OutAccepted, return Err(Problem::new(Kind::AcceptanceUnknown, "a fail point")));
         }
-        Ok(Handed { id, callee, began, sent, appended, hold, repeatable, preferences, recorded, reply_to, ticket, accepting, first, long_wait, line: None, spans: None })
+        Ok(Handed {
+            id,
+            callee,
+            began,
+            sent,
+            appended,
+            hold,
+            repeatable,
+            preferences,
+            recorded,
+            reply_to,
+            ticket,
+            accepting,
+            first,
+            long_wait,
+            line: None,
+            spans: None,
+        })
     }
 
     /// The last stages of a durable call: await the outcome, answer.

@@ -127,7 +127,9 @@ impl Spans {
         let last = shared.last().take(&(ending.id, ending.replay));
         // One that never was delivered is below its acceptance.
         let accepted = || match &ending.verdict {
-            Verdict::DeadLetter { call: crate::inbound::partition::Payload::Here(call), .. } => Context::of(&call.request.headers).filter(|context| context.sampled),
+            Verdict::DeadLetter { call: crate::inbound::partition::Payload::Here(call), .. } => {
+                Context::of(&call.request.headers).filter(|context| context.sampled)
+            }
             _ => None,
         };
         Some(EndingSpans { tracer: shared.tracer.clone(), log: shared.log, below: last.or_else(accepted)?, id: ending.id, attempts: ending.attempts })

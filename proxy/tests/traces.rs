@@ -42,7 +42,8 @@ impl System {
         let stop = CancellationToken::new();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let app = app(resets, seen.clone()).await;
-        let served = Served { name: name("cart"), component: Component { partitions: 1, ..Component::default() }, ordinal: None, app, protocol: AppProtocol::Http1 };
+        let served =
+            Served { name: name("cart"), component: Component { partitions: 1, ..Component::default() }, ordinal: None, app, protocol: AppProtocol::Http1 };
         let mut running = Vec::new();
         let mut at = None;
         for config in [
@@ -151,7 +152,9 @@ async fn one_call_is_one_trace_with_a_span_for_each_attempt() {
         assert_eq!(told.says("url.path"), "/items", "and no query: secrets stand there");
     }
     assert_eq!((call.says("http.response.status_code"), call.says("bluebox.result"), call.says("server.address")), ("200".into(), "app".into(), "cart".into()));
-    for (told, operation, topic) in [(&append, "send", "bluebox.cart.calls"), (&second, "process", "bluebox.cart.calls"), (&outcome, "send", "bluebox.gateway.replies")] {
+    for (told, operation, topic) in
+        [(&append, "send", "bluebox.cart.calls"), (&second, "process", "bluebox.cart.calls"), (&outcome, "send", "bluebox.gateway.replies")]
+    {
         assert_eq!((told.says("messaging.system"), told.says("messaging.operation.type")), ("kafka".to_owned(), operation.to_owned()));
         assert_eq!((&told.says("messaging.destination.name"), &told.says("messaging.message.id")), (&topic.to_owned(), id));
     }

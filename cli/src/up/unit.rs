@@ -194,7 +194,9 @@ impl Supervisor {
         }
         // Each proxy is told where traces go, and has its own name there.
         command.env_remove(crate::traces::SERVICE_NAME);
-        command.args([self.unit.program.command(), "--with-parent", "--listen", &listen.to_string(), "--admin", &any.to_string(), "--control", &any.to_string()]).args(&self.unit.proxy);
+        command
+            .args([self.unit.program.command(), "--with-parent", "--listen", &listen.to_string(), "--admin", &any.to_string(), "--control", &any.to_string()])
+            .args(&self.unit.proxy);
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -66,7 +66,9 @@ impl Settings {
         match own_or("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL") {
             None => {}
             Some((_, protocol)) if protocol == "http/protobuf" => {}
-            Some((name, other)) => return Err(unusable(name, &other, "http/protobuf is what this program speaks; a collector listens for it at its port 4318")),
+            Some((name, other)) => {
+                return Err(unusable(name, &other, "http/protobuf is what this program speaks; a collector listens for it at its port 4318"));
+            }
         }
         match own_or("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "OTEL_EXPORTER_OTLP_COMPRESSION") {
             None => {}
@@ -85,7 +87,9 @@ impl Settings {
         let headers = match own_or("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS") {
             None => Vec::new(),
             // The value is not told: it is where tokens stand.
-            Some((name, text)) => fields(&text).ok_or_else(|| unusable(name, "…", "written as name=value,name=value, with what is special in percent-encoding"))?,
+            Some((name, text)) => {
+                fields(&text).ok_or_else(|| unusable(name, "…", "written as name=value,name=value, with what is special in percent-encoding"))?
+            }
         };
         let number = |name: &'static str, usual: u64, least: u64| match variable(name) {
             None => Ok(usual),
@@ -98,9 +102,11 @@ impl Settings {
         let samples = variable("OTEL_TRACES_SAMPLER");
         let sampler = Sampler::read(samples.as_deref().unwrap_or("parentbased_always_on"), variable("OTEL_TRACES_SAMPLER_ARG").as_deref());
         let sampler = sampler.map_err(|wrong| match wrong {
-            Samples::NoName => {
-                unusable("OTEL_TRACES_SAMPLER", samples.as_deref().unwrap_or_default(), "always_on, always_off, traceidratio, or one of these with parentbased_ before it")
-            }
+            Samples::NoName => unusable(
+                "OTEL_TRACES_SAMPLER",
+                samples.as_deref().unwrap_or_default(),
+                "always_on, always_off, traceidratio, or one of these with parentbased_ before it",
+            ),
             Samples::NoRatio(text) => unusable("OTEL_TRACES_SAMPLER_ARG", &text, "the part of all traces that is kept: a number from 0 to 1"),
         })?;
         let resource = match variable("OTEL_RESOURCE_ATTRIBUTES") {
@@ -193,7 +199,12 @@ mod tests {
         assert_eq!((said.queue, said.batch), (9, 9), "a batch is no larger than the queue");
         assert_eq!(said.service.as_deref(), Some("shop"));
         assert_eq!(said.resource, [("deployment.environment.name".to_owned(), "test,1".to_owned())]);
-        let traces = [(ENDPOINT, "http://all:4318"), (TRACES_ENDPOINT, "http://traces:1/x"), ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "1"), ("OTEL_EXPORTER_OTLP_TIMEOUT", "2")];
+        let traces = [
+            (ENDPOINT, "http://all:4318"),
+            (TRACES_ENDPOINT, "http://traces:1/x"),
+            ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "1"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "2"),
+        ];
         let said = settings(&traces).unwrap().unwrap();
         assert_eq!((said.endpoint, said.timeout), (Uri::from_static("http://traces:1/x"), Duration::from_millis(1)));
     }
@@ -211,7 +222,11 @@ mod tests {
             (&[("OTEL_BSP_MAX_QUEUE_SIZE", "0")], "not too small"),
         ];
         for (environment, expected) in wrong {
-            let of: Vec<_> = [("OTEL_TRACES_EXPORTER", "otlp")].into_iter().filter(|(n, _)| environment.iter().all(|(m, _)| m != n)).chain(environment.iter().copied()).collect();
+            let of: Vec<_> = [("OTEL_TRACES_EXPORTER", "otlp")]
+                .into_iter()
+                .filter(|(n, _)| environment.iter().all(|(m, _)| m != n))
+                .chain(environment.iter().copied())
+                .collect();
             let told = settings(&of).unwrap_err().to_string();
             assert!(told.contains(expected) && !told.contains("geheim"), "{told}");
         }

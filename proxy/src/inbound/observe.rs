@@ -209,7 +209,9 @@ impl Observe {
             DeliveryEnd::Answered(_) | DeliveryEnd::NotBegun => {}
             DeliveryEnd::NotNow(pause, outcome) => match outcome.source {
                 Source::App => tracing::info!(call = %id, attempt, %component, retry_after_seconds = pause.as_secs(), "the app said not now"),
-                Source::Proxy(reason) => tracing::info!(call = %id, attempt, %component, ?reason, retry_after_seconds = pause.as_secs(), "a delivery has to wait"),
+                Source::Proxy(reason) => {
+                    tracing::info!(call = %id, attempt, %component, ?reason, retry_after_seconds = pause.as_secs(), "a delivery has to wait")
+                }
             },
             DeliveryEnd::NotThere => tracing::warn!(call = %id, attempt, %component, "the app does not accept connections"),
             DeliveryEnd::Failed(detail) => tracing::warn!(call = %id, attempt, %component, %detail, "an attempt failed"),
