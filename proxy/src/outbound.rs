@@ -39,7 +39,7 @@ use crate::redirect::address;
 use crate::registry::Directory;
 use crate::respond::{self, AnswerBody, Asked, BodyError};
 use crate::route::{self, Route, Target};
-use crate::spans::{Called, Calling, Spans};
+use crate::spans::{Called, Spans};
 use crate::spread::Spread;
 
 /// How long, and how much, of a body that nobody wants is still read, so that its sender finds the time to read why.

@@ -1,4 +1,5 @@
 //! A collector of traces: takes OTLP over HTTP, and shows each span to the test.
+#![allow(unreachable_pub, dead_code, reason = "each test takes of it what it needs")]
 
 use std::net::SocketAddr;
 use std::time::Duration;
