@@ -41,7 +41,7 @@ SOME_BENCH = $(BENCH_BINARY) --rounds $(ROUNDS) --calls $(CALLS) --time $(LOAD_T
 # What was not tested, because something is missing on this machine.
 LEFT_OUT = $(CURDIR)/target/left-out
 
-.PHONY: help build release bench bench-all bench-growth bench-plot bench-build demo demo-kafka test test-fast faults txn-faults faults-build faults-some fmt fmt-check lint doc deny kafka kafka-stop test-redirect test-kubernetes e2e images clean
+.PHONY: help build release bench bench-all bench-growth bench-observe bench-plot bench-build demo demo-kafka test test-fast faults txn-faults faults-build faults-some fmt fmt-check lint doc deny kafka kafka-stop test-redirect test-kubernetes e2e images clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,6 +73,9 @@ bench-all: bench ## The same, then with three brokers and with the embedded log,
 	scripts/kafka run --brokers 3 -- $(SOME_BENCH) --only sequential,loads --add-as replication_3
 	$(SOME_BENCH) --log embedded --only sequential,loads --add-as embedded
 	$(MAKE) bench-plot
+
+bench-observe: bench-build ## What it costs to be looked at: metrics read, traces sent; ten rounds that take turns
+	scripts/kafka run -- $(BENCH_BINARY) --only observe --rounds 10 --time 5s --output target/bench-observe.json
 
 bench-growth: bench-build ## What 1 to 1,000 components and 1 to 50 replicas cost; takes long
 	scripts/kafka run -- $(SOME_BENCH) --only growth --output target/bench-growth.json

@@ -8,16 +8,18 @@
 //! - [`redirect`]: `bluebox redirect`: the rules that send what an app sends to its proxy.
 //! - [`kubernetes`]: `bluebox injector`, the admission webhook; `bluebox inject`, the same by hand; `install`, `enable` and `check`; what runs in pods beside the proxy.
 //! - [`watch`]: what goes on: `bluebox watch`, and the page of `up`.
+//! - [`log_level`]: what a running process logs.
 //! - [`operate`]: looking into a running system: `bluebox status`, `ps`, `calls`, `tap`, `topics`, `dlq`, `txn`; `drain`.
 //! - [`programs`]: what of all this is in the images.
 //! - [`reference`](mod@reference): docs/metrics.md, docs/cli.md, completion.
-//! - [`serve`], [`limits`], [`log`], [`logging`], [`tail`], [`units`]: what flags and the file have in common.
+//! - [`serve`], [`limits`], [`log`], [`logging`], [`tail`], [`traces`], [`units`]: what flags and the file have in common.
 
 mod family;
 mod file;
 mod kubernetes;
 mod limits;
 mod log;
+mod log_level;
 mod log_server;
 mod logging;
 mod operate;
@@ -27,6 +29,7 @@ mod redirect;
 mod reference;
 mod serve;
 mod tail;
+mod traces;
 mod transaction;
 mod txmgr;
 mod units;
@@ -74,6 +77,8 @@ enum Command {
     Ps(operate::ps::PsOptions),
     /// Print what completes commands in a shell
     Completion(reference::CompletionOptions),
+    #[command(flatten)]
+    Anywhere(programs::Anywhere),
     /// Print docs/metrics.md.
     #[command(hide = true)]
     MetricsReference,
@@ -104,6 +109,7 @@ pub fn main() -> ExitCode {
         Command::Check(options) => return kubernetes::check::run(&options),
         Command::Uninstall(options) => kubernetes::install::run_uninstall(&options),
         Command::InInjectors(command) => return command.run(),
+        Command::Anywhere(command) => return command.run(),
         Command::Ps(options) => operate::ps::run(&options),
         Command::Completion(options) => reference::completion(&options, &mut <Cli as clap::CommandFactory>::command()),
         Command::MetricsReference => reference::metrics(),

@@ -3,6 +3,7 @@
 use std::io::IsTerminal as _;
 
 use anyhow::Context as _;
+use bluebox_observe::level::{self, Level};
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
@@ -37,20 +38,35 @@ impl LoggingOptions {
     }
 
     /// Starts it, once in a process.
-    pub(crate) fn start(&self) -> anyhow::Result<()> {
+    pub(crate) fn start(&self) -> anyhow::Result<Level> {
         self.start_with(None)
     }
 
     /// The same, and what is said is kept in a file too.
-    pub(crate) fn start_with(&self, tail: Option<Tail>) -> anyhow::Result<()> {
-        let filter = EnvFilter::try_new(&self.log_level).with_context(|| format!("--log-level {:?}: error, warn, info, debug or trace", self.log_level))?;
-        let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr.and(Kept(tail)));
-        match self.log_format {
-            Format::Text => lines.with_ansi(std::io::stderr().is_terminal()).with_target(false).init(),
-            Format::Json => lines.json().init(),
-        }
-        Ok(())
+    pub(crate) fn start_with(&self, tail: Option<Tail>) -> anyhow::Result<Level> {
+        let begins = filter(&self.log_level).map_err(anyhow::Error::msg).context("--log-level")?;
+        let lines = tracing_subscriber::fmt().with_env_filter(begins).with_writer(std::io::stderr.and(Kept(tail)));
+        Ok(match self.log_format {
+            Format::Text => {
+                let lines = lines.with_ansi(std::io::stderr().is_terminal()).with_target(false).with_filter_reloading();
+                let handle = lines.reload_handle();
+                lines.init();
+                Level::new(&self.log_level, move |to| handle.reload(filter(to)?).map_err(|error| error.to_string()))
+            }
+            Format::Json => {
+                let lines = lines.json().with_filter_reloading();
+                let handle = lines.reload_handle();
+                lines.init();
+                Level::new(&self.log_level, move |to| handle.reload(filter(to)?).map_err(|error| error.to_string()))
+            }
+        })
     }
+}
+
+/// What is logged at a level. Who changes it is told at every one.
+fn filter(level: &str) -> Result<EnvFilter, String> {
+    level::check(level)?;
+    EnvFilter::try_new(format!("{level},{}=warn", level::TARGET)).map_err(|error| error.to_string())
 }
 
 /// What is kept, if anything is.

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::{
-    NOT_AS_IT_SHOULD_BE, end_with_a_panic, ended, in_runtime, in_runtime_of, kubernetes, open_many_files, operate, proxy, proxy_threads, redirect, txmgr, watch,
+    NOT_AS_IT_SHOULD_BE, end_with_a_panic, ended, in_runtime, in_runtime_of, kubernetes, log_level, open_many_files, operate, proxy, proxy_threads, redirect,
+    txmgr, watch,
 };
 
 /// What runs beside apps, and whatever else lives on the log.
@@ -92,12 +93,43 @@ impl InInjectors {
     }
 }
 
+/// What helps with whatever runs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Anywhere {
+    /// Change what a process logs, for a time
+    LogLevel(log_level::LogLevelOptions),
+}
+
+impl Anywhere {
+    /// Runs it to its end.
+    pub(crate) fn run(self) -> ExitCode {
+        let Self::LogLevel(options) = self;
+        ended(in_runtime(log_level::run(options)))
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum InBoxesAndAnywhere {
+    #[command(flatten)]
+    InBoxes(InBoxes),
+    #[command(flatten)]
+    Anywhere(Anywhere),
+}
+
+#[derive(Debug, Subcommand)]
+enum InInjectorsAndAnywhere {
+    #[command(flatten)]
+    InInjectors(InInjectors),
+    #[command(flatten)]
+    Anywhere(Anywhere),
+}
+
 /// Bluebox, as far as it is in the image of proxies.
 #[derive(Debug, Parser)]
 #[command(name = "bluebox", version)]
 struct Boxes {
     #[command(subcommand)]
-    command: InBoxes,
+    command: InBoxesAndAnywhere,
 }
 
 /// Bluebox, as far as it is in the image of injectors.
@@ -105,17 +137,23 @@ struct Boxes {
 #[command(name = "bluebox", version)]
 struct Injectors {
     #[command(subcommand)]
-    command: InInjectors,
+    command: InInjectorsAndAnywhere,
 }
 
 /// Runs what the command line says in a pod with a proxy, or another part that lives on the log.
 pub fn in_boxes() -> ExitCode {
     end_with_a_panic();
-    Boxes::parse().command.run()
+    match Boxes::parse().command {
+        InBoxesAndAnywhere::InBoxes(command) => command.run(),
+        InBoxesAndAnywhere::Anywhere(command) => command.run(),
+    }
 }
 
 /// Runs what the command line says in the pod of an injector.
 pub fn in_injectors() -> ExitCode {
     end_with_a_panic();
-    Injectors::parse().command.run()
+    match Injectors::parse().command {
+        InInjectorsAndAnywhere::InInjectors(command) => command.run(),
+        InInjectorsAndAnywhere::Anywhere(command) => command.run(),
+    }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use bluebox_core::ComponentName;
 use bluebox_core::topics::Retention;
+use bluebox_observe::level::Level;
 use bluebox_proxy::Proxy;
 use bluebox_proxy::config::{ProxyConfig, Served, Together};
 use bluebox_proxy::dns::resolv_conf::ResolvConf;
@@ -65,7 +66,7 @@ pub(crate) struct ProxyOptions {
     /// Where /metrics, /healthz, /readyz and /drained are answered; by default nowhere.
     #[arg(long, env = "BLUEBOX_ADMIN", value_name = "HOST:PORT")]
     admin: Option<SocketAddr>,
-    /// Where `bluebox drain` tells it to take no more calls; on loopback; by default nowhere.
+    /// Where `bluebox drain` tells it to take no more calls, and `bluebox log-level` what to log; on loopback; by default nowhere.
     #[arg(long, env = "BLUEBOX_CONTROL", value_name = "HOST:PORT", value_parser = loopback)]
     control: Option<SocketAddr>,
     /// The callers are strangers to each other: Authorization and Cookie count when an Idempotency-Key comes again. By default true for a gateway.
@@ -149,6 +150,8 @@ impl ProxyOptions {
             shared_by_callers: self.shared_by_callers.unwrap_or(self.serve.is_empty()),
             prefix: self.log.kafka.topic_prefix.clone(),
             retention: self.keep.retention(),
+            log_level: None,
+            traces: None,
             outbound: self.outbound.clone().into(),
             inbound: self.inbound.clone().into(),
         };
@@ -175,7 +178,7 @@ impl ProxyOptions {
 }
 
 /// Reads an address that only this machine, or this pod, can reach: who reaches it can change something.
-fn loopback(text: &str) -> Result<SocketAddr, String> {
+pub(crate) fn loopback(text: &str) -> Result<SocketAddr, String> {
     let address: SocketAddr = text.parse().map_err(|_| "an address is written as 127.0.0.1:4142".to_owned())?;
     if address.ip().is_loopback() { Ok(address) } else { Err("on loopback only: 127.0.0.1 or [::1]".to_owned()) }
 }
@@ -217,19 +220,18 @@ pub(crate) struct Listening {
     pub(crate) listen: SocketAddr,
     /// Where it answers /metrics.
     pub(crate) admin: Option<SocketAddr>,
+    /// Where it is told something.
+    pub(crate) control: Option<SocketAddr>,
 }
 
 /// Runs the proxy until it is told to end.
 pub(crate) async fn run(options: ProxyOptions) -> anyhow::Result<()> {
-    let replaces = match &options.incarnation {
+    let (log_level, replaces) = match &options.incarnation {
         Some(directory) => begin(&Place::new(directory), &options)?,
-        None => {
-            options.logging.start()?;
-            false
-        }
+        None => (options.logging.start()?, false),
     };
     let place = options.incarnation.as_ref().map(Place::new);
-    let ended = serve(options, replaces).await;
+    let ended = serve(options, log_level, replaces).await;
     // Where the box is started again in place, nobody else keeps what it ended with.
     if let (Err(error), Some(place)) = (&ended, place) {
         place.leave_word_if_none(&format!("{error:#}"))?;
@@ -238,11 +240,13 @@ pub(crate) async fn run(options: ProxyOptions) -> anyhow::Result<()> {
 }
 
 /// Runs the proxy, whose box has begun.
-async fn serve(options: ProxyOptions, replaces: bool) -> anyhow::Result<()> {
+async fn serve(options: ProxyOptions, log_level: Level, replaces: bool) -> anyhow::Result<()> {
     if options.with_parent {
         crate::family::end_with_parent()?;
     }
     let mut config = options.config().map_err(anyhow::Error::msg)?;
+    config.log_level = Some(log_level);
+    config.traces = crate::traces::wanted(&options.log);
     if let Some(together) = &mut config.together {
         together.replaces = replaces;
     }
@@ -256,18 +260,18 @@ async fn serve(options: ProxyOptions, replaces: bool) -> anyhow::Result<()> {
     let proxy = Proxy::bind(config).await?;
     info!(log = log_described, "calls are kept in this log");
     if options.with_parent {
-        println!("{}", serde_json::to_string(&Listening { listen: proxy.listen(), admin: proxy.admin() })?);
+        println!("{}", serde_json::to_string(&Listening { listen: proxy.listen(), admin: proxy.admin(), control: proxy.control() })?);
     }
     proxy.run(log, asked_to_end(terminate, interrupt)).await?;
     Ok(())
 }
 
 /// Starts as a half of a box, and tells why the box was started again: the logs of its former containers are gone. `true` if the app still is that of a proxy that died.
-fn begin(place: &Place, options: &ProxyOptions) -> anyhow::Result<bool> {
+fn begin(place: &Place, options: &ProxyOptions) -> anyhow::Result<(Level, bool)> {
     const LAST_LINES: usize = 20;
     let file = place.file("log");
     let lines = tail::last_lines(&file, LAST_LINES);
-    options.logging.start_with(Some(Tail::begin(&file).with_context(|| format!("{}: can't be written", file.display()))?))?;
+    let log_level = options.logging.start_with(Some(Tail::begin(&file).with_context(|| format!("{}: can't be written", file.display()))?))?;
     let said = |why: Option<String>| why.unwrap_or_else(|| "it died without a word: it was killed, or had no memory left".to_owned());
     let taken = place.take()?;
     let restarted = !matches!(taken, Taken::WithTheBox { incarnation: 1, .. });
@@ -285,7 +289,7 @@ fn begin(place: &Place, options: &ProxyOptions) -> anyhow::Result<bool> {
         Taken::Alone { why, .. } if options.without_rules => {
             warn!(former_proxy = said(why), "this proxy was started again alone");
             // What serves nothing has no app that could be told from another.
-            return Ok(!options.serve.is_empty());
+            return Ok((log_level, !options.serve.is_empty()));
         }
         Taken::Alone { why, .. } => {
             let why = format!("a proxy was started again alone, without its app; it ends, so that both are started afresh. The one before: {}", said(why));
@@ -294,7 +298,7 @@ fn begin(place: &Place, options: &ProxyOptions) -> anyhow::Result<bool> {
             bail!("started again alone");
         }
     }
-    Ok(false)
+    Ok((log_level, false))
 }
 
 async fn tell_about_the_log(log: std::sync::Arc<dyn bluebox_core::Log>, options: LogOptions) {

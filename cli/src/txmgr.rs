@@ -60,6 +60,9 @@ pub(crate) struct TxmgrOptions {
     /// Where /metrics, /healthz and /readyz are answered; by default nowhere.
     #[arg(long, env = "BLUEBOX_ADMIN", value_name = "HOST:PORT")]
     admin: Option<SocketAddr>,
+    /// Where `bluebox log-level` tells it what to log; on loopback; by default nowhere.
+    #[arg(long, env = "BLUEBOX_CONTROL", value_name = "HOST:PORT", value_parser = crate::proxy::loopback)]
+    control: Option<SocketAddr>,
     /// Partitions of its calls and of its transactions; fixed when it is first started.
     #[arg(long, env = "BLUEBOX_PARTITIONS", value_name = "COUNT", default_value_t = PARTITIONS, value_parser = clap::value_parser!(u32).range(1..=1024))]
     partitions: u32,
@@ -132,7 +135,7 @@ pub(crate) fn served(name: ComponentName, partitions: u32, app: SocketAddr) -> S
 
 /// Runs it until it is told to end.
 pub(crate) async fn run(options: TxmgrOptions) -> anyhow::Result<()> {
-    options.logging.start()?;
+    let log_level = options.logging.start()?;
     if options.with_parent {
         crate::family::end_with_parent()?;
     }
@@ -151,7 +154,7 @@ pub(crate) async fn run(options: TxmgrOptions) -> anyhow::Result<()> {
         dns: None,
         resolv_conf: ResolvConf::default(),
         admin: options.admin,
-        control: None,
+        control: options.control,
         together: None,
         restart_on_hang: false,
         liveness: Vec::new(),
@@ -159,6 +162,8 @@ pub(crate) async fn run(options: TxmgrOptions) -> anyhow::Result<()> {
         shared_by_callers: true,
         prefix: options.log.kafka.topic_prefix.clone(),
         retention: Retention::default(),
+        log_level: Some(log_level),
+        traces: crate::traces::wanted(&options.log),
         outbound: Outbound { max_waiting: 4 * CONCURRENCY, ..Outbound::default() },
         inbound: Inbound {
             concurrency: CONCURRENCY,
@@ -193,7 +198,7 @@ pub(crate) async fn run(options: TxmgrOptions) -> anyhow::Result<()> {
     let counts = proxy.counts().clone();
     info!(log = options.log.describe(), %listen, "transactions are kept in this log");
     if options.with_parent {
-        println!("{}", serde_json::to_string(&Listening { listen, admin: proxy.admin() })?);
+        println!("{}", serde_json::to_string(&Listening { listen, admin: proxy.admin(), control: proxy.control() })?);
     }
     let clients = serve::door::serve(door, options.name.clone(), proxy.listen());
     tokio::select! {

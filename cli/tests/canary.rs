@@ -1,11 +1,12 @@
-//! No secret gets into what is logged, at the level of most words, nor into the metrics: real processes, and one secret everywhere where apps have theirs.
+//! No secret gets into what is logged, at the level of most words, nor into the metrics or traces: real processes, and one secret everywhere where apps have theirs.
 
 #![allow(clippy::unwrap_used, reason = "it is all test")]
 
 mod common;
 
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
 
 use common::{DEADLINE, Place, request};
 use nix::sys::signal::Signal;
@@ -22,10 +23,50 @@ fn send(to: &str, bytes: &str) -> String {
     answer
 }
 
+/// Takes what proxies send of traces: the bodies of all requests.
+fn collector() -> (SocketAddr, Arc<Mutex<Vec<u8>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (at, all) = (listener.local_addr().unwrap(), Arc::new(Mutex::new(Vec::new())));
+    let kept = Arc::clone(&all);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let kept = Arc::clone(&kept);
+            std::thread::spawn(move || {
+                let mut stream = BufReader::new(stream);
+                loop {
+                    let mut length = 0;
+                    loop {
+                        let mut line = String::new();
+                        if stream.read_line(&mut line).unwrap_or(0) == 0 {
+                            return;
+                        }
+                        if let Some(bytes) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                            length = bytes.trim().parse().unwrap();
+                        }
+                        if line == "\r\n" {
+                            break;
+                        }
+                    }
+                    let mut body = vec![0; length];
+                    stream.read_exact(&mut body).unwrap();
+                    kept.lock().unwrap().extend(body);
+                    stream.get_mut().write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
+                }
+            });
+        }
+    });
+    (at, all)
+}
+
 #[test]
-fn no_secret_is_logged_or_counted() {
+fn no_secret_is_logged_counted_or_traced() {
     let yaml = "boxes:\n  cart: {command: [python3, app.py], partitions: 4, max-attempts: 2, first-backoff: 10ms}\n  web: {command: [python3, app.py], partitions: 4}\n";
-    let mut up = Place::with(yaml).up_with(&["--proxy-log-level=trace".to_owned()]);
+    let place = Place::with(yaml);
+    let mut command = place.command();
+    let (collector, spans) = collector();
+    command.args(["--proxy-log-level=trace"]);
+    command.env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{collector}")).env("OTEL_EXPORTER_OTLP_HEADERS", format!("authorization={SECRET}"));
+    let mut up = place.run(command);
     up.wait_until_up();
     let gateway = up.gateway();
     let secret = |name: &str| format!("{name}: {SECRET}");
@@ -76,4 +117,8 @@ fn no_secret_is_logged_or_counted() {
     let numbers = format!("{:?}", SECRET.as_bytes());
     let told: Vec<&str> = said.lines().filter(|line| line.contains(SECRET) || line.contains(numbers.trim_matches(['[', ']']))).collect();
     assert!(told.is_empty(), "{told:#?}");
+    let spans = spans.lock().unwrap();
+    let there = |text: &str| spans.windows(text.len()).any(|bytes| bytes == text.as_bytes());
+    assert!(there("process bluebox.cart.calls") && there("send bluebox.cart.dead-letters") && there("/items"), "this looks at nothing");
+    assert!(!there(SECRET), "a secret is in a span");
 }

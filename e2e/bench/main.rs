@@ -6,7 +6,7 @@
 //! - [`http`]: a caller's connection. [`load`]: callers, many at once or at a given rate.
 //! - [`floor`]: ping-pong through the broker with nothing but librdkafka.
 //! - [`numbers`]: from times to percentiles.
-//! - [`sequential`], [`loads`], [`open_loop`], [`slow`], [`memory`], [`transactions`], [`growth`]: what is measured.
+//! - [`sequential`], [`loads`], [`open_loop`], [`slow`], [`memory`], [`transactions`], [`observe`], [`growth`]: what is measured.
 //! - [`report`]: what is printed, and written to `target/bench.json`; [`plot`]: the picture of it.
 //!
 //! What is to be compared is measured in short rounds that take turns, so that whatever else the machine does hits all alike.
@@ -19,6 +19,7 @@ mod load;
 mod loads;
 mod memory;
 mod numbers;
+mod observe;
 mod open_loop;
 mod options;
 mod plot;
@@ -70,6 +71,7 @@ async fn measure(options: &RunOptions) -> anyhow::Result<()> {
             Part::Slow => slow::measure(options, &mut report).await?,
             Part::Memory => memory::measure(options, &mut report).await?,
             Part::Transactions => transactions::measure(options, &mut report).await?,
+            Part::Observe => observe::measure(options, &mut report).await?,
             Part::Growth => growth::measure(options, &mut report).await?,
         }
         report.say(&format!("{part:?}: done in {:.0} s", began.elapsed().as_secs_f64()));

@@ -45,6 +45,8 @@ pub(crate) enum Part {
     Memory,
     /// Start, two joins, close of an LRA; the memory that many take, and how long a recovery takes.
     Transactions,
+    /// With and without somebody who reads metrics and takes traces.
+    Observe,
     /// Many components and many replicas. Takes long.
     Growth,
 }
@@ -68,7 +70,7 @@ pub(crate) struct RunOptions {
     pub(crate) brokers: Option<String>,
     #[command(flatten)]
     pub(crate) tested: Tested,
-    /// What to measure; by default all but growth.
+    /// What to measure; by default all but observe and growth.
     #[arg(long, value_enum, value_delimiter = ',')]
     pub(crate) only: Vec<Part>,
     /// Measure many components and many replicas too.
@@ -121,7 +123,8 @@ pub(crate) struct RunOptions {
 impl RunOptions {
     /// What is to be measured, in this order.
     pub(crate) fn parts(&self) -> Vec<Part> {
-        let wanted = |part: &Part| if self.only.is_empty() { *part != Part::Growth || self.growth } else { self.only.contains(part) };
+        let wanted =
+            |part: &Part| if self.only.is_empty() { *part != Part::Observe && (*part != Part::Growth || self.growth) } else { self.only.contains(part) };
         Part::value_variants().iter().copied().filter(wanted).collect()
     }
 }

@@ -27,6 +27,7 @@ pub(crate) struct System {
     log_flag: String,
     prefix: String,
     proxy_flags: Vec<String>,
+    environment: Vec<(&'static str, String)>,
     body: Bytes,
     partitions: u32,
     labels: Cell<u8>,
@@ -72,11 +73,25 @@ impl System {
             log_flag,
             prefix,
             proxy_flags: options.tested.proxy_flag.clone(),
+            environment: Vec::new(),
             body,
             partitions: options.partitions,
             labels: Cell::new(0),
             _log: log,
         })
+    }
+
+    /// With more in the environment of its proxies.
+    pub(crate) fn with_environment(mut self, environment: &[(&'static str, String)]) -> Self {
+        self.environment = environment.to_vec();
+        self
+    }
+
+    /// An address that nobody has.
+    pub(crate) fn free_address(&self) -> anyhow::Result<SocketAddr> {
+        let number = self.labels.get();
+        self.labels.set(number.wrapping_add(1));
+        free_address(number)
     }
 
     /// What its topics' names begin with.
@@ -113,6 +128,7 @@ impl System {
             let mut command = Command::new(&self.bluebox);
             command.args(["proxy", "--with-parent", "--log-level=warn", "--shared-by-callers=false", &self.log_flag]);
             command.arg(format!("--listen={at}")).arg(format!("--topic-prefix={}", self.prefix)).args(flags).args(&self.proxy_flags);
+            command.envs(self.environment.iter().map(|(name, value)| (*name, value)));
             Ok(command)
         })?;
         proxy.listens().await?;

@@ -11,7 +11,8 @@ use crate::identity::{Identity, POD_INDEX};
 use crate::redirect::Redirect;
 use crate::restart::{self, Restart};
 use crate::settings::{
-    ADMIN_PORT, BROKERS_KEY, CONTROL_PORT, DNS_PORT, INCARNATE, OUTBOUND_PORT, PREFIX_KEY, PROGRAM, PROPERTIES_KEY, PROXY, REDIRECT, Settings, TRANSPARENT_PORT,
+    ADMIN_PORT, BROKERS_KEY, CONTROL_PORT, DNS_PORT, INCARNATE, OUTBOUND_PORT, PREFIX_KEY, PROGRAM, PROPERTIES_KEY, PROXY, REDIRECT, Settings, TRACES_PREFIX,
+    TRACES_SECRET, TRANSPARENT_PORT,
 };
 
 /// The volume with the Secret that says which Kafka.
@@ -211,6 +212,8 @@ pub fn proxy(identity: &Identity, asked: &Asked, guaranteed: bool, drain_seconds
         "restartPolicy": "Always",
         "args": arguments(identity, asked, redirect, together),
         "env": environment(identity, asked, settings),
+        // Of a Secret that may be there, and nothing but what says where traces go: with any other name it would be a setting of the proxy.
+        "envFrom": [{"prefix": TRACES_PREFIX, "secretRef": {"name": TRACES_SECRET, "optional": true}}],
         "ports": [{"name": "bluebox-admin", "containerPort": ADMIN_PORT, "protocol": "TCP"}],
         "resources": resources(asked, guaranteed),
         // Ready means that it listens. Neither readiness nor life depend on Kafka: with Kafka away pods start, and what needs no Kafka works.

@@ -26,6 +26,10 @@ pub const PROGRAM: &str = "/bluebox";
 pub const DEFAULT_UID: i64 = 64140;
 /// The Secret in each namespace that says which Kafka, if the installation doesn't say another.
 pub const DEFAULT_KAFKA_SECRET: &str = "bluebox-kafka";
+/// The Secret in each namespace that says where the traces of its proxies go; it may be missing, and then there are none. Its keys are the names of OpenTelemetry's variables without …
+pub const TRACES_SECRET: &str = "bluebox-traces";
+/// … this.
+pub const TRACES_PREFIX: &str = "OTEL_";
 /// Its key for the addresses of brokers.
 pub const BROKERS_KEY: &str = "brokers";
 /// Its key for settings of librdkafka, one to a line.

@@ -67,6 +67,16 @@ impl Words {
         self.of(word).inc();
     }
 
+    /// Counts so many.
+    pub fn inc_by(&self, word: &str, count: u64) {
+        self.of(word).inc_by(count);
+    }
+
+    /// How many were counted.
+    pub fn count(&self, word: &str) -> u64 {
+        self.of(word).get()
+    }
+
     fn of(&self, word: &str) -> &IntCounter {
         let Counted { vector, before, handles } = &*self.0;
         handles.of(word, || match before {

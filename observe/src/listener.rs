@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::{Body, Incoming};
 use hyper::service::service_fn;
@@ -113,4 +113,31 @@ pub fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
     response
+}
+
+/// Who asks, as far as that can be known.
+pub fn who(peer: Option<SocketAddr>, headers: &HeaderMap) -> String {
+    let agent = headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or("an unnamed program");
+    let agent: String = agent.chars().filter(|c| !c.is_control()).take(80).collect();
+    match peer {
+        Some(peer) => format!("{peer} ({agent})"),
+        None => agent,
+    }
+}
+
+/// Whether a request was meant for a listener on loopback: it names that, and was not sent by a page of somebody else's (DNS rebinding, cross-site requests).
+///
+/// # Errors
+/// With what speaks against it.
+pub fn is_local(headers: &HeaderMap) -> Result<(), &'static str> {
+    let text = |name: header::HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or("not text"));
+    let host = text(header::HOST).unwrap_or_default();
+    let name = host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit())).map_or(host, |(name, _)| name);
+    if headers.get_all(header::HOST).iter().count() != 1 || !["127.0.0.1", "localhost", "[::1]"].contains(&name.to_ascii_lowercase().as_str()) {
+        return Err("the request's Host is not this machine's loopback: use http://127.0.0.1 or http://localhost");
+    }
+    match text(header::ORIGIN) {
+        Some(origin) if origin.strip_prefix("http://") != Some(host) => Err("the request comes from a page of another origin"),
+        _ => Ok(()),
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bluebox_observe::level::{self, Level};
 use bluebox_observe::listener::{self, plain};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
@@ -41,6 +42,8 @@ pub struct Shown {
     pub redirected: Redirected,
     /// Whether the app is alive.
     pub alive: Alive,
+    /// What it logs, if that can be changed.
+    pub log_level: Option<Level>,
 }
 
 /// Answers until it is dropped:
@@ -50,6 +53,7 @@ pub struct Shown {
 /// - `GET /alive?container=NAME`: whether a container of the app is alive: 200, or 503 and why it has to be started afresh; see [`crate::liveness`].
 /// - `GET /drained?within=SECONDS`: waits until no call is being delivered and none will be: 200; 504 if that takes longer. If nobody asks it to drain meanwhile, it is
 ///   an app that ends alone: it needn't wait.
+/// - `GET /log-level`, `PUT /log-level?level=LEVEL&for=SECONDS`, with the right to: what is logged; see [`bluebox_observe::level`].
 /// - `POST /drain?within=SECONDS`, with the right to: no more calls, and then as `/drained`.
 pub async fn serve(listener: TcpListener, shown: Shown, rights: Rights) {
     listener::serve(listener, move |request| {
@@ -60,7 +64,7 @@ pub async fn serve(listener: TcpListener, shown: Shown, rights: Rights) {
 }
 
 async fn answer(request: &Request<Incoming>, shown: &Shown, rights: Rights) -> Response<Full<Bytes>> {
-    let Shown { metrics, drain, redirected, alive } = shown;
+    let Shown { metrics, drain, redirected, alive, log_level } = shown;
     let path = request.uri().path();
     let looks = [Method::GET, Method::HEAD].contains(request.method());
     if path == "/drain" {
@@ -72,6 +76,9 @@ async fn answer(request: &Request<Incoming>, shown: &Shown, rights: Rights) -> R
             }
             (Rights::Change, _) => plain(StatusCode::METHOD_NOT_ALLOWED, "POST only\n"),
         };
+    }
+    if let (level::PATH, Rights::Change, Some(log_level)) = (path, rights, log_level) {
+        return log_level.answer(request);
     }
     if !looks {
         return plain(StatusCode::METHOD_NOT_ALLOWED, "GET only\n");

@@ -6,11 +6,13 @@ use std::time::Duration;
 use bluebox_core::ComponentName;
 use bluebox_core::registry::Component;
 use bluebox_core::topics::{Prefix, Retention};
+use bluebox_observe::level::Level;
 use http::StatusCode;
 
 use crate::dns::resolv_conf::ResolvConf;
 use crate::incarnation::Place;
 use crate::liveness::Liveness;
+use crate::spans::Traces;
 use crate::transaction::TransactionRules;
 
 /// Everything that a proxy is told.
@@ -44,6 +46,10 @@ pub struct ProxyConfig {
     pub prefix: Prefix,
     /// How long the topics that this proxy makes keep what.
     pub retention: Retention,
+    /// What this process logs, if that can be changed while it runs.
+    pub log_level: Option<Level>,
+    /// Where traces go; `None`: there are none.
+    pub traces: Option<Traces>,
     /// Limits of calls out of the box.
     pub outbound: Outbound,
     /// Limits of calls into the box.

@@ -14,6 +14,7 @@ use crate::config::Outbound;
 use crate::fields;
 use crate::prefer::Preferences;
 use crate::problem::{Kind, Problem};
+use crate::spans::Calling;
 
 /// Names a call, so that its caller can send it again without making two of it (draft-ietf-httpapi-idempotency-key-header).
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -115,6 +116,12 @@ impl Draft {
             ttl,
             headers,
         })
+    }
+
+    /// What its spans say of it, and the fields that travel.
+    pub fn calling<'c>(&'c mut self, topic: &'c str) -> (Calling<'c>, &'c mut HeaderMap) {
+        let Destination { callee, target, .. } = &self.destination;
+        (Calling { id: self.id, caller: &self.caller, callee, method: &self.method, target, topic }, &mut self.headers)
     }
 
     /// The call, with its body, which is durable or in memory. Also gives back the share of memory that the body has.

@@ -20,7 +20,7 @@
 //!
 //! Used by both: [`config`], [`registry`] (which components there are), [`bulk`] (bodies, small and large), [`fields`] (which header fields
 //! travel), [`target`] (which targets do, though they are no URIs), [`problem`] (the proxy's own errors), [`calls`] (`http://bluebox/v1/calls/ID`), [`metrics`], [`line`] (one line of log
-//! for each call), [`admin`] and [`drain`].
+//! for each call), [`spans`] (where its time went), [`admin`] and [`drain`].
 //!
 //! Transactions: [`context`] (which of them the calls out of the app belong to), [`transaction`] (what the app's paths have to do with them, by configuration).
 //!
@@ -58,6 +58,7 @@ pub mod redirect;
 pub mod registry;
 pub mod respond;
 pub mod route;
+pub mod spans;
 pub mod spread;
 pub mod target;
 pub mod transaction;
@@ -91,6 +92,7 @@ use crate::outbound::OutboundSide;
 use crate::passthrough::PassThrough;
 use crate::pending::{Pending, reply_partition};
 use crate::registry::{Directory, RegisterError, Registration};
+use crate::spans::Spans;
 use crate::spread::Spread;
 use crate::transaction::Transactions;
 use crate::transparent::Transparent;
@@ -139,6 +141,8 @@ pub enum RunError {
 const QUICK_DRAIN: Duration = Duration::from_millis(700);
 /// … and with it what ended is flushed and the group is left within this.
 const QUICK_END: Duration = Duration::from_millis(1500);
+/// The last spans have this long to be sent; a part of that time, where there are any.
+const LAST_SPANS: Duration = Duration::from_millis(300);
 
 /// A proxy whose listeners are open. Connections wait until it runs.
 #[derive(Debug)]
@@ -253,6 +257,8 @@ impl Proxy {
         let pass = PassThrough::new(own, config.outbound.connect_timeout, metrics.clone());
         info!(name = %config.name, %instance, %listen, serves = ?config.serves.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), "a proxy started");
 
+        let spans = Spans::start(config.traces.as_ref(), &config.name, &instance.to_string(), bluebox_observe::trace::Counts::try_new(metrics.counts())?);
+
         // What runs beside the calls, for as long as the proxy does.
         let mut beside = JoinSet::new();
         beside.spawn(pending.clone().read());
@@ -269,7 +275,13 @@ impl Proxy {
         let alive = Alive::new(config.liveness.clone(), replaces);
         for (listener, rights) in [(admin, Rights::Look), (control, Rights::Change)] {
             if let Some((listener, _)) = listener {
-                let shown = Shown { metrics: metrics.clone(), drain: drain.clone(), redirected: redirected.clone(), alive: alive.clone() };
+                let shown = Shown {
+                    metrics: metrics.clone(),
+                    drain: drain.clone(),
+                    redirected: redirected.clone(),
+                    alive: alive.clone(),
+                    log_level: config.log_level.clone(),
+                };
                 beside.spawn(admin::serve(listener, shown, rights));
             }
         }
@@ -303,6 +315,7 @@ impl Proxy {
             pass: pass.clone(),
             contexts: contexts.clone(),
             metrics: metrics.clone(),
+            spans: spans.clone(),
             spread: Spread::default(),
             began: std::time::Instant::now(),
         });
@@ -319,6 +332,7 @@ impl Proxy {
                 contexts: contexts.clone(),
                 transactions: Transactions::try_new(served, &config.inbound.transactions, side.clone(), metrics.registry())?,
                 observe: inbound::observe::Observe::new(&served.name, &metrics)?,
+                spans: spans.clone(),
                 cut: cut_deliveries.clone(),
                 hung: hung.clone(),
                 tenures: tenures.clone(),
@@ -412,10 +426,12 @@ impl Proxy {
             pass.close().await;
         };
         if quick {
-            let _ = tokio::time::timeout(QUICK_END, ended).await;
+            let last = if spans.are_wanted() { LAST_SPANS } else { Duration::ZERO };
+            let _ = tokio::time::timeout(QUICK_END - last, ended).await;
         } else {
             ended.await;
         }
+        spans.close(LAST_SPANS).await;
         info!(name = %config.name, %instance, "a proxy ended");
         result
     }

@@ -60,7 +60,7 @@ pub fn answered(call: &Call, component: &ComponentName, attempt: u32, status: St
 }
 
 /// Without the query, and not longer than anybody reads.
-fn path(target: &str) -> &str {
+pub(crate) fn path(target: &str) -> &str {
     let path = target.split(['?', '#']).next().unwrap_or_default();
     let mut end = path.len().min(MAX_PATH_BYTES);
     while !path.is_char_boundary(end) {

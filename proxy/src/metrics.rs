@@ -173,6 +173,7 @@ pub fn families(log: Arc<dyn Log>) -> Result<Vec<Family>, prometheus::Error> {
     let name = ComponentName::try_new("any").map_err(|problem| prometheus::Error::Msg(problem.to_string()))?;
     let metrics = Metrics::try_new(&name)?;
     metrics.watch(log)?;
+    drop(bluebox_observe::trace::Counts::try_new(metrics.counts())?);
     drop(crate::dns::Counts::try_new(&metrics)?);
     drop(crate::transparent::Counts::try_new(&metrics)?);
     drop(crate::transparent::probe::Redirected::watch(String::new(), &metrics)?);
@@ -216,6 +217,7 @@ mod tests {
     fn a_proxy_that_calls_twenty_components_has_at_most_600_series() {
         let metrics = Metrics::try_new(&name("shop")).unwrap();
         metrics.watch(Embedded::in_memory().client()).unwrap();
+        bluebox_observe::trace::Counts::try_new(metrics.counts()).unwrap();
         crate::dns::Counts::try_new(&metrics).unwrap().count_all();
         crate::transparent::Counts::try_new(&metrics).unwrap().count_all();
         let (_redirected, _watching) = crate::transparent::probe::Redirected::watch("token".to_owned(), &metrics).unwrap();

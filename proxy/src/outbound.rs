@@ -39,6 +39,7 @@ use crate::redirect::address;
 use crate::registry::Directory;
 use crate::respond::{self, AnswerBody, Asked, BodyError};
 use crate::route::{self, Route, Target};
+use crate::spans::{Called, Spans};
 use crate::spread::Spread;
 
 /// How long, and how much, of a body that nobody wants is still read, so that its sender finds the time to read why.
@@ -77,6 +78,8 @@ pub struct OutboundSide {
     pub contexts: Contexts,
     /// What is counted.
     pub metrics: Metrics,
+    /// Makes spans of calls.
+    pub spans: Spans,
     /// Where calls go that may go anywhere.
     pub spread: Spread,
     /// When the proxy started.
@@ -206,10 +209,17 @@ impl OutboundSide {
             Route::Call { destination, component } => {
                 let topics = self.config.prefix.topics(&destination.callee);
                 let handed = self.hand_over(head, body, destination, &component, &topics).await?;
-                match self.wait(Box::new(handed)).await? {
-                    Carried::Ended(answer) => answer.map_err(|unread| unread.problem(Kind::NoOutcomeYet)),
-                    Carried::Later(_) => Err(Problem::new(Kind::NoOutcomeYet, "the call was accepted and has no outcome yet")),
+                let mut handed = Box::new(handed);
+                let mut spans = handed.spans.take();
+                let outcome = match self.wait(handed, spans.as_deref_mut()).await {
+                    Ok(Carried::Ended(answer)) => answer.map_err(|unread| unread.problem(Kind::NoOutcomeYet)),
+                    Ok(Carried::Later(_)) => Err(Problem::new(Kind::NoOutcomeYet, "the call was accepted and has no outcome yet")),
+                    Err(problem) => Err(problem),
+                };
+                if let Some(spans) = spans {
+                    spans.ended(outcome.as_ref().map(|outcome| outcome.response.status), "app");
                 }
+                outcome
             }
             _ => Err(Problem::new(Kind::NotReady, "there is no such component")),
         }
@@ -235,13 +245,32 @@ impl OutboundSide {
     }
 
     /// The first stages of a durable call: envelope, body, append.
-    async fn hand_over<B>(
+    async fn hand_over<B>(&self, head: request::Parts, body: B, destination: Destination, component: &Component, topics: &Topics) -> Result<Handed, Problem>
+    where
+        B: http_body::Body + Send + Unpin + 'static,
+        B::Data: Send,
+        B::Error: Into<BodyError>,
+    {
+        let mut spans = None;
+        match self.stages_of_a_call(head, body, destination, component, topics, &mut spans).await {
+            Ok(handed) => Ok(Handed { spans, ..handed }),
+            Err(problem) => {
+                if let Some(spans) = spans {
+                    spans.ended(Err(&problem), metrics::result_of(problem.kind()));
+                }
+                Err(problem)
+            }
+        }
+    }
+
+    async fn stages_of_a_call<B>(
         &self,
         mut head: request::Parts,
         mut body: B,
         destination: Destination,
         component: &Component,
         topics: &Topics,
+        spans: &mut Option<Box<Called>>,
     ) -> Result<Handed, Problem>
     where
         B: http_body::Body + Send + Unpin + 'static,
@@ -263,6 +292,11 @@ impl OutboundSide {
         let mut draft = Draft::new(head, destination, caller, limits, draw)?;
         let (id, keyed, hold, preferences, ordinal) = (draft.id, draft.keyed, draft.hold, draft.preferences, draft.ordinal);
         let repeatable = can_be_repeated(&draft.method, keyed);
+        if self.spans.are_wanted() {
+            let topic = topics.calls.as_str();
+            let (call, headers) = draft.calling(topic);
+            *spans = self.spans.calls(&call, headers, began);
+        }
         fail_point_async!(OutEnveloped, return Err(Problem::new(Kind::Internal, "a fail point")));
         // Before anything of the body is asked for: with the log away the answer is 503 at once.
         append::check_health(&*self.log).map_err(|p| p.about(id))?;
@@ -293,6 +327,9 @@ impl OutboundSide {
         ticket.only(recorded);
 
         fail_point_async!(OutAppend, return Err(Problem::new(Kind::NotAccepted, "a fail point")));
+        if let Some(spans) = spans {
+            spans.appending();
+        }
         let mut accepting = append::append(&*self.log, topics, component.partitions, ordinal, call);
         if limits.cancel_on_disconnect && recorded.is_none() {
             accepting.cancel_on_drop(self.log.clone(), topics);
@@ -306,19 +343,43 @@ impl OutboundSide {
         };
         drop((memory, on_its_way));
         let appended = tokio::time::Instant::now();
+        if let Some(spans) = spans {
+            let report = match &first {
+                First::Report(report) => Some(report),
+                First::Outcome(_) => None,
+            };
+            spans.appended(report, report.is_some() && !hold.is_zero());
+        }
         if let First::Report(report) = &first {
             if report.is_ok() {
                 metrics::took(&self.metrics.append, appended - sent);
             }
             fail_point_async!(OutAccepted, return Err(Problem::new(Kind::AcceptanceUnknown, "a fail point")));
         }
-        Ok(Handed { id, callee, began, sent, appended, hold, repeatable, preferences, recorded, reply_to, ticket, accepting, first, long_wait, open: None })
+        Ok(Handed {
+            id,
+            callee,
+            began,
+            sent,
+            appended,
+            hold,
+            repeatable,
+            preferences,
+            recorded,
+            reply_to,
+            ticket,
+            accepting,
+            first,
+            long_wait,
+            open: None,
+            spans: None,
+        })
     }
 
     /// The last stages of a durable call: await the outcome, answer.
     async fn end(&self, mut handed: Box<Handed>, asked: &Asked) -> Result<Response<AnswerBody>, Problem> {
-        let (began, open) = (handed.began, handed.open.take());
-        let (word, answer) = match self.wait(handed).await {
+        let (began, open, mut spans) = (handed.began, handed.open.take(), handed.spans.take());
+        let (word, answer) = match self.wait(handed, spans.as_deref_mut()).await {
             Ok(Carried::Ended(answer)) => {
                 metrics::took(&self.metrics.whole, began.elapsed());
                 fail_point_async!(BackFirstByte, return Err(Problem::new(Kind::OutcomeUnreadable, "a fail point")));
@@ -336,13 +397,16 @@ impl OutboundSide {
             Ok(Carried::Later(answer)) => ("accepted", Ok(*answer)),
             Err(problem) => (self.metrics.problem(problem.kind()), Err(problem)),
         };
+        if let Some(spans) = spans {
+            spans.ended(answer.as_ref().map(Response::status), word);
+        }
         if let Some(open) = open {
             open.ended(answer.as_ref(), word);
         }
         answer
     }
 
-    async fn wait(&self, mut handed: Box<Handed>) -> Result<Carried, Problem> {
+    async fn wait(&self, mut handed: Box<Handed>, spans: Option<&mut Called>) -> Result<Carried, Problem> {
         let accepted = match handed.first {
             First::Outcome(answer) => {
                 handed.accepting.let_go();
@@ -364,6 +428,9 @@ impl OutboundSide {
             outcome(&mut handed.ticket, waits_until, long_wait::after(self.config.outbound.long_wait, self.pending.waiting()), handed.long_wait).await
         };
         drop(waiting);
+        if let Some(spans) = spans {
+            spans.waited();
+        }
         handed.accepting.let_go();
         if let Some(answer) = answer {
             metrics::took(&self.metrics.outcome, handed.appended.elapsed());
@@ -444,6 +511,8 @@ struct Handed {
     long_wait: Option<LongWait>,
     /// Not there for an errand of the proxy's own.
     open: Option<Open>,
+    /// Its spans, if they are kept.
+    spans: Option<Box<Called>>,
 }
 
 /// A call of the app that is not over for who made it: counted and logged when it is, and also when its connection ends first.

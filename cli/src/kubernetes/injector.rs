@@ -6,7 +6,10 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use bluebox_injector::keep::Names;
 use bluebox_injector::run::{Config, run as serve};
+use bluebox_observe::{level, listener};
 use clap::Args;
+use http::StatusCode;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -26,6 +29,9 @@ pub(crate) struct InjectorOptions {
     /// Where /metrics, /healthz and /readyz are answered.
     #[arg(long, env = "BLUEBOX_ADMIN", value_name = "HOST:PORT", default_value = "0.0.0.0:4141")]
     admin: SocketAddr,
+    /// Where `bluebox log-level` tells it what to log; on loopback; by default nowhere.
+    #[arg(long, env = "BLUEBOX_CONTROL", value_name = "HOST:PORT", value_parser = crate::proxy::loopback)]
+    control: Option<SocketAddr>,
     /// A directory with the webhook's certificate (tls.crt, tls.key), where somebody else makes it, such as cert-manager; by default the injector makes it itself.
     #[arg(long, env = "BLUEBOX_CERTIFICATE", value_name = "DIRECTORY")]
     certificate: Option<PathBuf>,
@@ -36,7 +42,16 @@ pub(crate) struct InjectorOptions {
 }
 
 pub(crate) async fn run(options: InjectorOptions) -> anyhow::Result<()> {
-    options.logging.start()?;
+    let log_level = options.logging.start()?;
+    if let Some(control) = options.control {
+        let listener = TcpListener::bind(control).await.with_context(|| format!("{control}: can't listen there (--control names another place)"))?;
+        tokio::spawn(listener::serve(listener, move |request| {
+            let log_level = log_level.clone();
+            async move {
+                if request.uri().path() == level::PATH { log_level.answer(&request) } else { listener::plain(StatusCode::NOT_FOUND, "there is /log-level\n") }
+            }
+        }));
+    }
     let settings = options.settings.settings()?;
     let names = Names::of(settings.namespace());
     let client = kube::Client::try_default().await.context("no cluster is known: set KUBECONFIG, or run this in one")?;

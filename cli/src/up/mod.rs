@@ -356,6 +356,7 @@ fn first_state(file: &Path, system: &System, log: &OpenLog, units: &[Unit], page
                 proxy_pid: 0,
                 proxy: unit.listen,
                 admin: None,
+                control: None,
                 restarts: 0,
                 last_restart: None,
             })

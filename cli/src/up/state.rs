@@ -55,6 +55,9 @@ pub(crate) struct UnitState {
     pub(crate) proxy: Option<SocketAddr>,
     /// Where the proxy answers /metrics.
     pub(crate) admin: Option<SocketAddr>,
+    /// Where the proxy is told something.
+    #[serde(default)]
+    pub(crate) control: Option<SocketAddr>,
     /// How often it was started again.
     pub(crate) restarts: u32,
     /// Why it was started again the last time.

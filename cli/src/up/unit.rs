@@ -192,7 +192,11 @@ impl Supervisor {
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(|name| name.starts_with("BLUEBOX_"))) {
             command.env_remove(name);
         }
-        command.args([self.unit.program.command(), "--with-parent", "--listen", &listen.to_string(), "--admin", &any.to_string()]).args(&self.unit.proxy);
+        // Each proxy is told where traces go, and has its own name there.
+        command.env_remove(crate::traces::SERVICE_NAME);
+        command
+            .args([self.unit.program.command(), "--with-parent", "--listen", &listen.to_string(), "--admin", &any.to_string(), "--control", &any.to_string()])
+            .args(&self.unit.proxy);
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -211,9 +215,9 @@ impl Supervisor {
             anyhow::bail!("its proxy did not listen at {listen} within {}", spell(PROXY_START));
         };
         let Some(line) = line? else { anyhow::bail!("its proxy {}", Ending::from(child.wait().await?)) };
-        let Listening { listen, admin } = serde_json::from_str(&line)?;
+        let Listening { listen, admin, control } = serde_json::from_str(&line)?;
         let pid = child.id().unwrap_or(0);
-        self.change(|unit| (unit.proxy_pid, unit.proxy, unit.admin) = (pid, Some(listen), admin));
+        self.change(|unit| (unit.proxy_pid, unit.proxy, unit.admin, unit.control) = (pid, Some(listen), admin, control));
         Ok(Proxy { child, _input: input, listen })
     }
 

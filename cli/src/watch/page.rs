@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bluebox_core::ComponentName;
 use bluebox_core::wire::Settlement;
-use bluebox_observe::listener::{self, Peer, plain};
+use bluebox_observe::listener::{self, Peer, is_local, plain, who};
 use bluebox_txmgr::TransactionId;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
@@ -225,30 +225,6 @@ async fn settle(watched: &Watched, id: &str, how: Settlement, who: &str, log: &L
             log(format!("dead letter {id:?} could not be {word}, asked for by {who}: {error:#}"));
             plain(StatusCode::CONFLICT, format!("{error:#}\n"))
         }
-    }
-}
-
-/// Who asks, as far as that can be known.
-fn who(peer: Option<SocketAddr>, headers: &HeaderMap) -> String {
-    let agent = headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or("an unnamed program");
-    let agent: String = agent.chars().filter(|c| !c.is_control()).take(80).collect();
-    match peer {
-        Some(peer) => format!("{peer} ({agent})"),
-        None => agent,
-    }
-}
-
-/// Whether a request was meant for this listener: it names loopback, and was not sent by a page of somebody else's.
-fn is_local(headers: &HeaderMap) -> Result<(), &'static str> {
-    let text = |name: header::HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or("not text"));
-    let host = text(header::HOST).unwrap_or_default();
-    let name = host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit())).map_or(host, |(name, _)| name);
-    if headers.get_all(header::HOST).iter().count() != 1 || !["127.0.0.1", "localhost", "[::1]"].contains(&name.to_ascii_lowercase().as_str()) {
-        return Err("the request's Host is not this machine's loopback: use http://127.0.0.1 or http://localhost");
-    }
-    match text(header::ORIGIN) {
-        Some(origin) if origin.strip_prefix("http://") != Some(host) => Err("the request comes from a page of another origin"),
-        _ => Ok(()),
     }
 }
 

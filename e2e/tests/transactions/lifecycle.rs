@@ -51,6 +51,18 @@ pub async fn close_completes_all_and_cancel_compensates_in_reverse_order(world: 
     assert!(flight.last().at < hotel.last().at, "who joined last compensates first");
 }
 
+/// Also where nobody sends traces anywhere.
+pub async fn callbacks_go_on_in_the_trace_of_who_asks_for_the_end(world: World) {
+    let scene = Scene::new(world).await;
+    let hotel = scene.service("hotel").await;
+    let lra = scene.start().await;
+    scene.join(&lra, &hotel).await;
+    const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    scene.client.call(Call::new(Method::PUT, &format!("{lra}/close")).with("traceparent", TRACE)).await.is(200, "Closed");
+    hotel.was_asked_only(&["/complete"]);
+    assert_eq!(hotel.last().header("traceparent"), TRACE);
+}
+
 pub async fn both_ends_can_be_asked_for_again_and_the_other_one_comes_too_late(world: World) {
     let scene = Scene::new(world).await;
     let hotel = scene.service("hotel").await;

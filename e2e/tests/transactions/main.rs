@@ -35,6 +35,7 @@ rules! {
     lifecycle: [
         start_answers_201_with_the_url_in_location_and_body,
         close_completes_all_and_cancel_compensates_in_reverse_order,
+        callbacks_go_on_in_the_trace_of_who_asks_for_the_end,
         both_ends_can_be_asked_for_again_and_the_other_one_comes_too_late,
         versions_are_1_0_to_2_0_and_2_0_answers_202_while_it_ends,
         a_time_limit_cancels_and_renew_sets_another,

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bluebox_core::call::{Body, BulkBody};
 use bluebox_core::log::{AppendError, Log, TopicPartition};
+use bluebox_observe::chain;
 use bytes::Buf;
 use http::HeaderMap;
 use http_body::Body as _;
@@ -269,16 +270,4 @@ impl fmt::Debug for Bulk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Bulk").field("partition", &self.partition).finish_non_exhaustive()
     }
-}
-
-/// An error with its causes in one line.
-pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(e) = source {
-        text.push_str(": ");
-        text.push_str(&e.to_string());
-        source = e.source();
-    }
-    text
 }

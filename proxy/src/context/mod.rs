@@ -77,8 +77,8 @@ impl Contexts {
         Ok(Self(Arc::new(shared)))
     }
 
-    /// A call is being handed to the app of a component, with this context; `headers` name its trace. Should it get no answer, the app may go on working for as long as `goes_on_for`.
-    pub fn begun(&self, callee: &ComponentName, context: Option<&HeaderValue>, headers: &HeaderMap, goes_on_for: Duration) -> UnderWay {
+    /// A call is being handed to the app of a component, with this context and in this trace. Should it get no answer, the app may go on working for as long as `goes_on_for`.
+    pub fn begun(&self, callee: &ComponentName, context: Option<&HeaderValue>, trace: impl FnOnce() -> Option<Trace>, goes_on_for: Duration) -> UnderWay {
         let shared = &*self.0;
         let context = context.filter(|context| context.len() <= LONGEST_CONTEXT_BYTES);
         // What a coordinator calls on behalf of others has a context only where it says so.
@@ -86,7 +86,7 @@ impl Contexts {
             Known::No
         } else if context.is_some() || shared.used.load(Ordering::SeqCst) {
             shared.used.store(true, Ordering::SeqCst);
-            Known::As(self.belonging().begun(context.cloned(), Trace::of(headers)))
+            Known::As(self.belonging().begun(context.cloned(), trace()))
         } else {
             // Whoever sees this app's calls sees this: they come after.
             shared.unseen.fetch_add(1, Ordering::SeqCst);
@@ -180,7 +180,7 @@ mod tests {
 
     fn begun(contexts: &Contexts, callee: &str, context: Option<&str>) -> UnderWay {
         let context = context.map(|context| HeaderValue::from_str(context).unwrap());
-        contexts.begun(&name(callee), context.as_ref(), &HeaderMap::new(), HOUR)
+        contexts.begun(&name(callee), context.as_ref(), || None, HOUR)
     }
 
     fn passed(contexts: &Contexts, callee: &str, of: &[(&'static str, &'static str)]) -> Option<String> {

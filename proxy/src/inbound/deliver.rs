@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use bluebox_core::call::{Call, Digest, Outcome, Reason, Response, Source};
 use bluebox_core::{CallId, ComponentName, fail_point_async};
+use bluebox_observe::chain;
+use bluebox_observe::trace::{Context, TRACEPARENT};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, Scheme};
 use http::{StatusCode, Uri, Version};
@@ -16,8 +18,9 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::partition::DeliveryEnd;
-use crate::bulk::{Bulk, OutBody, TakeIn, TakeInError, chain};
+use crate::bulk::{Bulk, OutBody, TakeIn, TakeInError};
 use crate::config::{AppProtocol, Inbound, RouteLimits, Served};
+use crate::context::trace::Trace;
 use crate::context::{Contexts, LONG_RUNNING_ACTION};
 use crate::fields;
 use crate::problem::Problem;
@@ -67,6 +70,8 @@ pub struct Attempt {
     pub may_have_started: bool,
     /// The partition that the call lies in.
     pub partition: u32,
+    /// Its span, if that is kept: the app is told of it instead of the one that the call came with.
+    pub trace: Option<Context>,
 }
 
 /// In which transaction a call is handed over.
@@ -160,7 +165,8 @@ impl App {
             Handed::Without => None,
             Handed::Within { context, .. } => Some(context),
         };
-        let under_way = self.contexts.begun(&self.component, context, headers, self.limits_of(call).0);
+        let trace = || -> Option<Trace> { attempt.trace.or_else(|| Context::of(headers)).map(Into::into) };
+        let under_way = self.contexts.begun(&self.component, context, trace, self.limits_of(call).0);
         let end = self.exchange(call, attempt, handed).await;
         // After a failure, as after being cut off, the app may go on working.
         if !matches!(end, DeliveryEnd::Failed(_)) {
@@ -262,6 +268,9 @@ impl App {
                     headers.insert(RECOVERY, recovery.clone());
                 }
             }
+        }
+        if let Some(trace) = attempt.trace {
+            headers.insert(TRACEPARENT, trace.value());
         }
         fields::announce_trailers(headers, &call.request.trailers);
         if headers.contains_key(header::TE) && self.protocol == AppProtocol::Http1 {

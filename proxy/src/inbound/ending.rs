@@ -7,17 +7,21 @@ use std::time::Duration;
 use bluebox_core::call::{Call, Outcome, Reason, Response};
 use bluebox_core::log::{Log, Offset, Record, Timestamp, TopicPartition};
 use bluebox_core::wire::{DeadLetter, ParkedCall, RecordedEntry, Reply};
+use bluebox_observe::trace::Span;
 
 use super::deliver::refusal;
 use super::partition::{Ending, Payload, Verdict};
 use super::search;
 use crate::bulk::Bulk;
+use crate::problem::Kind;
+use crate::spans::{EndingSpans, Spans};
 
 /// Writes ends of calls. Cheap to clone.
 #[derive(Clone)]
 pub struct Endings {
     log: Arc<dyn Log>,
     bulk: Bulk,
+    spans: Spans,
 }
 
 /// The partitions of one number that belong to an owner.
@@ -48,18 +52,22 @@ pub struct Indexed {
 
 impl Endings {
     /// Writes to `log`.
-    pub fn new(log: Arc<dyn Log>, bulk: Bulk) -> Self {
-        Self { log, bulk: bulk.trying_again() }
+    pub fn new(log: Arc<dyn Log>, bulk: Bulk, spans: Spans) -> Self {
+        Self { log, bulk: bulk.trying_again(), spans }
     }
 
     /// Makes an end durable. Tries for as long as it takes; cancel safe in this sense: what is already durable stays, and the next owner finds it.
     pub async fn record(&self, ending: &Ending, places: &Places, epoch: Offset) -> Option<Indexed> {
+        let spans = self.spans.ends(ending);
+        let spans = spans.as_ref();
         let (partition, offset) = match &ending.verdict {
-            Verdict::Outcome(outcome) => self.reply(ending, outcome).await,
-            Verdict::Refused(reason) => self.reply(ending, &self.refuse(ending, *reason, detail(*reason))).await,
+            Verdict::Outcome(outcome) => self.reply(ending, outcome, spans).await,
+            Verdict::Refused(reason) => self.reply(ending, &self.refuse(ending, *reason, detail(*reason)), spans).await,
             Verdict::DeadLetter { reason, detail, call } => {
+                let span = spans.map(|spans| spans.buries(&places.dead_letters, Kind::Ended(*reason).word()));
                 self.bury(ending, places, *reason, detail, call).await;
-                self.reply(ending, &self.refuse(ending, *reason, detail)).await
+                span.map(Span::end);
+                self.reply(ending, &self.refuse(ending, *reason, detail), spans).await
             }
             Verdict::Found { partition, offset } => (partition.clone(), *offset),
             Verdict::Known { partition, offset } => {
@@ -87,8 +95,9 @@ impl Endings {
         refusal(ending.id, ending.replay, ending.digest, ending.attempts, reason, detail)
     }
 
-    async fn reply(&self, ending: &Ending, outcome: &Outcome) -> (TopicPartition, Offset) {
+    async fn reply(&self, ending: &Ending, outcome: &Outcome, spans: Option<&EndingSpans>) -> (TopicPartition, Offset) {
         let to = &ending.reply_to.partition;
+        let span = spans.map(|spans| spans.replies(to));
         let encode = |outcome: &Outcome| Record::new(Reply::Outcome(Box::new(outcome.clone())).encode());
         let appended = match search::append(&self.log, to, encode(outcome)).await {
             Ok(appended) => appended,
@@ -107,6 +116,7 @@ impl Endings {
                 }
             }
         };
+        span.map(Span::end);
         (to.clone(), appended.offset)
     }
 

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::bulk::Bulk;
 use crate::config::{Inbound, Served};
 use crate::context::Contexts;
+use crate::spans::Spans;
 use crate::transaction::Transactions;
 
 pub mod consume;
@@ -56,6 +57,8 @@ pub struct Start {
     pub transactions: Option<Transactions>,
     /// What is told about it.
     pub observe: observe::Observe,
+    /// Makes spans of attempts and ends.
+    pub spans: Spans,
     /// After `stop`: the drain is over at once.
     pub cut: CancellationToken,
     /// Cancelled when the app hangs.
@@ -88,7 +91,7 @@ pub struct Superseded {
 /// # Errors
 /// [`Superseded`], when this process is an ordinal no more. It delivers nothing from then on.
 pub async fn run(start: Start, stop: CancellationToken) -> Result<(), Superseded> {
-    let Start { log, instance, served, prefix, retention, limits, bulk, contexts, transactions, observe, cut, hung, tenures } = start;
+    let Start { log, instance, served, prefix, retention, limits, bulk, contexts, transactions, observe, spans, cut, hung, tenures } = start;
     let bulk = bulk.trying_again();
     let topics = prefix.topics(&served.name);
     let log = match served.ordinal {
@@ -97,7 +100,7 @@ pub async fn run(start: Start, stop: CancellationToken) -> Result<(), Superseded
     };
     let service = consume::Service {
         app: deliver::App::new(&served, &limits, bulk.clone(), contexts),
-        endings: ending::Endings::new(Arc::clone(&log), bulk),
+        endings: ending::Endings::new(Arc::clone(&log), bulk, spans.clone()),
         transactions,
         searches: Arc::new(Semaphore::new(search::READ_AT_ONCE)),
         topics,
@@ -107,6 +110,7 @@ pub async fn run(start: Start, stop: CancellationToken) -> Result<(), Superseded
         served,
         limits,
         observe,
+        spans,
         cut,
         hung,
         tenures,

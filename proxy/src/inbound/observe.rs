@@ -204,24 +204,19 @@ impl Observe {
 
     pub(super) fn delivered(&self, id: &CallId, attempt: u32, end: &DeliveryEnd) {
         let component = &self.0.component;
-        let word = match end {
+        match end {
             // `line` tells of it, with more than is known here.
-            DeliveryEnd::Answered(_) => "answered",
-            DeliveryEnd::NotNow(pause, _) => {
-                tracing::info!(call = %id, %component, retry_after_seconds = pause.as_secs(), "the app said not now");
-                "not_now"
-            }
-            DeliveryEnd::NotThere => {
-                tracing::warn!(call = %id, %component, "the app does not accept connections");
-                "not_there"
-            }
-            DeliveryEnd::NotBegun => "not_begun",
-            DeliveryEnd::Failed(detail) => {
-                tracing::warn!(call = %id, attempt, %component, %detail, "an attempt failed");
-                "failed"
-            }
-        };
-        self.0.delivery_ends.inc(word);
+            DeliveryEnd::Answered(_) | DeliveryEnd::NotBegun => {}
+            DeliveryEnd::NotNow(pause, outcome) => match outcome.source {
+                Source::App => tracing::info!(call = %id, attempt, %component, retry_after_seconds = pause.as_secs(), "the app said not now"),
+                Source::Proxy(reason) => {
+                    tracing::info!(call = %id, attempt, %component, ?reason, retry_after_seconds = pause.as_secs(), "a delivery has to wait")
+                }
+            },
+            DeliveryEnd::NotThere => tracing::warn!(call = %id, attempt, %component, "the app does not accept connections"),
+            DeliveryEnd::Failed(detail) => tracing::warn!(call = %id, attempt, %component, %detail, "an attempt failed"),
+        }
+        self.0.delivery_ends.inc(end.word());
     }
 
     pub(super) fn ended(&self, ending: &Ending) {

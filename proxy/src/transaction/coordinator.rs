@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bluebox_core::ComponentName;
 use bluebox_core::call::{Body, Call, Outcome, Source};
+use bluebox_observe::trace::{Context, TRACEPARENT};
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Request, StatusCode};
@@ -35,7 +36,11 @@ const LONGEST_ID_BYTES: usize = 2048;
 
 /// The way to the coordinator. Cheap to clone.
 #[derive(Clone)]
-pub struct Coordinator(Arc<OutboundSide>);
+pub struct Coordinator {
+    side: Arc<OutboundSide>,
+    /// Below which span it is asked.
+    trace: Option<Context>,
+}
 
 /// Which LRA, as this coordinator knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,7 +83,13 @@ impl LraPath {
 impl Coordinator {
     /// Reached by the calls out of this proxy.
     pub fn new(side: Arc<OutboundSide>) -> Self {
-        Self(side)
+        Self { side, trace: None }
+    }
+
+    /// The same, asked below this span.
+    #[must_use]
+    pub fn below(&self, trace: Option<Context>) -> Self {
+        Self { side: Arc::clone(&self.side), trace }
     }
 
     /// Begins an LRA for a call. However often it is asked for the same call, from whichever box, it is the same one: the call has an `Idempotency-Key`.
@@ -160,11 +171,14 @@ impl Coordinator {
             .body(Full::<Bytes>::default());
         let (mut head, body) = request.map_err(|e| Undone::Refused(StatusCode::BAD_REQUEST, format!("{method} {target}: {e}")))?.into_parts();
         head.headers.extend(fields);
+        if let Some(trace) = self.trace {
+            head.headers.insert(TRACEPARENT, trace.value());
+        }
         if let Some(key) = key {
             let key = HeaderValue::from_str(key).map_err(|e| Undone::Refused(StatusCode::BAD_REQUEST, e.to_string()))?;
             head.headers.insert(IDEMPOTENCY_KEY, key);
         }
-        let outcome = self.0.errand(head, body).await.map_err(|problem| Undone::NotNow(format!("http://{COORDINATOR}: {}", problem.kind().title())))?;
+        let outcome = self.side.errand(head, body).await.map_err(|problem| Undone::NotNow(format!("http://{COORDINATOR}: {}", problem.kind().title())))?;
         let status = outcome.response.status;
         // What is recorded under a key stays so.
         let for_good = key.is_some() || (outcome.source == Source::App && !status.is_server_error());

@@ -161,6 +161,7 @@ impl Transactions {
     async fn prepare(&self, rule: &Rule, found: &Found<'_>, call: &Call, attempt: Attempt) -> Result<Prepared, DeliveryEnd> {
         let refuse = |reason, detail: &str| DeliveryEnd::Answered(Box::new(refusal(call.id, call.replay, call.recorded, attempt.number, reason, detail)));
         let at = Moment::now();
+        let coordinator = self.0.coordinator.below(attempt.trace);
         let came_with = call.request.headers.get(LONG_RUNNING_ACTION);
         let (context, began) = match rule.before(came_with) {
             Before::AsItCame => return Ok(Prepared { handed: Handed::AsItCame, lra: None, at }),
@@ -171,7 +172,7 @@ impl Transactions {
             }
             Before::Within => (came_with.cloned().unwrap_or_else(|| HeaderValue::from_static("")), false),
             Before::Begin { parent } => {
-                let begun = self.0.coordinator.begin(&self.0.served.name, call, rule.time_limit, parent.as_ref()).await;
+                let begun = coordinator.begin(&self.0.served.name, call, rule.time_limit, parent.as_ref()).await;
                 (begun.map_err(|undone| self.not_begun(call, attempt, "begun", undone))?, true)
             }
         };
@@ -189,7 +190,7 @@ impl Transactions {
         let came_again = attempt.number > 1 || attempt.may_have_started;
         if let (Some(path), true) = (&lra.path, came_again) {
             // The delivery before may have come as far as its end.
-            match self.0.coordinator.fate(path).await.map_err(|undone| self.not_begun(call, attempt, "looked at", undone))? {
+            match coordinator.fate(path).await.map_err(|undone| self.not_begun(call, attempt, "looked at", undone))? {
                 Fate::Active => {}
                 Fate::Closed if rule.end.unwrap_or(began) => {
                     self.count("answer_lost");
@@ -205,7 +206,7 @@ impl Transactions {
         }
         let mut recovery = None;
         if let (Some(path), Some(participant)) = (&lra.path, &rule.participant) {
-            let joined = self.0.coordinator.join(path, &self.links(participant, found, call)).await;
+            let joined = coordinator.join(path, &self.links(participant, found, call)).await;
             recovery = joined.map_err(|undone| self.not_begun(call, attempt, "joined", undone))?;
             self.count("joined");
         }
@@ -225,7 +226,7 @@ impl Transactions {
             After::Close => true,
             After::Cancel => false,
         };
-        match self.end(path, close, call).await {
+        match self.end(path, close, call, attempt).await {
             Ok(()) => {
                 self.count(if close { "closed" } else { "cancelled" });
                 debug!(call = %call.id, lra = ?lra.context, close, "ended a transaction");
@@ -246,10 +247,11 @@ impl Transactions {
     }
 
     /// Ends a transaction: for as long as it takes, as an answer is kept that can't be recorded. An error is a no of the coordinator.
-    async fn end(&self, path: &LraPath, close: bool, call: &Call) -> Result<(), (StatusCode, String)> {
+    async fn end(&self, path: &LraPath, close: bool, call: &Call, attempt: Attempt) -> Result<(), (StatusCode, String)> {
+        let coordinator = self.0.coordinator.below(attempt.trace);
         let (mut pause, longest) = END_AGAIN;
         loop {
-            match self.0.coordinator.end(path, close).await {
+            match coordinator.end(path, close).await {
                 Ok(()) => return Ok(()),
                 Err(Undone::Refused(status, detail)) => return Err((status, detail)),
                 Err(Undone::NotNow(detail)) => {

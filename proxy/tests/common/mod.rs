@@ -58,6 +58,8 @@ pub fn config() -> ProxyConfig {
         shared_by_callers: false,
         prefix: Prefix::default(),
         retention: Retention::default(),
+        log_level: None,
+        traces: None,
         outbound: outbound(),
         inbound: Inbound { drain: Duration::from_secs(3), ..Inbound::default() },
     }

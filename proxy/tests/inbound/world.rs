@@ -17,6 +17,7 @@ use bluebox_proxy::context::Contexts;
 use bluebox_proxy::inbound::observe::Observe;
 use bluebox_proxy::inbound::{self, Start};
 use bluebox_proxy::metrics::Metrics;
+use bluebox_proxy::spans::Spans;
 use bluebox_proxy::transaction::Passing;
 use bytes::Bytes;
 use http::{HeaderMap, Method};
@@ -270,6 +271,10 @@ pub(crate) fn limits() -> Inbound {
 
 impl Replica {
     pub(crate) fn start(world: &World, app: &App, limits: Inbound) -> Self {
+        Self::start_with(world, app, limits, Spans::default())
+    }
+
+    pub(crate) fn start_with(world: &World, app: &App, limits: Inbound, spans: Spans) -> Self {
         let client = world.log.client();
         let log: Arc<dyn Log> = Arc::clone(&client) as Arc<dyn Log>;
         let served = Served { name: name("cart"), component: Component::default(), ordinal: None, app: app.address, protocol: AppProtocol::Http1 };
@@ -288,6 +293,7 @@ impl Replica {
             contexts: Contexts::try_new(Passing::Any, metrics.registry()).unwrap(),
             transactions: None,
             observe,
+            spans,
             cut: CancellationToken::new(),
             hung: CancellationToken::new(),
             tenures: tokio::sync::watch::Sender::default(),

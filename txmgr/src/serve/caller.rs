@@ -1,10 +1,13 @@
 //! Makes the callbacks: each is one durable call, repeated under its key until it has an outcome.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bluebox_core::ComponentName;
 use bluebox_core::clock::wall_clock;
+use bluebox_observe::chain;
+use bluebox_observe::trace::recent::Recent;
+use bluebox_observe::trace::{Context, TRACEPARENT};
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, LINK, LOCATION, RETRY_AFTER};
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -52,6 +55,8 @@ pub(super) struct Caller {
     allowed: Vec<Allowed>,
     places: Semaphore,
     counts: Counts,
+    /// The trace of the last request about a transaction that named one. Another process, or this one after a restart, does not know it: then callbacks are in no trace but their own.
+    traces: Mutex<Recent<TransactionId, Context>>,
 }
 
 /// What was answered, as far as it is looked at.
@@ -82,7 +87,20 @@ impl Caller {
             allowed: settings.allowed.clone(),
             places: Semaphore::new(AT_ONCE),
             counts,
+            traces: Mutex::default(),
         }
+    }
+
+    /// A request about a transaction has come in: callbacks go on in its trace.
+    pub(super) fn asked_in(&self, id: TransactionId, headers: &HeaderMap) {
+        if let Some(trace) = Context::of(headers) {
+            self.traces().keep(id, trace);
+        }
+    }
+
+    fn traces(&self) -> MutexGuard<'_, Recent<TransactionId, Context>> {
+        // Nothing in there can panic half-way.
+        self.traces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes a callback, until it has an outcome.
@@ -182,6 +200,9 @@ impl Caller {
         let uri: Uri = url.parse().map_err(|error| refused(&error))?;
         let (authority, path) = (uri.authority().cloned().ok_or_else(|| refused(&"no authority"))?, uri.path_and_query().cloned());
         add(HOST, authority.as_str())?;
+        if let Some(trace) = self.traces().of(&key.transaction) {
+            headers.insert(TRACEPARENT, trace.value());
+        }
         let to = if matches!(way, Way::Component) { self.proxy.clone() } else { authority };
         let mut request = Request::new(Full::from(body));
         (*request.method_mut(), *request.headers_mut()) = (method, headers);
@@ -239,16 +260,4 @@ fn addressed(to: Authority, path: Option<PathAndQuery>) -> Result<Uri, String> {
 fn nested_links(name: &ComponentName, child: TransactionId) -> String {
     let link = |phase: Phase| format!("<http://{name}{BASE_PATH}/nested/{child}/{0}>; rel=\"{0}\"", phase.name());
     [Phase::Compensate, Phase::Complete, Phase::Status, Phase::Forget].map(link).join(", ")
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

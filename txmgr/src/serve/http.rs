@@ -190,7 +190,9 @@ impl Service {
         let number = asked.partition.or_else(by_call).ok_or_else(Problem::not_served)?;
         let number = u16::try_from(number).map_err(|_| Problem::not_served())?;
         let random = InstanceId::random().as_bytes().iter().take(8).fold(0, |n, byte| n << 8 | u64::from(*byte));
-        Ok(TransactionId::new(number, wall_clock(), after, random))
+        let id = TransactionId::new(number, wall_clock(), after, random);
+        self.caller.asked_in(id, &asked.headers);
+        Ok(id)
     }
 
     /// Whom a transaction may call.

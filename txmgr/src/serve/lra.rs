@@ -77,6 +77,7 @@ impl Coordinator<'_> {
     }
 
     async fn ask(&self, id: TransactionId, request: Request) -> Result<Answer, Problem> {
+        self.service.caller.asked_in(id, &self.asked.headers);
         self.service.ask(id, Ask::Lra(request)).await
     }
 

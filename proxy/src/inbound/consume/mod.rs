@@ -24,6 +24,7 @@ use crate::inbound::owner::{Act, Owner, Shared};
 use crate::inbound::partition::{Arrival, Cancel, DeliveryEnd, Findings, Inheritance, Rules, Suspect};
 use crate::inbound::recorded::Recorded;
 use crate::inbound::{Superseded, Tenures, search};
+use crate::spans::Spans;
 use crate::transaction::Transactions;
 
 mod perform;
@@ -65,6 +66,8 @@ pub struct Service {
     pub searches: Arc<Semaphore>,
     /// What is told about it all.
     pub observe: super::observe::Observe,
+    /// Makes spans of attempts.
+    pub spans: Spans,
     /// The drain is over at once.
     pub cut: CancellationToken,
     /// Cancelled when the app hangs.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bluebox_core::clock::Moment;
 use bluebox_core::log::{Committed, Offset, Read, Record};
 use bluebox_core::wire::{ControlEntry, ParkedCall};
+use bluebox_observe::trace::Span;
 use tokio::task::AbortHandle;
 
 use crate::inbound::deliver::{Attempt, Handed};
@@ -13,6 +14,7 @@ use crate::inbound::owner::Act;
 use crate::inbound::partition::{Delivery, DeliveryEnd, Effect, Ending, Parking, Partition};
 use crate::inbound::search;
 use crate::line;
+use crate::spans::{self, Trying};
 
 use super::*;
 
@@ -155,6 +157,7 @@ impl Consumer<'_> {
         let Some(tenure) = self.tenures.get(&number) else { return };
         let (app, endings, places) = (self.service.app.clone(), self.service.endings.clone(), tenure.places.clone());
         let (transactions, observe, component) = (self.service.transactions.clone(), self.service.observe.clone(), self.service.served.name.clone());
+        let spans = self.service.spans.clone();
         if delivery.solo {
             fail_point!(InSolo);
         }
@@ -172,7 +175,9 @@ impl Consumer<'_> {
             observe.delivering(attempt, may_have_started, accepted);
             let began = Moment::now();
             tracing::debug!(call = %call.id, attempt, caller = %call.caller, "a delivery began");
-            let this = Attempt { number: attempt, may_have_started, partition: number };
+            let span = spans.attempts(&call, Trying { number: attempt, may_have_started, of: &places.calls, origin, accepted });
+            let trace = span.as_ref().and_then(Span::context);
+            let this = Attempt { number: attempt, may_have_started, partition: number, trace };
             let end = match transactions.as_ref().and_then(|all| Some((all, all.rule(&call)?))) {
                 // In a box of its own: those without a rule have no room for it.
                 Some((all, (rule, found))) => Box::pin(all.deliver(rule, &found, &app, &call, this, until)).await,
@@ -184,6 +189,9 @@ impl Consumer<'_> {
                 line::answered(&call, &component, attempt, outcome.response.status, took);
             }
             observe.delivered(&call.id, attempt, &end);
+            if let Some(span) = span {
+                spans::delivered(span, &end);
+            }
             What::Delivered(origin, end)
         });
         if let (Some(task), Some(tenure)) = (task, self.tenures.get_mut(&number)) {

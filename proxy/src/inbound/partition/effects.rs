@@ -187,6 +187,19 @@ pub enum DeliveryEnd {
     Failed(String),
 }
 
+impl DeliveryEnd {
+    /// The word for it in metrics and traces.
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Answered(_) => "answered",
+            Self::NotNow(..) => "not_now",
+            Self::NotBegun => "not_begun",
+            Self::NotThere => "not_there",
+            Self::Failed(_) => "failed",
+        }
+    }
+}
+
 /// A call as it is read.
 #[derive(Debug, Clone)]
 pub struct Arrival {

@@ -1,0 +1,309 @@
+//! Spans: made, said something of, ended.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::{mpsc, watch};
+
+use super::context::Context;
+use super::export::{self, Counts};
+use super::sampler::Sampler;
+use super::settings::Settings;
+
+/// What part a span has in a message's way (OpenTelemetry: *SpanKind*).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Something within.
+    Internal,
+    /// Answers a request.
+    Server,
+    /// Makes a request.
+    Client,
+    /// Hands over a message that another takes up later.
+    Producer,
+    /// Takes one up.
+    Consumer,
+}
+
+/// The value of an attribute.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Value {
+    /// A text.
+    Text(Cow<'static, str>),
+    /// A number.
+    Int(i64),
+    /// Yes or no.
+    Bool(bool),
+}
+
+impl From<&'static str> for Value {
+    fn from(text: &'static str) -> Self {
+        Self::Text(Cow::Borrowed(text))
+    }
+}
+
+impl From<String> for Value {
+    fn from(text: String) -> Self {
+        Self::Text(Cow::Owned(text))
+    }
+}
+
+impl From<u64> for Value {
+    fn from(number: u64) -> Self {
+        Self::Int(i64::try_from(number).unwrap_or(i64::MAX))
+    }
+}
+
+impl From<u32> for Value {
+    fn from(number: u32) -> Self {
+        Self::Int(number.into())
+    }
+}
+
+impl From<bool> for Value {
+    fn from(value: bool) -> Self {
+        Self::Bool(value)
+    }
+}
+
+/// Makes spans, and has them sent. Cheap to clone; clones are one.
+///
+/// What is measured here is on the way of a call: nothing waits, and what can't be kept is dropped and counted.
+#[derive(Clone)]
+pub struct Tracer(Arc<Shared>);
+
+struct Shared {
+    sampler: Sampler,
+    ids: Ids,
+    ended: mpsc::Sender<Box<Ended>>,
+    counts: Counts,
+    closing: watch::Sender<bool>,
+    closed: watch::Receiver<bool>,
+}
+
+impl std::fmt::Debug for Tracer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tracer").field("sampler", &self.0.sampler).finish_non_exhaustive()
+    }
+}
+
+/// Ids of spans: never 0, and unlike each other's as random ones are.
+struct Ids(AtomicU64);
+
+impl Ids {
+    fn new() -> Self {
+        let mut seed = [0; 8];
+        // Without randomness the process's own time and place are as good as anything.
+        if getrandom::fill(&mut seed).is_err() {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            seed = (now.as_nanos() as u64 ^ u64::from(std::process::id()) << 40).to_ne_bytes();
+        }
+        Self(AtomicU64::new(u64::from_ne_bytes(seed)))
+    }
+
+    fn next(&self) -> u64 {
+        const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+        mixed(self.0.fetch_add(STEP, Ordering::Relaxed))
+    }
+}
+
+/// A number that has nothing to do with this one for anybody who looks (SplitMix64); never 0.
+pub fn mixed(number: u64) -> u64 {
+    let mut z = number;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (z ^ (z >> 31)).max(1)
+}
+
+impl Tracer {
+    /// Has spans sent to where `settings` say, until it is closed. They are told to come from `service`, if those don't say otherwise, and from the process `instance`.
+    ///
+    /// To be called in a tokio runtime.
+    pub fn start(settings: Settings, service: &str, instance: &str, counts: Counts) -> Self {
+        let (ended, spans) = mpsc::channel(settings.queue);
+        let (closing, told_to_close) = watch::channel(false);
+        let (tell_closed, closed) = watch::channel(false);
+        let sampler = settings.sampler;
+        let export = export::Export::new(settings, service, instance, counts.clone());
+        tokio::spawn(async move {
+            export.run(spans, told_to_close).await;
+            // Nobody may wait for it.
+            let _ = tell_closed.send(true);
+        });
+        Self(Arc::new(Shared { sampler, ids: Ids::new(), ended, counts, closing, closed }))
+    }
+
+    /// Begins a span: below `parent`, or at the root of the trace `root`, which must not be 0. `None` if it is not to be kept.
+    pub fn begin(&self, kind: Kind, name: impl Into<Cow<'static, str>>, parent: Option<Context>, root: u128) -> Option<Span> {
+        let trace = parent.map_or(root, |parent| parent.trace);
+        if !self.0.sampler.keeps(trace, parent) {
+            return None;
+        }
+        let context = Context { trace, span: self.0.ids.next(), sampled: true };
+        let parent = parent.map(|parent| Parent { span: parent.span, elsewhere: true });
+        Some(self.made(kind, name.into(), context, parent))
+    }
+
+    /// Begins a span below one of this process that is kept.
+    pub fn below(&self, above: Context, kind: Kind, name: impl Into<Cow<'static, str>>) -> Span {
+        let context = Context { trace: above.trace, span: self.0.ids.next(), sampled: true };
+        self.made(kind, name.into(), context, Some(Parent { span: above.span, elsewhere: false }))
+    }
+
+    fn made(&self, kind: Kind, name: Cow<'static, str>, context: Context, parent: Option<Parent>) -> Span {
+        let (start, began) = (SystemTime::now(), Instant::now());
+        let ended = Ended { context, parent, kind, name, start, began, took: Duration::ZERO, attributes: Vec::new(), links: Vec::new(), error: None };
+        Span { tracer: self.clone(), data: Some(Box::new(ended)) }
+    }
+
+    /// Sends what has ended until now, and then no more. Gives up after `within`.
+    pub async fn close(&self, within: Duration) {
+        self.0.closing.send_replace(true);
+        let mut closed = self.0.closed.clone();
+        if tokio::time::timeout(within, closed.wait_for(|closed| *closed)).await.is_err() {
+            tracing::warn!("the last spans were not all sent: what takes them did not answer within {} ms", within.as_millis());
+        }
+    }
+}
+
+/// What a span is below.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Parent {
+    pub(super) span: u64,
+    pub(super) elsewhere: bool,
+}
+
+/// Something that takes time. Dropped without having been ended, it was cut off.
+#[derive(Debug)]
+pub struct Span {
+    tracer: Tracer,
+    /// There until it has ended.
+    data: Option<Box<Ended>>,
+}
+
+/// A span as it is sent.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) context: Context,
+    pub(super) parent: Option<Parent>,
+    pub(super) kind: Kind,
+    pub(super) name: Cow<'static, str>,
+    pub(super) start: SystemTime,
+    began: Instant,
+    pub(super) took: Duration,
+    pub(super) attributes: Vec<(&'static str, Value)>,
+    pub(super) links: Vec<(Context, &'static str)>,
+    pub(super) error: Option<Cow<'static, str>>,
+}
+
+impl Span {
+    /// A span below this one.
+    pub fn child(&self, kind: Kind, name: impl Into<Cow<'static, str>>) -> Self {
+        // Only one that has ended has none, and nobody has that any more.
+        self.tracer.below(self.context().unwrap_or(Context { trace: 1, span: 1, sampled: true }), kind, name)
+    }
+
+    /// What is handed on to whoever comes below it.
+    pub fn context(&self) -> Option<Context> {
+        self.data.as_ref().map(|data| data.context)
+    }
+
+    /// With an id that others can find out too.
+    #[must_use]
+    pub fn with_id(mut self, id: u64) -> Self {
+        if let Some(data) = &mut self.data {
+            data.context.span = id.max(1);
+        }
+        self
+    }
+
+    /// As one that began then.
+    #[must_use]
+    pub fn since(mut self, began: Instant) -> Self {
+        if let Some(data) = &mut self.data {
+            let earlier = data.began.saturating_duration_since(began);
+            data.start = data.start.checked_sub(earlier).unwrap_or(data.start);
+            data.began = began;
+        }
+        self
+    }
+
+    /// As one that began when the wall clock showed this, or begins now if that is later.
+    #[must_use]
+    pub fn since_wall_clock(mut self, start: SystemTime) -> Self {
+        if let Some(data) = &mut self.data {
+            let earlier = data.start.duration_since(start).unwrap_or_default();
+            data.start -= earlier;
+            data.began = data.began.checked_sub(earlier).unwrap_or(data.began);
+        }
+        self
+    }
+
+    /// Begins it anew, now.
+    pub fn restart(&mut self) {
+        if let Some(data) = &mut self.data {
+            (data.start, data.began) = (SystemTime::now(), Instant::now());
+        }
+    }
+
+    /// Says something of it.
+    pub fn set(&mut self, key: &'static str, value: impl Into<Value>) {
+        if let Some(data) = &mut self.data {
+            data.attributes.push((key, value.into()));
+        }
+    }
+
+    /// Points to another span; `what` says what that is to it.
+    pub fn link(&mut self, to: Context, what: &'static str) {
+        if let Some(data) = &mut self.data {
+            data.links.push((to, what));
+        }
+    }
+
+    /// It did not go well.
+    pub fn fail(&mut self, why: impl Into<Cow<'static, str>>) {
+        if let Some(data) = &mut self.data {
+            data.error = Some(why.into());
+        }
+    }
+
+    /// It is over, now.
+    pub fn end(mut self) {
+        self.send();
+    }
+
+    fn send(&mut self) {
+        let Some(mut data) = self.data.take() else { return };
+        data.took = data.began.elapsed();
+        if self.tracer.0.ended.try_send(data).is_err() {
+            self.tracer.0.counts.dropped();
+        }
+    }
+}
+
+impl Drop for Span {
+    fn drop(&mut self) {
+        if let Some(data) = &mut self.data {
+            data.error.get_or_insert(Cow::Borrowed("cut off"));
+            self.send();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn ids_are_unlike_each_other() {
+        let ids = Ids::new();
+        let drawn: HashSet<u64> = (0..10_000).map(|_| ids.next()).collect();
+        assert!(drawn.len() == 10_000 && !drawn.contains(&0));
+        assert_ne!(Ids::new().next(), Ids::new().next());
+        assert_eq!(mixed(0), 1);
+    }
+}
