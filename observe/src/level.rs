@@ -26,10 +26,13 @@ const LONGEST: Duration = Duration::from_secs(24 * 3600);
 #[derive(Clone)]
 pub struct Level(Arc<Shared>);
 
+/// Makes a level the one that counts; why not, if it can't.
+type Set = dyn Fn(&str) -> Result<(), String> + Send + Sync;
+
 struct Shared {
     /// What it was started with.
     usual: String,
-    set: Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>,
+    set: Box<Set>,
     now: Mutex<Now>,
 }
 
@@ -200,7 +203,8 @@ mod tests {
             "?level=debug&for=x",
             "?level=debug&more=1",
         ] {
-            assert_eq!(refused(&format!("/log-level{nonsense}"), &[HERE]), 400, "{nonsense}");
+            let uri = format!("/log-level{nonsense}");
+            assert_eq!(refused(&uri, &[HERE]), 400, "{nonsense}");
         }
         assert_eq!(asked(&level, Method::GET, "/log-level", &[HERE]), 200);
         assert!(set.lock().unwrap().is_empty());

@@ -4,7 +4,6 @@
 //! `Host` must be loopback (DNS rebinding), and its `Origin`, if it has one, this page's own (cross-site requests).
 
 use std::error::Error;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use bluebox_core::wire::Settlement;
 use bluebox_observe::listener::{self, Peer, is_local, plain, who};
 use bluebox_txmgr::TransactionId;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};

@@ -109,7 +109,7 @@ impl Export {
     }
 
     /// One request, tried until it was taken, refused for good, or the time is over.
-    async fn send(&mut self, batch: &mut Vec<Box<Ended>>) {
+    async fn send(&mut self, batch: &mut Batch) {
         let count = batch.len() as u64;
         let body = Bytes::from(request(&self.resource, batch).encode_to_vec());
         batch.clear();
@@ -196,7 +196,11 @@ async fn closed_for(closing: &mut watch::Receiver<bool>, long: Duration) {
 }
 
 /// Takes in spans until there are so many, or it is time.
-async fn fill(batch: &mut Vec<Box<Ended>>, spans: &mut mpsc::Receiver<Box<Ended>>, most: usize, due: Instant) {
+/// As they come through the queue, which holds boxes, so that it is small while nothing is traced.
+#[expect(clippy::vec_box, reason = "they come in boxes")]
+type Batch = Vec<Box<Ended>>;
+
+async fn fill(batch: &mut Batch, spans: &mut mpsc::Receiver<Box<Ended>>, most: usize, due: Instant) {
     while batch.len() < most {
         match timeout_at(due, spans.recv_many(batch, most - batch.len())).await {
             Ok(0) | Err(_) => return,
