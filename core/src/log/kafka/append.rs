@@ -1,11 +1,7 @@
 //! Appends: one idempotent producer, a gate in front of it, and the reports that come back.
-//!
-//! A thread looks for reports every millisecond while there is something to report, and each [pump](super::pump) does when it is woken anyway. To be woken for each report would cost more than all else that
-//! is done for it, and hardly anybody waits for one: most calls have an outcome soon after.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
-use std::thread::Thread;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
@@ -32,13 +28,6 @@ const QUICK: Duration = Duration::from_millis(500);
 
 /// After this long without any acknowledgement, with some due, the broker is suspected.
 const SILENCE: Duration = Duration::from_secs(1);
-
-/// How often reports are looked for while some are due, or were a moment ago.
-const LOOK_EVERY: Duration = Duration::from_millis(1);
-/// So long after the last of them.
-const LOOK_FOR: Duration = Duration::from_millis(3);
-/// How often there is a look otherwise: the producer has other things to tell.
-const IDLE: Duration = Duration::from_millis(500);
 
 type Reply = oneshot::Sender<Result<Appended, AppendError>>;
 type KafkaProducer = BaseProducer<Reports>;
@@ -71,21 +60,8 @@ enum Gate {
 struct Load {
     sent: AtomicU64,
     reported: AtomicU64,
-    /// Whether the thread sleeps until it is woken.
-    idle: AtomicBool,
-    thread: OnceLock<Thread>,
-    /// What the producer said of itself last, and that in JSON until it is read.
-    statistics: Mutex<(Option<Statistics>, Option<Vec<u8>>)>,
-}
-
-impl Load {
-    fn wake(&self) {
-        if self.idle.swap(false, Ordering::SeqCst)
-            && let Some(thread) = self.thread.get()
-        {
-            thread.unpark();
-        }
-    }
+    /// What the producer said of itself last.
+    statistics: Mutex<Option<Statistics>>,
 }
 
 /// What goes with a record through the producer.
@@ -104,11 +80,10 @@ impl Appender {
         let inner = RwLock::new(Inner { gate: Gate::Held(Vec::new(), 0), producer, known });
         let appender = Arc::new(Self { inner, config: config.clone(), link: link.clone(), load });
         let weak = Arc::downgrade(&appender);
-        let handle = std::thread::Builder::new()
+        std::thread::Builder::new()
             .name("kafka-append".to_owned())
             .spawn(move || report_loop(&weak))
             .map_err(|error| KafkaError::ClientCreation(format!("no thread for the producer: {error}")))?;
-        let _ = appender.load.thread.set(handle.thread().clone());
         Ok(appender)
     }
 
@@ -164,8 +139,7 @@ impl Appender {
         if let Some(value) = &record.value {
             message = message.payload(value.as_ref());
         }
-        self.load.sent.fetch_add(1, Ordering::SeqCst);
-        self.load.wake();
+        self.load.sent.fetch_add(1, Ordering::Relaxed);
         // Refused here, a record has not left this process, whatever the reason.
         if let Err((error, message)) = producer.send(message) {
             self.load.sent.fetch_sub(1, Ordering::Relaxed);
@@ -212,30 +186,7 @@ impl Appender {
 
     /// What the producer said of itself last.
     pub(super) fn statistics(&self) -> Option<Statistics> {
-        self.load.statistics.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
-    }
-
-    /// Hands over the reports that are there. Does not block.
-    pub(super) fn serve(&self) {
-        let producer = self.producer();
-        loop {
-            let before = self.load.reported.load(Ordering::Relaxed);
-            if self.load.sent.load(Ordering::Relaxed) == before {
-                return;
-            }
-            producer.poll(Duration::ZERO);
-            if self.load.reported.load(Ordering::Relaxed) == before {
-                return;
-            }
-        }
-    }
-
-    fn read_statistics(&self) {
-        let Some(said) = self.load.statistics.lock().unwrap_or_else(PoisonError::into_inner).1.take() else { return };
-        match statistics::read(&said) {
-            Ok(read) => self.load.statistics.lock().unwrap_or_else(PoisonError::into_inner).0 = Some(read),
-            Err(error) => warn!(%error, "what the producer says of itself can't be read"),
-        }
+        self.load.statistics.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn producer(&self) -> Arc<KafkaProducer> {
@@ -264,34 +215,18 @@ fn create(config: &KafkaConfig, link: &Arc<Link>, load: &Arc<Load>) -> Result<(A
     Ok((Arc::new(config.producer().create_with_context(Reports { observer, load: load.clone() })?), known))
 }
 
-/// Takes the reports until the appender is gone.
+/// Takes the reports, as they come, until the appender is gone.
 fn report_loop(appender: &Weak<Appender>) {
-    let Some((mut producer, load)) = appender.upgrade().map(|appender| (appender.producer(), appender.load.clone())) else { return };
+    let Some(mut producer) = appender.upgrade().map(|appender| appender.producer()) else { return };
     let mut reported = 0;
     let mut silent_since = Instant::now();
-    let mut busy = Instant::now();
     loop {
-        let due = || load.sent.load(Ordering::SeqCst) != load.reported.load(Ordering::SeqCst);
-        if due() {
-            busy = Instant::now();
-        }
-        if busy.elapsed() < LOOK_FOR {
-            std::thread::park_timeout(LOOK_EVERY);
-        } else {
-            load.idle.store(true, Ordering::SeqCst);
-            // What was sent before that was said did not wake this thread.
-            if !due() {
-                std::thread::park_timeout(IDLE);
-            }
-            load.idle.store(false, Ordering::SeqCst);
-        }
-        producer.poll(Duration::ZERO);
+        // Reports are handed over as they come. (The last millisecond of each turn is spent spinning, in rdkafka: so the turns are long.)
+        producer.poll(Duration::from_millis(500));
         let Some(appender) = appender.upgrade() else { break };
         if appender.link.is_closed() {
             break;
         }
-        appender.serve();
-        appender.read_statistics();
         let now_reported = appender.load.reported.load(Ordering::Relaxed);
         if now_reported != reported || appender.load.sent.load(Ordering::Relaxed) == now_reported {
             reported = now_reported;
@@ -328,10 +263,13 @@ impl ClientContext for Reports {
         self.observer.error(error, reason);
     }
 
-    /// Not as rdkafka takes them: all that librdkafka knows is far more than is wanted. Read where there is time for it.
+    /// Not as rdkafka takes them: all that librdkafka knows is far more than is wanted.
     fn stats_raw(&self, statistics: &[u8]) {
         self.observer.stats_raw(statistics);
-        self.load.statistics.lock().unwrap_or_else(PoisonError::into_inner).1 = Some(statistics.to_vec());
+        match statistics::read(statistics) {
+            Ok(read) => *self.load.statistics.lock().unwrap_or_else(PoisonError::into_inner) = Some(read),
+            Err(error) => warn!(%error, "what the producer says of itself can't be read"),
+        }
     }
 }
 

@@ -56,7 +56,7 @@ pub fn connect(config: KafkaConfig) -> Result<Arc<dyn Log>, LogError> {
     let link = Link::new();
     let control = Control::start(&config, &link).map_err(refuse)?;
     let appender = Appender::start(&config, &link).map_err(refuse)?;
-    let clients = Clients { config: config.clone(), link: link.clone(), control: control.clone(), appender: Arc::downgrade(&appender), runtime };
+    let clients = Clients { config: config.clone(), link: link.clone(), control: control.clone(), runtime };
     let fetcher = Fetcher::start(clients).map_err(refuse)?;
     let prober = link::start_prober(&link, Arc::downgrade(&control), Arc::downgrade(&appender));
     prober.map_err(|error| LogError::Refused(format!("Kafka client: no thread for the probe: {error}")))?;

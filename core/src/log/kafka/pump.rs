@@ -4,7 +4,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError, TryLockError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::task::{Context, Poll};
 use std::thread::Thread;
 use std::time::Duration;
@@ -15,7 +15,6 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tracing::warn;
 
-use super::append::Appender;
 use super::config::KafkaConfig;
 use super::control::Control;
 use super::lane::Lane;
@@ -38,15 +37,12 @@ pub(super) struct Clients {
     pub(super) config: KafkaConfig,
     pub(super) link: Arc<Link>,
     pub(super) control: Arc<Control>,
-    /// Has its reports handed over when a pump is woken anyway.
-    pub(super) appender: Weak<Appender>,
     /// Where the tasks run.
     pub(super) runtime: Handle,
 }
 
 struct Shared {
     lane: Mutex<Lane>,
-    appender: Weak<Appender>,
     /// The task.
     woken: Arc<AtomicWaker>,
     /// Does what the task must not do.
@@ -58,7 +54,7 @@ impl Pump {
     pub(super) fn start(clients: &Clients, pace: Pace, thread: Thread) -> Result<Self, KafkaError> {
         let woken = Arc::new(AtomicWaker::new());
         let lane = Mutex::new(Lane::create(&clients.config, &clients.link, &clients.control, pace, Arc::clone(&woken))?);
-        let shared = Arc::new(Shared { lane, appender: clients.appender.clone(), woken, thread });
+        let shared = Arc::new(Shared { lane, woken, thread });
         let task = clients.runtime.spawn(Pumping(Arc::clone(&shared)));
         Ok(Self { pace, shared, task })
     }
@@ -96,12 +92,9 @@ impl Future for Pumping {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let Shared { lane, appender, woken, thread } = &*self.0;
+        let Shared { lane, woken, thread } = &*self.0;
         // First: whatever happens from here on wakes it again.
         woken.register(cx.waker());
-        if let Some(appender) = appender.upgrade() {
-            appender.serve();
-        }
         let mut lane = match lane.try_lock() {
             Ok(lane) => lane,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
