@@ -6,10 +6,7 @@ use tracing::error;
 
 use crate::log::LogOptions;
 
-/// What all variables about it begin with.
-pub(crate) const PREFIX: &str = "OTEL_";
-
-/// Of those, what one process is called: not for the proxies that `up` starts, each of which has a name.
+/// What one process is called: not for the proxies that `up` starts, each of which has a name.
 pub(crate) const SERVICE_NAME: &str = "OTEL_SERVICE_NAME";
 
 /// Reads it. What can't be done is told, and then there are no traces: calls go on.

@@ -261,6 +261,8 @@ fn json(status: StatusCode, what: &impl Serialize) -> Response<Full<Bytes>> {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderMap;
+
     use super::*;
 
     fn headers(fields: &[(&'static str, &'static str)]) -> HeaderMap {

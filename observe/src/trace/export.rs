@@ -195,11 +195,11 @@ async fn closed_for(closing: &mut watch::Receiver<bool>, long: Duration) {
     sleep(long).await;
 }
 
-/// Takes in spans until there are so many, or it is time.
-/// As they come through the queue, which holds boxes, so that it is small while nothing is traced.
+/// Spans as they come through the queue, which holds boxes, so that it is small while nothing is traced.
 #[expect(clippy::vec_box, reason = "they come in boxes")]
 type Batch = Vec<Box<Ended>>;
 
+/// Takes in spans until there are so many, or it is time.
 async fn fill(batch: &mut Batch, spans: &mut mpsc::Receiver<Box<Ended>>, most: usize, due: Instant) {
     while batch.len() < most {
         match timeout_at(due, spans.recv_many(batch, most - batch.len())).await {
