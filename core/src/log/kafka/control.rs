@@ -1,7 +1,6 @@
 //! Questions to the broker, and topics: what librdkafka can only do by blocking runs here, on threads of its own.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -10,6 +9,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, Resour
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
+use tokio::sync::Semaphore;
 use tracing::warn;
 
 use super::brokers::Known;
@@ -43,7 +43,8 @@ pub(super) struct Control {
     link: Arc<Link>,
     jobs: SyncSender<Job>,
     outsiders: Mutex<VecDeque<(String, Arc<BaseConsumer<Observer>>)>>,
-    groups_asked: AtomicUsize,
+    /// Places for questions about groups.
+    groups: Arc<Semaphore>,
 }
 
 fn create(config: &KafkaConfig, link: &Arc<Link>) -> Result<(Arc<BaseConsumer<Observer>>, Known), KafkaError> {
@@ -64,7 +65,14 @@ impl Control {
                 .spawn(move || work(&queue))
                 .map_err(|error| KafkaError::ClientCreation(format!("no thread for questions: {error}")))?;
         }
-        Ok(Arc::new(Self { client, config: config.clone(), link: link.clone(), jobs, outsiders: Mutex::default(), groups_asked: AtomicUsize::new(0) }))
+        Ok(Arc::new(Self {
+            client,
+            config: config.clone(),
+            link: link.clone(),
+            jobs,
+            outsiders: Mutex::default(),
+            groups: Arc::new(Semaphore::new(GROUPS_AT_ONCE)),
+        }))
     }
 
     /// Serves what librdkafka has to say. These clients are not polled otherwise.
@@ -128,19 +136,18 @@ impl Control {
     /// Asks about a group: mostly that is waiting until a client of that group has its connections, some tenths of a second on a busy machine, so a hundred groups are not asked one after
     /// the other. When too many are asked already, this waits for a thread as every other question.
     pub(super) fn ask_group<T: Send + 'static>(self: &Arc<Self>, job: impl FnOnce(&Self) -> Result<T, LogError> + Send + 'static) -> Pending<T> {
-        let more = |asked: usize| (asked < GROUPS_AT_ONCE).then_some(asked + 1);
-        if self.link.is_away() || self.groups_asked.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_err() {
+        if self.link.is_away() {
             return self.ask(job);
         }
+        let Ok(place) = self.groups.clone().try_acquire_owned() else { return self.ask(job) };
         let (reply, pending) = Pending::new();
         let control = self.clone();
         let asked = std::thread::Builder::new().name("kafka-group".to_owned()).spawn(move || {
             // A panic is one question's, whose asker learns that nobody answers.
             let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| reply.send(job(&control))));
-            control.groups_asked.fetch_sub(1, Ordering::Relaxed);
+            drop(place);
         });
         if let Err(error) = asked {
-            self.groups_asked.fetch_sub(1, Ordering::Relaxed);
             return Pending::ready(Err(LogError::Unavailable(format!("no thread to ask about a group: {error}"))));
         }
         pending
