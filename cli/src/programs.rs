@@ -111,7 +111,7 @@ impl Anywhere {
 #[derive(Debug, Subcommand)]
 enum InBoxesAndAnywhere {
     #[command(flatten)]
-    InBoxes(InBoxes),
+    InBoxes(Box<InBoxes>),
     #[command(flatten)]
     Anywhere(Anywhere),
 }

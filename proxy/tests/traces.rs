@@ -26,12 +26,14 @@ const SOON: Duration = Duration::from_millis(10);
 /// Longer than any test: what comes was sent for another reason.
 const LATE: Duration = Duration::from_secs(3600);
 
+/// The traceparent of each request as the app saw it, and the call's id.
+type Seen = Arc<Mutex<Vec<(Option<String>, String)>>>;
+
 /// A gateway and a box `cart`, whose app closes the connection of as many requests as it is told before it answers the others.
 struct System {
     gateway: SocketAddr,
     admin: SocketAddr,
-    /// The traceparent of each request as the app saw it, and the call's id.
-    seen: Arc<Mutex<Vec<(Option<String>, String)>>>,
+    seen: Seen,
     stop: CancellationToken,
     running: Vec<tokio::task::JoinHandle<Result<(), bluebox_proxy::RunError>>>,
 }
@@ -87,7 +89,7 @@ impl System {
     }
 }
 
-async fn app(mut resets: usize, seen: Arc<Mutex<Vec<(Option<String>, String)>>>) -> SocketAddr {
+async fn app(mut resets: usize, seen: Seen) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();
     tokio::spawn(async move {

@@ -196,7 +196,6 @@ async fn closed_for(closing: &mut watch::Receiver<bool>, long: Duration) {
 }
 
 /// Spans as they come through the queue, which holds boxes, so that it is small while nothing is traced.
-#[expect(clippy::vec_box, reason = "they come in boxes")]
 type Batch = Vec<Box<Ended>>;
 
 /// Takes in spans until there are so many, or it is time.

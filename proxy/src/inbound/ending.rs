@@ -7,7 +7,6 @@ use std::time::Duration;
 use bluebox_core::call::{Call, Outcome, Reason, Response};
 use bluebox_core::log::{Log, Offset, Record, Timestamp, TopicPartition};
 use bluebox_core::wire::{DeadLetter, ParkedCall, RecordedEntry, Reply};
-use bluebox_observe::trace::Span;
 
 use super::deliver::refusal;
 use super::partition::{Ending, Payload, Verdict};
@@ -66,7 +65,9 @@ impl Endings {
             Verdict::DeadLetter { reason, detail, call } => {
                 let span = spans.map(|spans| spans.buries(&places.dead_letters, Kind::Ended(*reason).word()));
                 self.bury(ending, places, *reason, detail, call).await;
-                span.map(Span::end);
+                if let Some(span) = span {
+                    span.end();
+                }
                 self.reply(ending, &self.refuse(ending, *reason, detail), spans).await
             }
             Verdict::Found { partition, offset } => (partition.clone(), *offset),
@@ -116,7 +117,9 @@ impl Endings {
                 }
             }
         };
-        span.map(Span::end);
+        if let Some(span) = span {
+            span.end();
+        }
         (to.clone(), appended.offset)
     }
 
