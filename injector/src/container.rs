@@ -219,12 +219,8 @@ pub fn proxy(identity: &Identity, asked: &Asked, guaranteed: bool, drain_seconds
         // Ready means that it listens. Neither readiness nor life depend on Kafka: with Kafka away pods start, and what needs no Kafka works.
         "readinessProbe": probe("/readyz", 5, 3),
         "livenessProbe": liveness,
-        "lifecycle": {
-            // The app is started when this has ended; after a startup probe it would be up to two seconds later.
-            "postStart": {"exec": {"command": [PROGRAM, "ready", format!("--admin=127.0.0.1:{ADMIN_PORT}")]}},
-            // The kubelet ends a sidecar only after the app. Calls have to stop before.
-            "preStop": {"exec": {"command": [PROGRAM, "drain", format!("--control=127.0.0.1:{CONTROL_PORT}"), format!("--within={drain_seconds}s")]}},
-        },
+        // The kubelet ends a sidecar only after the app. Calls have to stop before.
+        "lifecycle": {"preStop": {"exec": {"command": [PROGRAM, "drain", format!("--control=127.0.0.1:{CONTROL_PORT}"), format!("--within={drain_seconds}s")]}}},
         "securityContext": security_context(settings),
         "volumeMounts": mounts,
         "terminationMessagePath": "/dev/termination-log",
@@ -233,6 +229,13 @@ pub fn proxy(identity: &Identity, asked: &Asked, guaranteed: bool, drain_seconds
     });
     if together.restart == Restart::Rules {
         proxy["restartPolicyRules"] = restart::rules();
+    }
+    if together.restart == Restart::Probes {
+        // As long as a hook runs, the kubelet does nothing else with the pod: it would not end the app, which a proxy that took the place of another one waits for.
+        proxy["startupProbe"] = probe("/readyz", 1, 60);
+    } else {
+        // The app is started when this has ended; after a startup probe it would be up to two seconds later.
+        proxy["lifecycle"]["postStart"] = json!({"exec": {"command": [PROGRAM, "ready", format!("--admin=127.0.0.1:{ADMIN_PORT}")]}});
     }
     proxy
 }
