@@ -16,6 +16,11 @@ pub(crate) mod dlq;
 pub(crate) mod door;
 pub(crate) mod drain;
 pub(crate) mod get;
+#[cfg(not(feature = "images"))]
+mod pod;
+#[cfg(feature = "images")]
+#[path = "no_pod.rs"]
+mod pod;
 pub(crate) mod ps;
 pub(crate) mod status;
 pub(crate) mod tap;

@@ -118,6 +118,9 @@ pub async fn an_operator_gives_up_on_who_never_answers(world: World) {
     is_problem(&tell(id, "give-up").await, 412, "not-ending");
     scene.put(&format!("{lra}/close")).await.is(200, "Closing");
     eventually("it was tried", || async { (!hotel.asked().is_empty()).then_some(()) }).await;
+    // Who has not answered by then is given up too.
+    let shown = format!("http://txmgr/v1/transactions/{id}");
+    eventually("the other one has answered", || async { scene.client.call(Call::get(&shown)).await.text().contains("Completed").then_some(()) }).await;
     assert_eq!(tell(id, "give-up").await.status, 200);
     scene.becomes(&lra, "FailedToClose").await;
     eventually("the others are told how it ended", || async { flight.asked().contains(&"/after".to_owned()).then_some(()) }).await;
