@@ -11,6 +11,8 @@ use bluebox_core::log::{Log, Record};
 use bluebox_core::registry::{Class, Component};
 use bluebox_core::topics::{Prefix, REPLY_PARTITIONS, Retention};
 use bluebox_proxy::config::{AppProtocol, Served};
+use bluebox_proxy::dns::addresses::Addresses;
+use bluebox_proxy::dns::resolve::{How, Resolver};
 use bluebox_proxy::registry::{Directory, RegisterError, Registration, follow};
 use bytes::Bytes;
 use common::{PATIENCE, name};
@@ -165,4 +167,22 @@ async fn only_a_stateful_component_has_a_frontier() {
         until(&mut directory, |d| d.registered).await;
         assert_eq!(log.partitions(&Prefix::default().topics(&common::name(name)).frontier).await, Ok(there), "{name}");
     }
+}
+
+/// A query for the address of `files`, as an app that starts together with its proxy sends it.
+const WHERE_IS_FILES: &[u8] = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x05files\x00\x00\x01\x00\x01";
+
+#[tokio::test]
+async fn a_name_that_no_nameserver_answers_for_is_given_time_to_be_read_in_the_registry() {
+    let log = Embedded::in_memory();
+    let (mut files, _files) = start(log.clone(), registration("files", &[("files", of(4))]));
+    until(&mut files, |d| d.registered).await;
+    let (publish, directory) = watch::channel(Directory::default());
+    let resolver = Resolver::new(Vec::new(), directory, log.clone(), Addresses::default());
+    let answer = tokio::spawn(async move { resolver.answer(WHERE_IS_FILES, false).await });
+    tokio::task::yield_now().await;
+    assert!(!answer.is_finished(), "it is not known yet");
+    let _task = tokio::spawn(follow(log, registration("report", &[]), publish));
+    let (_, how) = tokio::time::timeout(PATIENCE, answer).await.expect("no answer").unwrap().expect("no answer");
+    assert_eq!(how, How::Component);
 }

@@ -111,9 +111,8 @@ impl Resolver {
             }
             // A name without any address is no Service that could be called.
             Some(Says::NoData) => query.asks != Asks::Other && self.is_component(name) && !self.has_the_other_family(query, name).await,
-            Some(Says::NoName) => self.will_be_component(name).await,
-            // Nobody can say what it is: calls to it work all the same.
-            Some(Says::CannotSay) | None => self.is_component(name),
+            // Or nobody can say what it is: calls to it work all the same.
+            Some(Says::NoName | Says::CannotSay) | None => self.will_be_component(name).await,
         };
         match answer {
             _ if without_service => {
@@ -137,7 +136,7 @@ impl Resolver {
         self.directory.borrow().registry.get(name).is_some()
     }
 
-    /// Whether a name that no nameserver knows is a component's, or may be one's.
+    /// Whether a name that no nameserver knows, or for which none answers, is a component's, or may be one's.
     ///
     /// Before the registry is read, that can't be known: then it is taken for one, so that the app is told by a 503 that it should try again, and not that there is no such name. When
     /// a system starts for the first time, boxes call each other before all of them have registered: a name is given a moment to become one.
