@@ -265,7 +265,7 @@ fn kafka_away(cluster: &Cluster, report: &Report) {
 fn injector_away(cluster: &Cluster, _: &Report) {
     cluster.run(&["scale", "deployment/bluebox-injector", "-n", "bluebox", "--replicas=0"], None);
     wait("no injector is left", || {
-        let list = cluster.get(&["pods", "-n", "bluebox"]);
+        let list = cluster.get(&["pods", "-n", "bluebox", "-l", "app.kubernetes.io/name=bluebox-injector"]);
         list["items"].as_array().is_some_and(Vec::is_empty).then_some(())
     });
     cluster.deployment("shop", "waiting", 1, |_| {});
