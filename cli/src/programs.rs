@@ -108,52 +108,36 @@ impl Anywhere {
     }
 }
 
+/// Bluebox, as far as it is in this image.
+#[derive(Debug, Parser)]
+#[command(name = "bluebox", version)]
+struct Program<C: Subcommand> {
+    #[command(subcommand)]
+    command: Of<C>,
+}
+
 #[derive(Debug, Subcommand)]
-enum InBoxesAndAnywhere {
+enum Of<C: Subcommand> {
     #[command(flatten)]
-    InBoxes(Box<InBoxes>),
+    Own(C),
     #[command(flatten)]
     Anywhere(Anywhere),
 }
 
-#[derive(Debug, Subcommand)]
-enum InInjectorsAndAnywhere {
-    #[command(flatten)]
-    InInjectors(InInjectors),
-    #[command(flatten)]
-    Anywhere(Anywhere),
-}
-
-/// Bluebox, as far as it is in the image of proxies.
-#[derive(Debug, Parser)]
-#[command(name = "bluebox", version)]
-struct Boxes {
-    #[command(subcommand)]
-    command: InBoxesAndAnywhere,
-}
-
-/// Bluebox, as far as it is in the image of injectors.
-#[derive(Debug, Parser)]
-#[command(name = "bluebox", version)]
-struct Injectors {
-    #[command(subcommand)]
-    command: InInjectorsAndAnywhere,
+fn run<C: Subcommand>(own: impl FnOnce(C) -> ExitCode) -> ExitCode {
+    end_with_a_panic();
+    match Program::<C>::parse().command {
+        Of::Own(command) => own(command),
+        Of::Anywhere(command) => command.run(),
+    }
 }
 
 /// Runs what the command line says in a pod with a proxy, or another part that lives on the log.
 pub fn in_boxes() -> ExitCode {
-    end_with_a_panic();
-    match Boxes::parse().command {
-        InBoxesAndAnywhere::InBoxes(command) => command.run(),
-        InBoxesAndAnywhere::Anywhere(command) => command.run(),
-    }
+    run(InBoxes::run)
 }
 
 /// Runs what the command line says in the pod of an injector.
 pub fn in_injectors() -> ExitCode {
-    end_with_a_panic();
-    match Injectors::parse().command {
-        InInjectorsAndAnywhere::InInjectors(command) => command.run(),
-        InInjectorsAndAnywhere::Anywhere(command) => command.run(),
-    }
+    run(InInjectors::run)
 }

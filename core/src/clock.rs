@@ -51,5 +51,10 @@ impl Sub<Duration> for Moment {
 /// The wall clock as the log writes it. For the embedded log, and to bound a deadline from above; never to shorten one.
 pub fn wall_clock() -> Timestamp {
     let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    Timestamp::from_millis(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
+    Timestamp::from_millis(millis(since_epoch))
+}
+
+/// Whole milliseconds; more than there is room for are as many as there is.
+pub fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -13,8 +13,8 @@ use crate::system::System;
 const EVERY: Duration = Duration::from_secs(5);
 /// How often it is said how far it is.
 const SAY_EVERY: Duration = Duration::from_secs(60);
-/// The first part of the time is warm-up.
-const WARM_UP_SHARE: f64 = 0.25;
+/// The first part of the time is warm-up: of an hour and a half, half an hour. Until then the indexes of outcomes and the buffers of the Kafka client fill.
+const WARM_UP_SHARE: f64 = 1.0 / 3.0;
 /// What counts as growth, for runs that are long enough to tell.
 const MOST_MB_PER_HOUR: f64 = 1.0;
 /// Below this the slope is noise, and only reported.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bluebox_core::call::{Digest, Outcome, ReplyAddress, Source};
-use bluebox_core::clock::wall_clock;
+use bluebox_core::clock::{millis, wall_clock};
 use bluebox_core::log::{Health, Offset, Read, Record, Timestamp};
 use bluebox_core::name::RESERVED;
 use bluebox_core::wire::{CallStatus, ControlEntry, Reply};
@@ -66,7 +66,7 @@ pub struct CallRef {
 impl CallRef {
     /// Of an accepted recorded call.
     pub fn new(config: &ProxyConfig, accepted: &Accepted, reply_to: &ReplyAddress, id: CallId, callee: ComponentName, digest: &Digest) -> Self {
-        let kept = u64::try_from(config.retention.replies.as_millis()).unwrap_or(u64::MAX);
+        let kept = millis(config.retention.replies);
         Self {
             callee,
             partition: accepted.partition.partition,

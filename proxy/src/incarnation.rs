@@ -9,6 +9,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bluebox_core::clock::millis;
 use serde::{Deserialize, Serialize};
 
 /// A box that lived less than this, counted from the end of its wait, was short-lived.
@@ -107,7 +108,7 @@ impl Place {
     /// # Errors
     /// When the directory can't be written into.
     pub fn prepare(&self, history: History, now: Duration) -> Result<(), PlaceError> {
-        let history = History { began_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX), ..history };
+        let history = History { began_ms: millis(now), ..history };
         // Numbers in an object: they can be written.
         self.write(HISTORY, &serde_json::to_string(&history).unwrap_or_default())?;
         self.write(TOKEN, &history.incarnations.to_string())

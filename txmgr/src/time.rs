@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use bluebox_core::clock::millis;
 use bluebox_core::log::Timestamp;
 
 /// The moment `after` a moment; the end of time where that can't be told.
 ///
 /// A deadline is an absolute UTC time, so that recovery honours it (MicroProfile LRA 2.0, "Timing out LRAs").
 pub fn later(moment: Timestamp, after: Duration) -> Timestamp {
-    Timestamp::from_millis(moment.as_millis().saturating_add(u64::try_from(after.as_millis()).unwrap_or(u64::MAX)))
+    Timestamp::from_millis(moment.as_millis().saturating_add(millis(after)))
 }
 
 /// The pause before the try that follows `failures` tries in a row that asked for another one: doubling from `first` up to `longest`.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use bluebox_core::call::{Call, Source};
-use bluebox_core::clock::wall_clock;
+use bluebox_core::clock::{millis, wall_clock};
 use bluebox_core::log::{Offset, Timestamp, TopicPartition};
 use bluebox_core::registry::{Component, Registry};
 use bluebox_core::wire::{CallsEntry, ParkedCall, Reply, Settlement};
@@ -120,7 +120,7 @@ fn one(call: &Call, accepted: Timestamp, partition: u32, offset: Offset, attempt
         method: call.request.method.to_string(),
         target: call.request.target.clone(),
         accepted_ms: accepted.as_millis(),
-        deadline_ms: accepted.as_millis().saturating_add(u64::try_from(call.ttl.as_millis()).unwrap_or(u64::MAX)),
+        deadline_ms: accepted.as_millis().saturating_add(millis(call.ttl)),
         partition,
         offset: offset.get(),
         attempts,

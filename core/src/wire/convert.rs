@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
 use crate::call::{Body, BulkBody, Call, Digest, Outcome, Reason, ReplyAddress, Request, Response, Source};
+use crate::clock::millis;
 use crate::log::{Offset, Timestamp, Topic, TopicPartition};
 use crate::{CallId, ComponentName, InstanceId};
 
@@ -52,10 +53,6 @@ fn place(partition: &TopicPartition, offset: Offset) -> proto::Place {
 
 fn place_from(place: &proto::Place) -> (TopicPartition, Offset) {
     (Topic::new(&place.topic).partition(place.partition), Offset::new(place.offset))
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn content(body: &Body, trailers: &HeaderMap) -> proto::Content {

@@ -227,24 +227,23 @@ async fn called(request: Request<Incoming>, watched: &Watched) -> Result<Body, R
     let path = request.uri().path().to_owned();
     let body = Limited::new(request.into_body(), MAX_BYTES).collect().await;
     let body = body.map_err(|error| Refused(Code::InvalidArgument, format!("the request can't be read: {error}")))?.to_bytes();
-    let now = || wall_clock();
     match path.strip_prefix(SERVICE).unwrap_or_default() {
         "IsActive" => {
             let trigger = Trigger::of(&message(&body)?)?;
-            let figure = figure(&watched.status.borrow(), &trigger.component, now())?;
+            let figure = figure(&watched.status.borrow(), &trigger.component, wall_clock())?;
             Ok(once(&IsActiveResponse { result: trigger.is_active(figure) }))
         }
         "StreamIsActive" => {
             let trigger = Trigger::of(&message(&body)?)?;
             // What is wrong with it is said at once.
-            figure(&watched.status.borrow(), &trigger.component, now())?;
+            figure(&watched.status.borrow(), &trigger.component, wall_clock())?;
             Ok(StreamBody::new(active(watched.clone(), trigger)).boxed_unsync())
         }
         "GetMetricSpec" => Ok(once(&GetMetricSpecResponse { metric_specs: Trigger::of(&message(&body)?)?.specs() })),
         "GetMetrics" => {
             let asked: GetMetricsRequest = message(&body)?;
             let trigger = Trigger::of(&asked.scaled_object_ref.unwrap_or_default())?;
-            let figure = figure(&watched.status.borrow(), &trigger.component, now())?;
+            let figure = figure(&watched.status.borrow(), &trigger.component, wall_clock())?;
             Ok(once(&GetMetricsResponse { metric_values: vec![trigger.value(&asked.metric_name, figure)?] }))
         }
         _ => Err(Refused(

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::disk::{Ack, Disk, Job};
 use super::engine::Engine;
 use super::partition::Partition;
+use crate::clock::millis;
 use crate::log::{LogError, Timestamp, TopicSpec};
 
 /// The most partitions that a topic can have here.
@@ -71,7 +72,7 @@ impl Engine {
     /// while it reads the disk.
     pub(super) fn keep_house(&self, now: Timestamp, thorough: bool) {
         let topics: Vec<_> = self.topics.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
-        let before = |age: Duration| Timestamp::from_millis(now.as_millis().saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX)));
+        let before = |age: Duration| Timestamp::from_millis(now.as_millis().saturating_sub(millis(age)));
         let mut housekeeper = self.disk.as_ref().map(Disk::housekeeper);
         for topic in topics {
             for partition in &topic.partitions {

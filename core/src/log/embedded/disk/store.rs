@@ -15,6 +15,7 @@ use fjall::config::FilterPolicy;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode};
 use prost::Message as _;
 
+use crate::clock::millis;
 use crate::log::{Bounds, Committed, Entry, Offset, Record, Timestamp, Topic, TopicPartition, TopicSpec};
 
 /// Records that wait in memory to be sorted into a table; up to four of these.
@@ -83,7 +84,6 @@ pub(super) struct StoredTopic {
 
 impl StoredTopic {
     pub(super) fn new(spec: &TopicSpec, first_id: u32) -> Self {
-        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         Self {
             name: spec.topic.as_str().to_owned(),
             first_id,

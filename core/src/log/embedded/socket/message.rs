@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use prost::Message;
 
+use crate::clock::millis;
 use crate::log::{AppendError, Assignment, Bounds, Committed, Entry, GroupSpec, LogError, Offset, Record, Timestamp, Topic, TopicPartition, TopicSpec};
 
 #[derive(Clone, Copy, PartialEq, Message)]
@@ -198,10 +199,6 @@ pub(super) struct RecordsSay {
     pub(super) of: Option<Place>,
     #[prost(message, optional, tag = "2")]
     pub(super) entries: Option<Entries>,
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl From<&TopicPartition> for Place {
