@@ -38,12 +38,14 @@ impl Cluster {
         let mut cluster = Self { kubectl: Kubectl::new(kubeconfig), node, brokers, ledger: String::new() };
         cluster.load_images();
         cluster.run(&["create", "namespace", "ledger"], None);
-        let ledger = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ledger", "namespace": "ledger"}, "spec": {"containers": [app(&[])]}});
+        let ledger = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ledger", "namespace": "ledger", "labels": {"app": "ledger"}}, "spec": {"containers": [app(&[])]}});
         cluster.apply(&ledger);
-        cluster.ledger = wait("the ledger runs", || {
-            let ledger = cluster.get(&["pod", "ledger", "-n", "ledger"]);
-            is_ready(&ledger).then(|| format!("http://{}:8080", ledger["status"]["podIP"].as_str().unwrap_or_default()))
-        });
+        // At an address that outlives its pod's.
+        cluster.apply(&json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "ledger", "namespace": "ledger"},
+            "spec": {"selector": {"app": "ledger"}, "ports": [{"port": 8080}]}}));
+        wait("the ledger runs", || is_ready(&cluster.get(&["pod", "ledger", "-n", "ledger"])).then_some(()));
+        let service = cluster.get(&["service", "ledger", "-n", "ledger"]);
+        cluster.ledger = format!("http://{}:8080", service["spec"]["clusterIP"].as_str().unwrap());
         Some(cluster)
     }
 

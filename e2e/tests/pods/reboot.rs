@@ -1,5 +1,6 @@
 //! A node that goes down with all that runs on it, and comes back with what was on its disk.
 
+use std::collections::HashSet;
 use std::fs;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
@@ -7,6 +8,7 @@ use std::time::Instant;
 
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
+use serde_json::Value;
 
 use crate::cluster::{Cluster, is_ready, name, wait};
 use crate::report::Report;
@@ -42,12 +44,20 @@ fn kill(pid: i32) {
     let _ = signal::kill(Pid::from_raw(pid), Signal::SIGKILL);
 }
 
+/// The containers that run in pods.
+fn containers(pods: &[Value]) -> HashSet<String> {
+    let all = pods
+        .iter()
+        .flat_map(|pod| ["initContainerStatuses", "containerStatuses"].into_iter().flat_map(|list| pod["status"][list].as_array().into_iter().flatten()));
+    all.filter_map(|status| status["containerID"].as_str().map(str::to_owned)).collect()
+}
+
 /// Everything of the node is killed at once, and started again as it was: all pods come back, and a call is answered.
 pub(crate) fn check(cluster: &Cluster, report: &Report) {
     let Some(node) = &cluster.node else { return println!("        SKIPPED: the node is not on this machine") };
     let node = node.to_str().unwrap();
     let from = caller(cluster);
-    let before: Vec<_> = cluster.ready("shop", "cart", 2).iter().map(|pod| name(pod).to_owned()).collect();
+    let before = cluster.ready("shop", "cart", 2);
     let of_node = |program: &str| processes(node).into_iter().find(|process| process.command[0].ends_with(program)).unwrap();
     let daemons = ["kubelet", "containerd"].map(of_node);
     let shims: Vec<_> = processes(node).into_iter().filter(|process| process.command[0].ends_with("containerd-shim-runc-v2")).collect();
@@ -71,19 +81,21 @@ pub(crate) fn check(cluster: &Cluster, report: &Report) {
     drop(start(containerd));
     let mut running = start(kubelet);
     println!("        {} sandboxes are gone", shims.len());
-    wait("the node has noticed", || {
+    let after = wait("the same pods are back with new containers", || {
         // As whoever looks after a node does: it ends while what runs containers is not ready for it.
         if running.try_wait().unwrap().is_some() {
             running = start(kubelet);
         }
+        // Until the kubelet has looked, the pods are called ready, and their containers those of before.
         let pods = cluster.pods("shop", "cart");
-        (!pods.is_empty() && pods.iter().all(|pod| !is_ready(pod))).then_some(())
+        (!pods.is_empty() && pods.iter().all(is_ready) && containers(&pods).is_disjoint(&containers(&before))).then_some(pods)
     });
-    let after: Vec<_> = cluster.ready("shop", "cart", 2).iter().map(|pod| name(pod).to_owned()).collect();
-    assert_eq!(after, before, "the same pods, started afresh");
+    let names = |pods: &[Value]| pods.iter().map(|pod| name(pod).to_owned()).collect::<Vec<_>>();
+    assert_eq!(names(&after), names(&before), "the same pods, started afresh");
     wait("the caller is back", || is_ready(&cluster.get(&["pod", &from, "-n", "shop"])).then_some(()));
+    wait("the ledger is back", || is_ready(&cluster.get(&["pod", "ledger", "-n", "ledger"])).then_some(()));
     answered(cluster, "shop", &from, "http://cart/work/after-the-reboot");
     report.found("rebootMs", u64::try_from(began.elapsed().as_millis()).unwrap().into());
+    assert_eq!(cluster.ledger("after-the-reboot")["ended"], 1);
     cluster.run(&["rollout", "status", "deployment/bluebox-injector", "-n", "bluebox", "--timeout=240s"], None);
-    wait("the ledger is back", || is_ready(&cluster.get(&["pod", "ledger", "-n", "ledger"])).then_some(()));
 }
