@@ -81,13 +81,6 @@ impl Cluster {
         self.run(&["create", "secret", "generic", "bluebox-kafka", "-n", name, &brokers, properties], None);
     }
 
-    /// The program that is in the image, as somebody has it on a laptop.
-    pub(crate) fn bluebox(&self) -> Command {
-        let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/images/bluebox"));
-        command.env_remove("KUBECONFIG");
-        command
-    }
-
     /// How the cluster is reached.
     pub(crate) fn kubeconfig(&self) -> &str {
         self.kubectl.kubeconfig()

@@ -3,6 +3,7 @@
 use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 
+use bluebox_e2e::process;
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, wait};
@@ -18,16 +19,17 @@ fn watch(cluster: &Cluster) {
     cluster.run(&["rollout", "status", "deployment/bluebox-watch", "-n", "bluebox", "--timeout=240s"], None);
 }
 
-fn bluebox(cluster: &Cluster) -> Command {
-    let mut command = cluster.bluebox();
+/// The whole of `bluebox`, as somebody has it outside of all images.
+fn bluebox() -> Command {
+    let mut command = process::bluebox();
     // Nothing of a system is in this directory.
-    command.current_dir(std::env::temp_dir()).stdin(Stdio::null());
+    command.env_remove("KUBECONFIG").current_dir(std::env::temp_dir()).stdin(Stdio::null());
     command
 }
 
 /// What a command says, which must do what it is told; by the kubeconfig that is named.
 fn says(cluster: &Cluster, arguments: &[&str]) -> String {
-    let Output { status, stdout, stderr } = bluebox(cluster).args(arguments).args(["--kubeconfig", cluster.kubeconfig()]).output().unwrap();
+    let Output { status, stdout, stderr } = bluebox().args(arguments).args(["--kubeconfig", cluster.kubeconfig()]).output().unwrap();
     assert!(status.success(), "bluebox {}: {}", arguments.join(" "), String::from_utf8_lossy(&stderr));
     String::from_utf8(stdout).unwrap()
 }
@@ -44,10 +46,10 @@ pub(crate) fn laptop(cluster: &Cluster, report: &Report) {
     assert!(serde_json::from_str::<Value>(&says(cluster, &["calls", "-o", "json"])).unwrap().is_array());
     says(cluster, &["dlq", "list"]);
     // By KUBECONFIG, as kubectl does it, where no `up` runs.
-    let Output { status, stderr, .. } = bluebox(cluster).arg("status").env("KUBECONFIG", cluster.kubeconfig()).output().unwrap();
+    let Output { status, stderr, .. } = bluebox().arg("status").env("KUBECONFIG", cluster.kubeconfig()).output().unwrap();
     assert!(status.success(), "{}", String::from_utf8_lossy(&stderr));
 
-    let tap = bluebox(cluster)
+    let tap = bluebox()
         .args(["tap", "--component", "cart", "--target", "/work/tapped", "--limit", "2", "-o", "json", "--kubeconfig", cluster.kubeconfig()])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -64,10 +66,10 @@ pub(crate) fn laptop(cluster: &Cluster, report: &Report) {
     assert!(events.lines().count() == 2 && events.contains("\"event\":\"accepted\""), "{events}");
 
     // What is not there is said, with what to do.
-    let Output { status, stderr, .. } = bluebox(cluster).args(["status", "-n", "nowhere", "--kubeconfig", cluster.kubeconfig()]).output().unwrap();
+    let Output { status, stderr, .. } = bluebox().args(["status", "-n", "nowhere", "--kubeconfig", cluster.kubeconfig()]).output().unwrap();
     let said = String::from_utf8_lossy(&stderr);
     assert!(status.code() == Some(1) && said.contains("does not run in the namespace nowhere") && said.contains("watch.yaml"), "{said}");
-    let Output { status, stderr, .. } = bluebox(cluster).args(["txn", "list", "--kubeconfig", cluster.kubeconfig()]).output().unwrap();
+    let Output { status, stderr, .. } = bluebox().args(["txn", "list", "--kubeconfig", cluster.kubeconfig()]).output().unwrap();
     let said = String::from_utf8_lossy(&stderr);
     assert!(status.code() == Some(1) && said.contains("the transaction manager does not run in the namespace default"), "{said}");
 }
