@@ -115,9 +115,12 @@ impl Cluster {
 
     /// The pods with a label `app`, that are not about to go.
     pub(crate) fn pods(&self, namespace: &str, app: &str) -> Vec<Value> {
-        let list = self.get(&["pods", "-n", namespace, "-l", &format!("app={app}")]);
-        let stays = |pod: &&Value| pod["metadata"]["deletionTimestamp"].is_null();
-        list["items"].as_array().map(|pods| pods.iter().filter(stays).cloned().collect()).unwrap_or_default()
+        self.pods_until_the_end(namespace, app).into_iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()).collect()
+    }
+
+    /// All pods with a label `app`, those too that are about to go: they may still answer calls that they have taken.
+    pub(crate) fn pods_until_the_end(&self, namespace: &str, app: &str) -> Vec<Value> {
+        self.get(&["pods", "-n", namespace, "-l", &format!("app={app}")])["items"].as_array().cloned().unwrap_or_default()
     }
 
     /// So many pods with this label, all of them ready.

@@ -98,7 +98,7 @@ pub(crate) fn to_nothing(cluster: &Cluster, report: &Report) {
     }));
     wait("with nothing to do there is no pod", || {
         let autoscaler = cluster.get(&["hpa", "sleeper", "-n", "shop"]);
-        let none = cluster.pods("shop", "sleeper").is_empty();
+        let none = cluster.pods_until_the_end("shop", "sleeper").is_empty();
         if !none {
             println!("    not yet: {}", autoscaler["status"]["conditions"]);
         }
