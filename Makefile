@@ -59,7 +59,7 @@ demo: ## A shop of unchanged apps, two kills, and a ledger; on Kafka with BROKER
 demo-kafka: ## The demo on a Kafka that is started for it
 	scripts/kafka run -- bash -c '$(MAKE) demo BROKERS="$$BLUEBOX_TEST_BROKERS"'
 
-test: fmt-check lint ## Formatting, lints and all tests, on the embedded log and on a real Kafka
+test: fmt-check lint doc ## Formatting, lints, the links in comments, and all tests, on the embedded log and on a real Kafka
 	rm -f $(LEFT_OUT)
 	BLUEBOX_LEFT_OUT=$(LEFT_OUT) scripts/kafka run --secure -- bash -c '$(CARGO) test --locked --workspace --exclude bluebox-e2e && $(CONTRACT)'
 	$(PLANTED)

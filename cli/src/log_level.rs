@@ -1,5 +1,7 @@
 //! `bluebox log-level`: what a process logs, changed while it runs.
 
+#![allow(rustdoc::broken_intra_doc_links, reason = "the comments of options are what --help prints")]
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;

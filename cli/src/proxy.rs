@@ -1,5 +1,7 @@
 //! `bluebox proxy`: one proxy as a process.
 
+#![allow(rustdoc::broken_intra_doc_links, reason = "the comments of options are what --help prints")]
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;

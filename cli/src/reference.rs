@@ -16,7 +16,7 @@ This page is made by `bluebox metrics-reference > docs/metrics.md`, out of the c
 
 Every part answers `/metrics` in Prometheus' text format at its admin listener (port 4141 of a box and of the injector, 4144 of `bluebox watch`; `bluebox ps --json` says where under `up`). Units are base units. Labels have few
 values: words that stand here, and names of components. Never a path, an id, or anything else that a caller chooses. Histograms carry the stage and the direction of a call, and never the other side: a proxy
-that calls 20 components has at most 600 series (458 when everything that can be counted has been; 40 KiB, written in less than a millisecond). What to watch and what to do about it is in [operating.md](operating.md).
+that calls 20 components has at most 600 series (about 460 when everything that can be counted has been; 40 KiB, written in less than a millisecond). What to watch and what to do about it is in [operating.md](operating.md).
 ";
 
 /// Prints docs/metrics.md.

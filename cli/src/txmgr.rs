@@ -1,5 +1,7 @@
 //! `bluebox txmgr`: the transaction manager as a process: the component `txmgr` and its proxy, one failure domain by being one process.
 
+#![allow(rustdoc::bare_urls, reason = "the comments of options are what --help prints")]
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 

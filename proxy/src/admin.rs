@@ -54,7 +54,7 @@ pub struct Shown {
 /// - `GET /drained?within=SECONDS`: waits until no call is being delivered and none will be: 200; 504 if that takes longer. If nobody asks it to drain meanwhile, it is
 ///   an app that ends alone: it needn't wait.
 /// - `GET /log-level`, `PUT /log-level?level=LEVEL&for=SECONDS`, with the right to: what is logged; see [`bluebox_observe::level`].
-/// - `POST /drain?within=SECONDS`, with the right to: no more calls, and then as `/drained`.
+/// - `POST /drain?within=SECONDS`, with the right to, and from this machine's loopback ([`listener::is_local`]): no more calls, and then as `/drained`.
 pub async fn serve(listener: TcpListener, shown: Shown, rights: Rights) {
     listener::serve(listener, move |request| {
         let shown = shown.clone();
@@ -70,10 +70,13 @@ async fn answer(request: &Request<Incoming>, shown: &Shown, rights: Rights) -> R
     if path == "/drain" {
         return match (rights, request.method()) {
             (Rights::Look, _) => plain(StatusCode::FORBIDDEN, "this listener can be asked, not told: POST /drain to the one of --control\n"),
-            (Rights::Change, &Method::POST) => {
-                drain.ask();
-                plain_drained(drain, request).await
-            }
+            (Rights::Change, &Method::POST) => match listener::is_local(request.headers()) {
+                Ok(()) => {
+                    drain.ask();
+                    plain_drained(drain, request).await
+                }
+                Err(why) => plain(StatusCode::FORBIDDEN, format!("{why}\n")),
+            },
             (Rights::Change, _) => plain(StatusCode::METHOD_NOT_ALLOWED, "POST only\n"),
         };
     }

@@ -115,7 +115,7 @@ pub struct Outbound {
     pub cancel_on_disconnect: bool,
     /// How long a pass-through connection may take to come up. Default 10 s.
     pub connect_timeout: Duration,
-    /// Whose call has not ended this long after it was accepted waits for long: see [`crate::long_wait`]. Default 200 ms.
+    /// Whose call has not ended this long after it was accepted waits for long: see [`crate::outbound::long_wait`]. Default 200 ms.
     pub long_wait: Duration,
 }
 

@@ -26,9 +26,9 @@ use bluebox_observe::trace::span::mixed;
 use bluebox_observe::trace::{self, Context, Counts, Kind, Span, TRACEPARENT, Tracer};
 use http::{HeaderMap, Method, StatusCode};
 
-use crate::append::Accepted;
 use crate::inbound::partition::{DeliveryEnd, Ending, Verdict};
 use crate::line;
+use crate::outbound::append::Accepted;
 use crate::problem::Problem;
 
 /// Where traces go, and what they say the log is.

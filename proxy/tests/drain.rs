@@ -45,7 +45,7 @@ async fn run(log: &Arc<Embedded>, app: Option<SocketAddr>) -> Running {
 }
 
 async fn ask(at: SocketAddr, what: &str) -> Answer {
-    exchange(at, format!("{what} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).await
+    exchange(at, format!("{what} HTTP/1.1\r\nHost: {at}\r\nConnection: close\r\n\r\n").as_bytes()).await
 }
 
 /// Until something is asked of the app; other connections only look whether it listens.
@@ -117,6 +117,12 @@ async fn only_who_may_can_tell_it_and_nonsense_is_refused() {
     let gateway = run(&log, None).await;
     assert_eq!(ask(gateway.admin, "POST /drain").await.status, 403);
     assert_eq!(ask(gateway.control, "GET /drain").await.status, 405);
+    // A page in a browser on this machine could say this.
+    let control = gateway.control;
+    for fields in ["Host: rebound.example".to_owned(), format!("Host: {control}\r\nOrigin: http://elsewhere.example")] {
+        let answer = exchange(control, format!("POST /drain HTTP/1.1\r\n{fields}\r\nConnection: close\r\n\r\n").as_bytes()).await;
+        assert_eq!(answer.status, 403, "{fields}");
+    }
     assert_eq!(ask(gateway.admin, "POST /drained").await.status, 405);
     for query in ["within=", "within=x", "within=-1", "within=3601", "other=1"] {
         assert_eq!(ask(gateway.admin, &format!("GET /drained?{query}")).await.status, 400, "{query}");

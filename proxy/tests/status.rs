@@ -78,8 +78,8 @@ async fn ids_that_are_forged_or_too_old_show_nothing() {
     let location = system.ask(post).await.header("location").unwrap();
     let call = cart.next().await;
     reply(&*system.log, &call, response(200, &[], b"secret")).await;
-    let good = bluebox_proxy::calls::CallRef::decode(location.rsplit('/').next().unwrap()).unwrap();
-    let ask = async |call: bluebox_proxy::calls::CallRef| get_status(&system, &call.location()).await;
+    let good = bluebox_proxy::outbound::calls::CallRef::decode(location.rsplit('/').next().unwrap()).unwrap();
+    let ask = async |call: bluebox_proxy::outbound::calls::CallRef| get_status(&system, &call.location()).await;
     assert_eq!(ask(good.clone()).await.body, b"secret");
     let mut forged = good.clone();
     forged.digest = [0; 32];

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use bluebox_core::ComponentName;
-use bluebox_proxy::calls::CallRef;
+use bluebox_proxy::outbound::calls::CallRef;
 use clap::Args;
 use http::Method;
 

@@ -13,9 +13,9 @@ use http_body_util::Full;
 use sha2::{Digest as _, Sha256};
 
 use super::COORDINATOR;
-use crate::envelope::IDEMPOTENCY_KEY;
 use crate::outbound::OutboundSide;
-use crate::prefer::PREFER;
+use crate::outbound::envelope::IDEMPOTENCY_KEY;
+use crate::outbound::prefer::PREFER;
 
 /// Below it the coordinator has its resources.
 const BASE: &str = "/lra-coordinator/";

@@ -4,7 +4,7 @@
 //! else must go on as if nobody were in between, whatever it speaks and whichever side begins. So, for each connection:
 //!
 //! 1. If it goes to an address of a component (see [`Addresses`]) at one of its ports, the client's first bytes are waited for, [`FIRST_BYTES`] at most. If they are HTTP, it is
-//!    served as the explicit listener does ([`crate::intercept`]), and requests that are no calls go to where the connection was going.
+//!    served as the explicit listener does ([`crate::outbound::intercept`]), and requests that are no calls go to where the connection was going.
 //! 2. Everywhere else, and after that time, the connection to where it was going is made. Whichever side speaks first decides: bytes of the server, or bytes of the client that are no HTTP, and the two
 //!    are spliced. A late client is still heard: its request is no less a call.
 //! 3. At the address of components without a Service nobody is: what isn't HTTP there is reset.
@@ -33,10 +33,10 @@ use tracing::{debug, error, warn};
 
 use self::sniff::Speaks;
 use crate::dns::addresses::Addresses;
-use crate::intercept::{self, Http};
 use crate::metrics::Metrics;
 use crate::outbound::OutboundSide;
-use crate::passthrough::Place;
+use crate::outbound::intercept::{self, Http};
+use crate::outbound::passthrough::Place;
 use crate::redirect::address;
 
 /// How long a connection to a component waits for its client's first bytes before that to its destination is made.

@@ -99,7 +99,7 @@ impl System {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             // Pass-through of a bare name is refused while the registry is unread, and a status while the replies are.
-            let id = bluebox_proxy::calls::CallRef {
+            let id = bluebox_proxy::outbound::calls::CallRef {
                 callee: name("cart"),
                 partition: 0,
                 offset: Offset::new(u64::MAX),

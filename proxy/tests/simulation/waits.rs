@@ -6,8 +6,8 @@ use bluebox_core::CallId;
 use bluebox_core::call::{Call, Digest, Outcome};
 use bluebox_core::log::{Offset, TopicPartition};
 use bluebox_core::wire::Reply;
-use bluebox_proxy::pending::Answer;
-use bluebox_proxy::pending::waiting::Waiting;
+use bluebox_proxy::outbound::pending::Answer;
+use bluebox_proxy::outbound::pending::waiting::Waiting;
 use tokio::sync::oneshot;
 
 use crate::log::{Place, Value};

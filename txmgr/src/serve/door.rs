@@ -103,7 +103,16 @@ impl Door {
         head.headers.insert(ORIGIN, origin);
         match self.client.request(Request::from_parts(head, body)).await {
             Ok(response) => response.map(|body| body.boxed()),
-            Err(_) => problem(StatusCode::SERVICE_UNAVAILABLE, "not-served", "the transaction manager's own proxy does not answer; try again"),
+            Err(broken) if broken.is_connect() => problem(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "not-served",
+                "the transaction manager's own proxy does not take connections; nothing was done: try again",
+            ),
+            Err(_) => problem(
+                StatusCode::BAD_GATEWAY,
+                "outcome-unknown",
+                "the transaction manager's own proxy broke off before it answered: what was asked for may be done or not. Ask for its status, or repeat it with the same `Idempotency-Key`",
+            ),
         }
     }
 }
@@ -117,4 +126,44 @@ fn problem(status: StatusCode, word: &str, detail: &str) -> Response<Body> {
         response.headers_mut().insert(http::header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    /// What a door says whose proxy is there.
+    async fn said(proxy: SocketAddr) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let door = listener.local_addr().unwrap();
+        tokio::spawn(serve(listener, ComponentName::try_new("txmgr").unwrap(), proxy));
+        let mut client = TcpStream::connect(door).await.unwrap();
+        let request = format!("POST /lra-coordinator/start HTTP/1.1\r\nHost: {door}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        client.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn nothing_was_done_only_where_nothing_was_sent() {
+        let proxy = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = proxy.local_addr().unwrap();
+        let breaks_off = tokio::spawn(async move {
+            let (mut stream, _) = proxy.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+        });
+        let unknown = said(at).await;
+        assert!(unknown.starts_with("HTTP/1.1 502 ") && unknown.contains("urn:bluebox:txmgr:outcome-unknown"), "{unknown}");
+        breaks_off.await.unwrap();
+        // Its listener is closed now.
+        let nothing = said(at).await;
+        assert!(nothing.starts_with("HTTP/1.1 503 ") && nothing.contains("nothing was done") && nothing.contains("retry-after"), "{nothing}");
+    }
 }

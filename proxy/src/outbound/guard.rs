@@ -1,4 +1,4 @@
-//! A connection of the app, guarded: hyper sees of it only what [`crate::framing`] lets on; heads must arrive in time; interim responses are written between
+//! A connection of the app, guarded: hyper sees of it only what [`crate::outbound::framing`] lets on; heads must arrive in time; interim responses are written between
 //! hyper's own; and a connection is closed so that its peer can read the last answer.
 
 use std::future::Future;
@@ -14,8 +14,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
-use crate::framing::{Framing, Protocol, Verdict};
-use crate::interim::Queue;
+use crate::outbound::framing::{Framing, Protocol, Verdict};
+use crate::outbound::interim::Queue;
 use crate::problem::{Kind, Problem};
 
 /// How long, and how much, is still read of a request that was refused: a connection that is closed with unread data loses the answer too.
@@ -303,7 +303,7 @@ impl AsyncWrite for Guarded {
     }
 
     /// hyper flushes only when all that it had to write is written. While a request is with the proxy, all of the answer before it is, and nothing of its own:
-    /// so this is where an interim response can go out. Its request's answer is given to hyper only after that (see [`crate::interim`]).
+    /// so this is where an interim response can go out. Its request's answer is given to hyper only after that (see [`crate::outbound::interim`]).
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_interims(cx))?;
         self.watch.seen().unflushed = false;
@@ -347,7 +347,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::interim::Interims;
+    use crate::outbound::interim::Interims;
 
     /// A guarded connection that takes nothing more, as its peer reads nothing; and the peer.
     async fn full() -> (Guarded, Watch, TcpStream) {

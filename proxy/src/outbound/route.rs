@@ -6,9 +6,9 @@ use bluebox_core::registry::{Component, Streams, ordinal_of};
 use http::uri::Authority;
 use http::{Method, Version, header, request};
 
-use crate::envelope::Destination;
 use crate::fields;
 use crate::names::Names;
+use crate::outbound::envelope::Destination;
 use crate::problem::{Kind, Problem};
 use crate::registry::Directory;
 use crate::target::RawTarget;

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, Version, header};
 
 use crate::fields;
-use crate::respond::AnswerBody;
+use crate::outbound::respond::AnswerBody;
 
 /// With more callers than this that wait at once, memory is what counts.
 const MANY: usize = 1_000;

@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use crate::bulk::Taken;
 use crate::config::Outbound;
 use crate::fields;
-use crate::prefer::Preferences;
+use crate::outbound::prefer::Preferences;
 use crate::problem::{Kind, Problem};
 use crate::spans::Calling;
 
@@ -22,7 +22,7 @@ pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key
 /// The longest `Idempotency-Key` and the longest ordering key, in bytes.
 const LONGEST_KEY_BYTES: usize = 255;
 
-/// Where a request goes, as [`crate::route`] found out.
+/// Where a request goes, as [`crate::outbound::route`] found out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Destination {
     /// Who is called.

@@ -1,205 +1,45 @@
-//! One request of the app, from its arrival to its answer: the stages in their order.
+//! A durable call out of the app, from its request to its answer.
 
-use std::net::SocketAddr;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bluebox_core::call::{Digest, Outcome, ReplyAddress, Source};
 use bluebox_core::fail_point_async;
-use bluebox_core::log::{Health, Log};
 use bluebox_core::registry::Component;
 use bluebox_core::topics::Topics;
 use bluebox_core::{CallId, ComponentName};
 use bluebox_observe::{During, Words};
 use bytes::Bytes;
-use futures_util::FutureExt as _;
 use http::header::{self, HeaderValue};
-use http::{Request, Response, StatusCode, request};
+use http::{Response, StatusCode, request};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use tokio::sync::watch;
-use tracing::{debug, error};
+use tracing::debug;
 
-use crate::append::{self, Accepted, Accepting};
-use crate::bulk::{Bulk, OutBody, TakeIn, TakeInError};
-use crate::calls::{self, CallRef};
-use crate::config::ProxyConfig;
-use crate::context::Contexts;
-use crate::envelope::{Caller, Destination, Draft};
-use crate::fields;
-use crate::line;
-use crate::long_wait::{self, LongWait};
-use crate::metrics::{self, Metrics};
-use crate::passthrough::{PassThrough, Place};
-use crate::pending::{Answer, Pending, Ticket};
-use crate::prefer::{PREFERENCE_APPLIED, Preferences};
+use crate::bulk::{OutBody, TakeIn, TakeInError};
+use crate::outbound::OutboundSide;
+use crate::outbound::append::{self, Accepted, Accepting};
+use crate::outbound::calls::CallRef;
+use crate::outbound::envelope::{Caller, Destination, Draft};
+use crate::outbound::long_wait::{self, LongWait};
+use crate::outbound::pending::{Answer, Ticket};
+use crate::outbound::prefer::{PREFERENCE_APPLIED, Preferences};
+use crate::outbound::respond::{self, AnswerBody, Asked, BodyError};
+use crate::outbound::route::Route;
 use crate::problem::{Kind, Problem, can_be_repeated};
-use crate::redirect::address;
-use crate::registry::Directory;
-use crate::respond::{self, AnswerBody, Asked, BodyError};
-use crate::route::{self, Route, Target};
-use crate::spans::{Called, Spans};
-use crate::spread::Spread;
-
+use crate::spans::Called;
+use crate::{fields, line, metrics};
 /// How long, and how much, of a body that nobody wants is still read, so that its sender finds the time to read why.
 const DRAIN_TIME: Duration = Duration::from_secs(2);
 const DRAIN_BYTES: u64 = 16 << 20;
 
-tokio::task_local! {
-    /// Set while the stages of a request run: a panic in there is answered.
-    static ANSWERED: ();
-}
+/// What must come of a body per second on average: who sends less would hold memory for hours.
+const LEAST_BODY_RATE: u64 = 1024;
 
-/// Whether a panic here and now is answered with 500 and ends nothing else. For the panic hook of a process.
-pub fn panics_are_answered() -> bool {
-    ANSWERED.try_with(|()| ()).is_ok()
-}
-
-/// Where the connection of a request was going, if the redirect caught it; among the request's extensions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Towards(pub SocketAddr);
-
-/// What all requests of the app share.
-pub struct OutboundSide {
-    /// What the proxy was told.
-    pub config: Arc<ProxyConfig>,
-    /// The log.
-    pub log: Arc<dyn Log>,
-    /// The registry, as far as it has been read.
-    pub directory: watch::Receiver<Directory>,
-    /// Who waits for an outcome.
-    pub pending: Pending,
-    /// Bodies.
-    pub bulk: Bulk,
-    /// The way past the log.
-    pub pass: PassThrough,
-    /// Which transactions the app is at.
-    pub contexts: Contexts,
-    /// What is counted.
-    pub metrics: Metrics,
-    /// Makes spans of calls.
-    pub spans: Spans,
-    /// Where calls go that may go anywhere.
-    pub spread: Spread,
-    /// When the proxy started.
-    pub began: Instant,
-}
+/// The least time that the log is given to take a call, however short the wait.
+const SHORTEST_APPEND: Duration = Duration::from_secs(10);
 
 impl OutboundSide {
-    /// Answers one request. Always has an answer: a mistake in Bluebox is one too.
-    ///
-    /// Dropped when the caller hangs up. That ends no call: what was handed to the log goes on.
-    pub(crate) async fn answer(self: Arc<Self>, request: Box<Request<Incoming>>, place: Place, refused: Option<Box<Problem>>) -> long_wait::Answer {
-        let asked = Asked::of(&request);
-        let stages = self.stages(request, &asked, place, refused);
-        let result = AssertUnwindSafe(ANSWERED.scope((), stages)).catch_unwind().await.unwrap_or_else(|_| {
-            self.metrics.internal_errors.inc();
-            error!("a mistake in Bluebox: the stages of a request panicked");
-            Err(Problem::new(Kind::Internal, "this is a mistake in Bluebox; its log has more"))
-        });
-        Ok(result.unwrap_or_else(|problem| respond::problem(problem, &asked)))
-    }
-
-    async fn stages(
-        &self,
-        request: Box<Request<Incoming>>,
-        asked: &Asked,
-        place: Place,
-        refused: Option<Box<Problem>>,
-    ) -> Result<Response<AnswerBody>, Problem> {
-        // Boxed, and so gone when the wait begins: many may wait, and for long.
-        match Box::pin(self.until_the_wait(request, asked, place, refused)).await? {
-            Begun::Answered(answer) => Ok(*answer),
-            Begun::Call(handed) => self.end(handed, asked).await,
-        }
-    }
-
-    async fn until_the_wait(&self, request: Box<Request<Incoming>>, asked: &Asked, place: Place, refused: Option<Box<Problem>>) -> Result<Begun, Problem> {
-        let (head, body) = request.into_parts();
-        let towards = head.extensions.get().map(|Towards(towards)| *towards);
-        fail_point_async!(OutIntercepted, return Err(Problem::new(Kind::Internal, "a fail point")));
-        let route = match refused {
-            Some(problem) => Err(*problem),
-            None => self.decide(&head, towards).await,
-        };
-        let route = route.inspect_err(|problem| {
-            self.metrics.refused.inc(problem.kind().word());
-            if problem.kind() == Kind::StreamRefused {
-                self.metrics.streams.inc("refused");
-            }
-            debug!(?problem, "refused a request");
-        })?;
-        fail_point_async!(OutRouted, return Err(Problem::new(Kind::Internal, "a fail point")));
-        let answer = match route {
-            Route::Call { destination, component } => return self.call(head, body, destination, &component).await.map(|handed| Begun::Call(Box::new(handed))),
-            Route::Own(target) => calls::serve(self, &head.method, &target, asked).await,
-            Route::PassThrough(target) => match there(&target, towards) {
-                Ok(there) => self.passed(self.pass.pass(Request::from_parts(head, body), target, &there, place).await),
-                Err(problem) => self.passed(Err(problem)),
-            },
-            Route::Stream { target, direct } => {
-                // Where the caller wanted to go is as good as any box of the component.
-                let direct = there(&target, towards).ok().filter(|there| !there.is_empty()).unwrap_or(direct);
-                self.metrics.streams.inc("passed");
-                self.passed(self.pass.pass(Request::from_parts(head, body), target, &direct, place).await)
-            }
-        };
-        answer.map(|answer| Begun::Answered(Box::new(answer)))
-    }
-
-    async fn decide(&self, head: &request::Parts, towards: Option<SocketAddr>) -> Result<Route, Problem> {
-        let directory = self.directory.borrow().clone();
-        let at = towards.map(|towards| towards.port());
-        match route::decide_at(head, &directory, at) {
-            Err(problem) if problem.kind() == Kind::NotReady && append::check_health(&*self.log).is_ok() => {
-                let mut read = self.directory.clone();
-                let complete = self.while_the_log_is_there(read.wait_for(|d| d.complete)).await;
-                let Some(Ok(directory)) = complete.map(|r| r.map(|d| d.clone())) else { return Err(problem) };
-                route::decide_at(head, &directory, at)
-            }
-            Ok(Route::PassThrough(target)) if self.began.elapsed() < YOUTH => match target.may_be_a_component(&directory.names) {
-                Some(name) => self.decide_when_young(head, target, &name, towards).await,
-                None => Ok(Route::PassThrough(target)),
-            },
-            decided => decided,
-        }
-    }
-
-    /// What a proxy that has just started must read first, if it comes in time and the log does not go away meanwhile: then the answer is 503, within a second.
-    async fn while_the_log_is_there<T>(&self, wait: impl Future<Output = T>) -> Option<T> {
-        let mut health = self.log.health();
-        tokio::select! {
-            biased;
-            came = wait => Some(came),
-            _ = health.wait_for(|health| matches!(health, Health::Away(_))) => None,
-            () = tokio::time::sleep(START_PATIENCE) => None,
-        }
-    }
-
-    /// When a whole system starts for the first time, boxes call each other before all of them have registered. What looks like a component's name and is no
-    /// server's either is given a moment to become one.
-    async fn decide_when_young(&self, head: &request::Parts, target: Target, name: &str, towards: Option<SocketAddr>) -> Result<Route, Problem> {
-        let is_a_server = match towards {
-            Some(towards) => !address::is_ours(towards.ip().to_canonical()),
-            None => tokio::net::lookup_host(target.host_and_port()).await.is_ok_and(|mut addresses| addresses.next().is_some()),
-        };
-        if is_a_server || append::check_health(&*self.log).is_err() {
-            return Ok(Route::PassThrough(target));
-        }
-        let mut read = self.directory.clone();
-        let known = tokio::time::timeout(REGISTER_PATIENCE, read.wait_for(|d| d.registry.get(name).is_some())).await;
-        let Ok(Ok(directory)) = known.map(|r| r.map(|d| d.clone())) else { return Ok(Route::PassThrough(target)) };
-        route::decide_at(head, &directory, towards.map(|towards| towards.port()))
-    }
-
-    fn passed(&self, result: Result<Response<AnswerBody>, Problem>) -> Result<Response<AnswerBody>, Problem> {
-        result.inspect_err(|problem| {
-            self.metrics.passed.inc(problem.kind().word());
-            debug!(?problem, "could not pass a request through");
-        })
-    }
-
     /// Makes a durable call of the proxy's own, as one of the app's would be, and waits for its outcome.
     ///
     /// # Errors
@@ -226,7 +66,7 @@ impl OutboundSide {
     }
 
     /// A durable call, until it is in the log.
-    async fn call(&self, mut head: request::Parts, body: Incoming, destination: Destination, component: &Component) -> Result<Handed, Problem> {
+    pub(super) async fn call(&self, mut head: request::Parts, body: Incoming, destination: Destination, component: &Component) -> Result<Handed, Problem> {
         let callee = destination.callee.clone();
         let topics = self.config.prefix.topics(&callee);
         self.contexts.pass_on(&mut head.headers, &callee);
@@ -377,7 +217,7 @@ impl OutboundSide {
     }
 
     /// The last stages of a durable call: await the outcome, answer.
-    async fn end(&self, mut handed: Box<Handed>, asked: &Asked) -> Result<Response<AnswerBody>, Problem> {
+    pub(super) async fn end(&self, mut handed: Box<Handed>, asked: &Asked) -> Result<Response<AnswerBody>, Problem> {
         let (began, open, mut spans) = (handed.began, handed.open.take(), handed.spans.take());
         let (word, answer) = match self.wait(handed, spans.as_deref_mut()).await {
             Ok(Carried::Ended(answer)) => {
@@ -455,44 +295,8 @@ impl OutboundSide {
     }
 }
 
-/// Where a request that is no call goes: to where its connection was going, if that is known.
-fn there(target: &Target, towards: Option<SocketAddr>) -> Result<Vec<String>, Problem> {
-    let Some(towards) = towards else { return Ok(Vec::new()) };
-    if target.tunnel {
-        return Err(Problem::new(Kind::StreamRefused, "a tunnel (CONNECT) on a connection to a component: open it on a connection of its own"));
-    }
-    if address::is_ours(towards.ip().to_canonical()) {
-        let (host, port) = target.host_and_port();
-        let detail = format!("{host:?} is no component at port {port}, and no server: the request came to the address of components without a Service");
-        return Err(Problem::new(Kind::PassThroughFailed, detail).retry_safe(true));
-    }
-    Ok(vec![towards.to_string()])
-}
-
-/// What must come of a body per second on average: who sends less would hold memory for hours.
-const LEAST_BODY_RATE: u64 = 1024;
-
-/// How long a request waits for a proxy that has just started, while the log can be reached: the registry and the end of the replies are read first. A busy
-/// Kafka takes seconds for both.
-const START_PATIENCE: Duration = Duration::from_secs(15);
-
-/// How long after its start a proxy waits for components to register, and how long for one.
-const YOUTH: Duration = Duration::from_secs(30);
-const REGISTER_PATIENCE: Duration = Duration::from_secs(5);
-
-/// The least time that the log is given to take a call, however short the wait.
-const SHORTEST_APPEND: Duration = Duration::from_secs(10);
-
-/// How far a request has come when the wait begins.
-enum Begun {
-    /// It is answered.
-    Answered(Box<Response<AnswerBody>>),
-    /// It is a call, and is waited for.
-    Call(Box<Handed>),
-}
-
 /// A call that was handed to the log, as far as it must be known to its end. Nothing of what its caller sent is held.
-struct Handed {
+pub(super) struct Handed {
     id: CallId,
     callee: ComponentName,
     began: Instant,

@@ -18,14 +18,14 @@ use http::header::{self, HeaderValue};
 use http::{Method, Response};
 use serde_json::json;
 
-use crate::append::Accepted;
 use crate::bulk::OutBody;
 use crate::config::ProxyConfig;
 use crate::fields;
 use crate::outbound::OutboundSide;
-use crate::pending::read_outcome;
+use crate::outbound::append::Accepted;
+use crate::outbound::pending::read_outcome;
+use crate::outbound::respond::{self, AnswerBody, Asked};
 use crate::problem::{Kind, Problem};
-use crate::respond::{self, AnswerBody, Asked};
 
 /// Where the calls are, below `http://bluebox`.
 pub const PATH: &str = "/v1/calls/";

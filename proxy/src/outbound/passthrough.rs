@@ -29,11 +29,11 @@ use tracing::debug;
 use crate::bulk::OutBody;
 use crate::fields;
 use crate::head::MOST_FIELDS;
-use crate::interim::Interims;
 use crate::metrics::Metrics;
+use crate::outbound::interim::Interims;
+use crate::outbound::respond::{AnswerBody, Asked, BodyError};
+use crate::outbound::route::{Target, wants_upgrade};
 use crate::problem::{Kind, Problem};
-use crate::respond::{AnswerBody, Asked, BodyError};
-use crate::route::{Target, wants_upgrade};
 use crate::target::{self, Verbatim};
 
 /// Unused connections to one server that are kept.

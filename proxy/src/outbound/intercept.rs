@@ -22,14 +22,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use crate::framing::{Protocol, Verdict};
-use crate::guard::{Guarded, Watch};
 use crate::head::MOST_FIELDS;
-use crate::interim::Interims;
-use crate::long_wait::{Answering, Head, UnderWay};
+use crate::outbound::framing::{Protocol, Verdict};
+use crate::outbound::guard::{Guarded, Watch};
+use crate::outbound::interim::Interims;
+use crate::outbound::long_wait::{Answering, Head, UnderWay};
+use crate::outbound::passthrough::Place;
+use crate::outbound::respond::AnswerBody;
 use crate::outbound::{OutboundSide, Towards};
-use crate::passthrough::Place;
-use crate::respond::AnswerBody;
 use crate::target::RawTarget;
 
 /// Requests that one HTTP/2 connection may have under way at once.

@@ -1,6 +1,6 @@
 //! Interim responses (1xx, RFC 9110, section 15.2) of a server that is passed through, on their way to the app.
 //!
-//! hyper's server can't send them. So they are written beside it, by [`crate::guard`], under two rules that keep them from getting into another answer: they
+//! hyper's server can't send them. So they are written beside it, by [`crate::outbound::guard`], under two rules that keep them from getting into another answer: they
 //! are written only when hyper has nothing left to write while their request is with the proxy; and the answer to that request is given to hyper only when all
 //! of them are written. HTTP/1.1 alone: HTTP/1.0 has none, and over HTTP/2 they are not passed on.
 
@@ -10,7 +10,7 @@ use http::{HeaderMap, StatusCode, header};
 use tracing::debug;
 
 use crate::fields;
-use crate::guard::Watch;
+use crate::outbound::guard::Watch;
 
 /// What may wait to be written, in responses and in bytes; further ones are dropped.
 const MOST_WAITING: usize = 16;
