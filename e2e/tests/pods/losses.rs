@@ -1,14 +1,14 @@
 //! One failure domain: a box loses one of its halves in every way there is, and each time both are started afresh. All at once, in a pod each.
 
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, name, status_of, wait};
 use crate::report::Report;
-use crate::{caller, told};
+use crate::{answered, caller, told};
 
 /// How a half is lost.
 struct Loss {
@@ -43,6 +43,18 @@ const PROBES: [Probe; 5] = [
     Probe { name: "grpc", probe: Some(r#"{"grpc": {"port": 8080}}"#) },
     Probe { name: "exec", probe: Some(r#"{"exec": {"command": ["/app", "healthy"]}}"#) },
 ];
+
+impl Probe {
+    /// Every 2 s, and the second failure counts.
+    fn put_into(&self, pod: &mut Value) {
+        let Some(probe) = self.probe else { return };
+        let mut probe: Value = serde_json::from_str(probe).unwrap();
+        for (field, value) in [("periodSeconds", 2), ("failureThreshold", 2), ("timeoutSeconds", 2)] {
+            probe[field] = value.into();
+        }
+        pod["spec"]["containers"][0]["livenessProbe"] = probe;
+    }
+}
 
 /// A loss of a box whose app is probed in a way.
 struct Case {
@@ -88,13 +100,7 @@ fn some_of_them(cluster: &Cluster, report: &Report, cases: &[Case]) -> Vec<Strin
             if goes_unseen(loss, probe) {
                 pod["metadata"]["annotations"] = serde_json::json!({"bluebox.dev/restart-on-hang": "true", "bluebox.dev/attempt-timeout": "3s"});
             }
-            if let Some(probe) = probe.probe {
-                let mut probe: Value = serde_json::from_str(probe).unwrap();
-                for (field, value) in [("periodSeconds", 2), ("failureThreshold", 2), ("timeoutSeconds", 2)] {
-                    probe[field] = value.into();
-                }
-                pod["spec"]["containers"][0]["livenessProbe"] = probe;
-            }
+            probe.put_into(pod);
         });
     }
     let from = caller(cluster);
@@ -128,16 +134,43 @@ fn one(cluster: &Cluster, report: &Report, Case { name: case, loss, probe }: &Ca
     }
     let answer = cluster.call("shop", from, &format!("{to}-then"));
     let took = lost.elapsed();
-    let after = wait(&format!("{case}: both halves were started again"), || {
-        let pod = cluster.pods("losses", case).into_iter().next()?;
-        let again = |container: &str| status_of(&pod, container)["containerID"] != status_of(&before, container)["containerID"];
-        let settled = crate::is_ready(&pod) && again("app") && again("proxy");
-        settled.then_some(pod)
-    });
+    let after = started_again(cluster, &before);
     assert_eq!(answer["status"], 200, "{case}: {answer}; {}", told(&after));
     report.recovered(case, took);
     // In place: the same pod, at the same address.
     assert_eq!((&after["metadata"]["uid"], &after["status"]["podIP"]), (&before["metadata"]["uid"], &before["status"]["podIP"]), "{case}");
     let said = cluster.run(&["logs", "-n", "losses", name(&after), "-c", "proxy"], None);
     assert!(said.contains("was started again") && said.contains("the last words of the former proxy"), "{case}: the new proxy doesn't say why: {said}");
+}
+
+/// The pod when both of its halves are others than before, and ready.
+fn started_again(cluster: &Cluster, before: &Value) -> Value {
+    wait(&format!("both halves of {} were started again", name(before)), || {
+        let pod = cluster.get(&["pod", name(before), "-n", "losses"]);
+        let again = |container: &str| status_of(&pod, container)["containerID"] != status_of(before, container)["containerID"];
+        let settled = crate::is_ready(&pod) && again("app") && again("proxy");
+        settled.then_some(pod)
+    })
+}
+
+/// The same, one after the other, in one of two boxes of a component, under load: all calls are answered, and how long the slowest had to wait for another box, or for this one.
+pub(crate) fn beside_another(cluster: &Cluster, report: &Report) {
+    const CALLS: u64 = 100;
+    if std::env::var_os("FULL").is_none() {
+        return println!("        SKIPPED: FULL=1 has it");
+    }
+    cluster.deployment("losses", "spare", 2, |pod| PROBES[1].put_into(pod));
+    let from = caller(cluster);
+    for loss in LOSSES.iter().filter(|loss| cluster.node.is_some() || !loss.from_outside) {
+        let before = cluster.ready("losses", "spare", 2).remove(0);
+        let load = format!("elsewhere-{}", loss.name);
+        answered(cluster, "shop", &from, &format!("http://spare/work/{load}-first"));
+        cluster.ask("shop", &from, &format!("/load?to=http://spare/work&name={load}&rate=10&seconds={}", CALLS / 10)).unwrap();
+        (loss.inflict)(cluster, &before);
+        let loaded = wait("the load is over", || cluster.ask("shop", &from, "/loaded").filter(|loaded| loaded["done"] == true));
+        assert_eq!((&loaded["answered"]["200"], &loaded["failed"]), (&json!(CALLS), &json!([])), "{}: calls were lost: {loaded}", loss.name);
+        report.recovered(&load, Duration::from_millis(loaded["slowestMs"].as_u64().unwrap()));
+        started_again(cluster, &before);
+    }
+    cluster.run(&["delete", "deployment", "spare", "-n", "losses", "--wait=false"], None);
 }

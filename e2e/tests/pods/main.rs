@@ -29,7 +29,7 @@ type Check = fn(&Cluster, &Report);
 fn real_pods() {
     let Some(cluster) = Cluster::start() else { return };
     let report = Report::default();
-    let checks: [(&str, Check); 20] = [
+    let checks: [(&str, Check); 21] = [
         ("the five commands of docs/install.md", install::five_commands),
         ("an unannotated Deployment gets its proxies and serves", deployment),
         ("a call between two apps that know nothing of Bluebox", call),
@@ -40,6 +40,7 @@ fn real_pods() {
         ("ordinals of a StatefulSet, and a second component of their name", redirected::ordinals),
         ("a namespace with the standard `restricted`", restricted),
         ("each loss of a half restarts the whole box", losses::all),
+        ("each loss of a half, while another box answers", losses::beside_another),
         ("sagas over two Deployments, and the death of their managers", transactions::check),
         ("a rolling update under load", rolling_update),
         ("scaling down under load", scale_down),
