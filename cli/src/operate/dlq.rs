@@ -60,6 +60,9 @@ pub(crate) struct DlqOptions {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// List dead letters
+    #[command(after_help = "Examples:
+  bluebox dlq list --component cart
+  bluebox dlq list -o json | jq -r .call")]
     List {
         /// Only those of this component.
         #[arg(long, value_name = "NAME", value_parser = |text: &str| ComponentName::try_new(text))]
@@ -70,6 +73,9 @@ enum Command {
         system: SystemOptions,
     },
     /// Show one: the request and why it was given up
+    #[command(after_help = "Examples:
+  bluebox dlq show 3f2a
+  bluebox dlq show 3f2a --body > body     its body alone")]
     Show {
         /// The call's id, or its first characters.
         id: String,
@@ -80,8 +86,14 @@ enum Command {
         system: SystemOptions,
     },
     /// Deliver again: the same call, with its time to live anew
+    #[command(after_help = "Examples:
+  bluebox dlq replay 3f2a 77b0
+  bluebox dlq replay --all --component cart")]
     Replay(WhichOptions),
     /// Give up for good
+    #[command(after_help = "Examples:
+  bluebox dlq drop 3f2a
+  bluebox dlq drop --all --component cart")]
     Drop(WhichOptions),
 }
 

@@ -37,6 +37,9 @@ pub(crate) struct TxnOptions {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// List transactions, the oldest first
+    #[command(after_help = "Examples:
+  bluebox txn list --failed
+  bluebox txn list --in-doubt --older-than 1h -o json")]
     List {
         /// Only those that are ending, or of whose end somebody has yet to be told.
         #[arg(long)]
@@ -59,6 +62,8 @@ enum Command {
         asked: AskedOptions,
     },
     /// Show one: its participants or steps, with state, tries and last error
+    #[command(after_help = "Example:
+  bluebox txn show 0003-0198f0c2a1b3-00000000000004d2")]
     Show {
         /// Its id.
         id: TransactionId,
@@ -68,12 +73,20 @@ enum Command {
         asked: AskedOptions,
     },
     /// Try at once what waits to be tried again
+    #[command(after_help = "Example:
+  bluebox txn retry 0003-0198f0c2a1b3-00000000000004d2")]
     Retry(WhichOptions),
     /// Cancel: what was done is compensated
+    #[command(after_help = "Example:
+  bluebox txn cancel 0003-0198f0c2a1b3-00000000000004d2")]
     Cancel(WhichOptions),
     /// Give up on those who don't answer: they have failed, and the transaction with them
+    #[command(after_help = "Example:
+  bluebox txn give-up 0003-0198f0c2a1b3-00000000000004d2")]
     GiveUp(WhichOptions),
     /// Forget what has failed: nobody is called any more
+    #[command(after_help = "Example:
+  bluebox txn forget 0003-0198f0c2a1b3-00000000000004d2")]
     Forget(WhichOptions),
 }
 

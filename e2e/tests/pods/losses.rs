@@ -134,23 +134,18 @@ fn one(cluster: &Cluster, report: &Report, Case { name: case, loss, probe }: &Ca
     }
     let answer = cluster.call("shop", from, &format!("{to}-then"));
     let took = lost.elapsed();
-    let after = started_again(cluster, &before);
+    let after = wait(&format!("{case}: both halves were started again"), || {
+        let pod = cluster.pods("losses", case).into_iter().next()?;
+        let again = |container: &str| status_of(&pod, container)["containerID"] != status_of(&before, container)["containerID"];
+        let settled = crate::is_ready(&pod) && again("app") && again("proxy");
+        settled.then_some(pod)
+    });
     assert_eq!(answer["status"], 200, "{case}: {answer}; {}", told(&after));
     report.recovered(case, took);
     // In place: the same pod, at the same address.
     assert_eq!((&after["metadata"]["uid"], &after["status"]["podIP"]), (&before["metadata"]["uid"], &before["status"]["podIP"]), "{case}");
     let said = cluster.run(&["logs", "-n", "losses", name(&after), "-c", "proxy"], None);
     assert!(said.contains("was started again") && said.contains("the last words of the former proxy"), "{case}: the new proxy doesn't say why: {said}");
-}
-
-/// The pod when both of its halves are others than before, and ready.
-fn started_again(cluster: &Cluster, before: &Value) -> Value {
-    wait(&format!("both halves of {} were started again", name(before)), || {
-        let pod = cluster.get(&["pod", name(before), "-n", "losses"]);
-        let again = |container: &str| status_of(&pod, container)["containerID"] != status_of(before, container)["containerID"];
-        let settled = crate::is_ready(&pod) && again("app") && again("proxy");
-        settled.then_some(pod)
-    })
 }
 
 /// The same, one after the other, in one of two boxes of a component, under load: all calls are answered, and how long the slowest had to wait for another box, or for this one.
@@ -170,7 +165,8 @@ pub(crate) fn beside_another(cluster: &Cluster, report: &Report) {
         let loaded = wait("the load is over", || cluster.ask("shop", &from, "/loaded").filter(|loaded| loaded["done"] == true));
         assert_eq!((&loaded["answered"]["200"], &loaded["failed"]), (&json!(CALLS), &json!([])), "{}: calls were lost: {loaded}", loss.name);
         report.recovered(&load, Duration::from_millis(loaded["slowestMs"].as_u64().unwrap()));
-        started_again(cluster, &before);
+        // So that the kubelet's pauses, which grow with each restart, are no part of the next one.
+        cluster.run(&["delete", "pod", name(&before), "-n", "losses", "--wait=false"], None);
     }
     cluster.run(&["delete", "deployment", "spare", "-n", "losses", "--wait=false"], None);
 }
