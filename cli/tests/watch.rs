@@ -315,7 +315,7 @@ fn the_page_in_a_browser() {
             "--disable-dev-shm-usage",
             "--hide-scrollbars",
             "--virtual-time-budget=6000",
-            "--window-size=1180,1250",
+            "--window-size=1180,1520",
         ]);
         command.arg(format!("--user-data-dir={}", place.join("browser").display())).args(arguments).arg(format!("http://{at}/#{id}"));
         let output = command.stdin(Stdio::null()).output().unwrap();
