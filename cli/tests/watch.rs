@@ -263,6 +263,8 @@ fn transactions_are_looked_after_on_the_page() {
     up.wait_until_up();
     let at = page(&up);
     wait_until("the transaction manager is known", || (get_through(at, &format!("http://{at}/v1/transactions")).0 == 200).then_some(()));
+    let (code, said) = operate(&up, &["topics"]);
+    assert!(code == Some(0) && said.contains(".txmgr.transactions"), "{said}");
     let id = cancelling(&up);
     let listed = wait_until("its participant was asked in vain", || {
         let listed = body(at, "/v1/transactions?in-doubt");

@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use bluebox_core::log::{TopicSettings, TopicSpec};
+use bluebox_core::routing::Routing;
 use bluebox_core::topics::Retention;
 use clap::Args;
 use futures_util::StreamExt as _;
@@ -118,6 +119,9 @@ pub(crate) async fn look(reached: &Reached, keep: &Retention) -> anyhow::Result<
         let topics = reached.prefix.topics(name);
         wanted.extend(topics.callee_specs(component.class, component.partitions, keep));
         wanted.extend(topics.caller_specs(keep));
+        if component.routing == Routing::Transaction {
+            wanted.push(bluebox_txmgr::serve::topic_spec(bluebox_txmgr::serve::topic(&reached.prefix, name), component.partitions));
+        }
     }
     let log = &reached.log;
     let settings = log.settings(wanted.iter().map(|spec| spec.topic.clone()).collect()).await?;
@@ -159,6 +163,13 @@ fn problems(spec: &TopicSpec, settings: &TopicSettings, largest: usize) -> Vec<S
         let is = if settings.compacted { "is compacted" } else { "is not compacted" };
         problems.push(format!("it {is} (cleanup.policy={policy})"));
     }
+    if let Some(lag) = spec.compaction_lag
+        && settings.compacted
+        && settings.compaction_lag < lag
+    {
+        let is = spell(settings.compaction_lag);
+        problems.push(format!("records are safe from compaction for {is} and not for {} (min.compaction.lag.ms={})", spell(lag), millis(lag)));
+    }
     match (settings.retention.filter(|_| settings.deleted), spec.retention) {
         (Some(kept), Some(wanted)) if kept < wanted => {
             problems.push(format!("records are kept for {} and not for {} (retention.ms={})", spell(kept), spell(wanted), millis(wanted)));
@@ -193,7 +204,7 @@ mod tests {
     }
 
     fn kept(retention: Option<Duration>, compacted: bool, deleted: bool) -> TopicSettings {
-        TopicSettings { retention, retention_bytes: None, compacted, deleted, log_append_time: true, max_message_bytes: 1 << 20 }
+        TopicSettings { retention, retention_bytes: None, compacted, compaction_lag: HOUR, deleted, log_append_time: true, max_message_bytes: 1 << 20 }
     }
 
     #[test]
@@ -215,6 +226,9 @@ mod tests {
         let registry = spec(None, true);
         assert_eq!(said(&kept(Some(HOUR), true, false), &registry), "", "nothing is deleted by age");
         assert!(said(&kept(Some(HOUR), true, true), &registry).contains("cleanup.policy=compact"));
+        let transactions = TopicSpec { compaction_lag: Some(6 * HOUR), ..spec(None, true) };
+        assert_eq!(said(&TopicSettings { compaction_lag: 6 * HOUR, ..kept(None, true, false) }, &transactions), "");
+        assert!(said(&kept(None, true, false), &transactions).contains("min.compaction.lag.ms=21600000"));
     }
 
     #[test]

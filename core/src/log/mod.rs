@@ -474,6 +474,8 @@ pub struct TopicSettings {
     pub retention_bytes: Option<u64>,
     /// Whether only the last record of each key is kept.
     pub compacted: bool,
+    /// How long a record is safe from that at least.
+    pub compaction_lag: Duration,
     /// Whether records that are older than `retention` are deleted at all.
     pub deleted: bool,
     /// Whether a record's time is when the log took it: every deadline counts from there.

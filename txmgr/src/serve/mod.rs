@@ -101,6 +101,11 @@ pub enum ServeError {
 /// place of the last that does, until the next owner has written that again.
 const COMPACTION_LAG: Duration = Duration::from_secs(6 * 3600);
 
+/// How a topic of transactions has to be kept.
+pub fn topic_spec(topic: Topic, partitions: u32) -> TopicSpec {
+    TopicSpec { topic, partitions, retention: None, compacted: true, compaction_lag: Some(COMPACTION_LAG) }
+}
+
 /// The topic of a component's transactions.
 pub fn topic(prefix: &Prefix, name: &ComponentName) -> Topic {
     Topic::new(&format!("{}.{name}.transactions", prefix.as_str()))
@@ -124,7 +129,7 @@ pub async fn run(settings: Settings, around: Surroundings, listener: TcpListener
 async fn make_topic(settings: &Settings, around: &Surroundings) -> Result<(), ServeError> {
     const PAUSE: Duration = Duration::from_millis(500);
     let topic = &around.transactions;
-    let spec = TopicSpec { topic: topic.clone(), partitions: settings.partitions, retention: None, compacted: true, compaction_lag: Some(COMPACTION_LAG) };
+    let spec = topic_spec(topic.clone(), settings.partitions);
     loop {
         let there = match around.log.create_topics(vec![spec.clone()]).await {
             Ok(()) => around.log.partitions(topic).await,

@@ -378,6 +378,7 @@ fn settings_of(resource: &ConfigResource) -> TopicSettings {
         retention: limit("retention.ms").map(Duration::from_millis),
         retention_bytes: limit("retention.bytes"),
         compacted: cleanup.contains(&"compact"),
+        compaction_lag: limit("min.compaction.lag.ms").map(Duration::from_millis).unwrap_or_default(),
         deleted: cleanup.contains(&"delete"),
         log_append_time: text("message.timestamp.type") == "LogAppendTime",
         max_message_bytes: limit("max.message.bytes").unwrap_or(u64::MAX),
