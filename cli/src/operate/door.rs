@@ -14,7 +14,7 @@ use super::pod::PodDoor;
 use crate::kubernetes::cluster::ClusterOptions;
 
 /// How long the API server may take to answer, or to open a connection to a pod.
-const PATIENCE: Duration = Duration::from_secs(15);
+pub(super) const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Where something is asked.
 #[derive(Clone)]

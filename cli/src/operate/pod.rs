@@ -1,7 +1,6 @@
 //! The port of a pod, which the API server forwards to.
 
 use std::fmt;
-use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use futures_util::future::BoxFuture;
@@ -10,11 +9,8 @@ use kube::api::{ListParams, Portforwarder};
 use kube::{Api, Client};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 
-use super::door::{Connected, Trouble, Wanted};
+use super::door::{Connected, PATIENCE, Trouble, Wanted};
 use crate::kubernetes::cluster::ClusterOptions;
-
-/// How long the API server may take to answer, or to open a connection to a pod.
-const PATIENCE: Duration = Duration::from_secs(15);
 
 /// A port of a pod.
 #[derive(Clone)]

@@ -201,10 +201,14 @@ pub(crate) fn is_ready(pod: &Value) -> bool {
     pod["status"]["conditions"].as_array().into_iter().flatten().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
 }
 
+/// What Kubernetes says of the containers of a pod, those that only begin it first.
+pub(crate) fn statuses(pod: &Value) -> impl Iterator<Item = &Value> {
+    ["initContainerStatuses", "containerStatuses"].into_iter().flat_map(|list| pod["status"][list].as_array().into_iter().flatten())
+}
+
 /// What Kubernetes says of a container.
 pub(crate) fn status_of<'p>(pod: &'p Value, container: &str) -> &'p Value {
-    let all = ["initContainerStatuses", "containerStatuses"].into_iter().flat_map(|list| pod["status"][list].as_array().into_iter().flatten());
-    all.into_iter().find(|status| status["name"] == container).unwrap_or(&Value::Null)
+    statuses(pod).find(|status| status["name"] == container).unwrap_or(&Value::Null)
 }
 
 pub(crate) fn has_proxy(pod: &Value) -> bool {

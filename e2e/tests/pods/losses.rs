@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, name, status_of, wait};
 use crate::report::Report;
-use crate::{answered, caller, told};
+use crate::{answered, caller, told, under_load};
 
 /// How a half is lost.
 struct Loss {
@@ -154,19 +154,19 @@ pub(crate) fn beside_another(cluster: &Cluster, report: &Report) {
     if std::env::var_os("FULL").is_none() {
         return println!("        SKIPPED: FULL=1 has it");
     }
-    cluster.deployment("losses", "spare", 2, |pod| PROBES[1].put_into(pod));
+    // A namespace of its own: this check can be made alone.
+    cluster.namespace("spare", &["bluebox.dev/injection=enabled"]);
+    cluster.deployment("spare", "spare", 2, |pod| PROBES[1].put_into(pod));
     let from = caller(cluster);
     for loss in LOSSES.iter().filter(|loss| cluster.node.is_some() || !loss.from_outside) {
-        let before = cluster.ready("losses", "spare", 2).remove(0);
+        let before = cluster.ready("spare", "spare", 2).remove(0);
         let load = format!("elsewhere-{}", loss.name);
         answered(cluster, "shop", &from, &format!("http://spare/work/{load}-first"));
-        cluster.ask("shop", &from, &format!("/load?to=http://spare/work&name={load}&rate=10&seconds={}", CALLS / 10)).unwrap();
-        (loss.inflict)(cluster, &before);
-        let loaded = wait("the load is over", || cluster.ask("shop", &from, "/loaded").filter(|loaded| loaded["done"] == true));
+        let loaded = under_load(cluster, "spare", &load, CALLS / 10, || (loss.inflict)(cluster, &before));
         assert_eq!((&loaded["answered"]["200"], &loaded["failed"]), (&json!(CALLS), &json!([])), "{}: calls were lost: {loaded}", loss.name);
         report.recovered(&load, Duration::from_millis(loaded["slowestMs"].as_u64().unwrap()));
         // So that the kubelet's pauses, which grow with each restart, are no part of the next one.
-        cluster.run(&["delete", "pod", name(&before), "-n", "losses", "--wait=false"], None);
+        cluster.run(&["delete", "pod", name(&before), "-n", "spare", "--wait=false"], None);
     }
-    cluster.run(&["delete", "deployment", "spare", "-n", "losses", "--wait=false"], None);
+    cluster.run(&["delete", "deployment", "spare", "-n", "spare", "--wait=false"], None);
 }

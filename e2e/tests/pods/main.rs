@@ -15,7 +15,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use cluster::{BUSYBOX, Cluster, app, has_proxy, is_ready, name, wait};
+use cluster::{BUSYBOX, Cluster, app, has_proxy, is_ready, name, statuses, wait};
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 use report::Report;
@@ -177,13 +177,18 @@ fn restricted(cluster: &Cluster, _: &Report) {
     answered(cluster, "restricted", &from, "http://strict/work/strict");
 }
 
-/// Calls under way all the while: what came of them, and what the ledger says.
-fn under_load(cluster: &Cluster, report: &Report, name: &str, meanwhile: impl FnOnce()) {
-    const SECONDS: u64 = 40;
+/// Ten calls a second to a component for so long, and something meanwhile: what came of them.
+fn under_load(cluster: &Cluster, component: &str, name: &str, seconds: u64, meanwhile: impl FnOnce()) -> Value {
     let from = caller(cluster);
-    cluster.ask("shop", &from, &format!("/load?to=http://cart/work&name={name}&rate=10&seconds={SECONDS}")).unwrap();
+    cluster.ask("shop", &from, &format!("/load?to=http://{component}/work&name={name}&rate=10&seconds={seconds}")).unwrap();
     meanwhile();
-    let loaded = wait("the load is over", || cluster.ask("shop", &from, "/loaded").filter(|loaded| loaded["done"] == true));
+    wait("the load is over", || cluster.ask("shop", &from, "/loaded").filter(|loaded| loaded["done"] == true))
+}
+
+/// Calls under way all the while: what came of them, and what the ledger says.
+fn cart_under_load(cluster: &Cluster, report: &Report, name: &str, meanwhile: impl FnOnce()) {
+    const SECONDS: u64 = 40;
+    let loaded = under_load(cluster, "cart", name, SECONDS, meanwhile);
     let ledger = cluster.ledger(name);
     report.found(name, json!({"load": loaded, "ledger": ledger}));
     assert_eq!((&loaded["answered"]["200"], &loaded["failed"]), (&json!(SECONDS * 10), &json!([])), "calls were lost");
@@ -191,7 +196,7 @@ fn under_load(cluster: &Cluster, report: &Report, name: &str, meanwhile: impl Fn
 }
 
 fn rolling_update(cluster: &Cluster, report: &Report) {
-    under_load(cluster, report, "rolling", || {
+    cart_under_load(cluster, report, "rolling", || {
         cluster.run(&["rollout", "restart", "deployment/cart", "-n", "shop"], None);
         cluster.run(&["rollout", "status", "deployment/cart", "-n", "shop", "--timeout=240s"], None);
     });
@@ -200,7 +205,7 @@ fn rolling_update(cluster: &Cluster, report: &Report) {
 fn scale_down(cluster: &Cluster, report: &Report) {
     cluster.run(&["scale", "deployment/cart", "-n", "shop", "--replicas=3"], None);
     cluster.ready("shop", "cart", 3);
-    under_load(cluster, report, "scaling", || {
+    cart_under_load(cluster, report, "scaling", || {
         cluster.run(&["scale", "deployment/cart", "-n", "shop", "--replicas=1"], None);
         cluster.ready("shop", "cart", 1);
     });
@@ -297,7 +302,6 @@ fn logs(cluster: &Cluster, _: &Report) {
 
 /// Whether a pod is as it was before; for messages.
 fn told(pod: &Value) -> String {
-    let containers = ["initContainerStatuses", "containerStatuses"].into_iter().flat_map(|list| pod["status"][list].as_array().into_iter().flatten());
-    let all: Vec<_> = containers.map(|c| format!("{} {} {}", c["name"], c["restartCount"], c["state"])).collect();
+    let all: Vec<_> = statuses(pod).map(|c| format!("{} {} {}", c["name"], c["restartCount"], c["state"])).collect();
     format!("ready {}, {}", is_ready(pod), all.join("; "))
 }

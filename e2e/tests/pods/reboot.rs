@@ -10,7 +10,7 @@ use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::cluster::{Cluster, is_ready, name, wait};
+use crate::cluster::{Cluster, is_ready, name, statuses, wait};
 use crate::report::Report;
 use crate::{answered, caller};
 
@@ -46,10 +46,7 @@ fn kill(pid: i32) {
 
 /// The containers that run in pods.
 fn containers(pods: &[Value]) -> HashSet<String> {
-    let all = pods
-        .iter()
-        .flat_map(|pod| ["initContainerStatuses", "containerStatuses"].into_iter().flat_map(|list| pod["status"][list].as_array().into_iter().flatten()));
-    all.filter_map(|status| status["containerID"].as_str().map(str::to_owned)).collect()
+    pods.iter().flat_map(statuses).filter_map(|status| status["containerID"].as_str().map(str::to_owned)).collect()
 }
 
 /// Everything of the node is killed at once, and started again as it was: all pods come back, and a call is answered.
