@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::call::{Manner, Value, WORKERS};
+use crate::call::{Load, Manner, Value};
 use crate::ledger::{Entry, Ledger};
 use connection::{Answer, Connection, Failure};
 use past::Past;
@@ -37,9 +37,8 @@ pub(crate) struct CallerOptions {
     /// How long a worker pauses between calls, on average.
     #[arg(long)]
     think_ms: u64,
-    /// Only the workers whose calls leave nothing to be remembered.
-    #[arg(long)]
-    plain: bool,
+    #[command(flatten)]
+    load: Load,
 }
 
 /// Whom it calls.
@@ -75,7 +74,7 @@ pub(crate) async fn run(options: CallerOptions) -> anyhow::Result<()> {
     let all = tokio::task::LocalSet::new();
     all.run_until(async {
         let mut workers = JoinSet::new();
-        for worker in (0..WORKERS).filter(|worker| !options.plain || Manner::of(*worker).leaves_nothing()) {
+        for worker in options.load.workers() {
             let (app, past) = (Rc::clone(&app), past.take(worker));
             workers.spawn_local(async move { work(&app, worker, past).await });
         }

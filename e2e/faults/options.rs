@@ -6,6 +6,7 @@ use std::time::Duration;
 use bluebox_e2e::flags::{Tested, duration};
 use clap::{Args, Parser, Subcommand};
 
+use crate::call::Load;
 use crate::callee::CalleeOptions;
 use crate::caller::CallerOptions;
 use crate::plan::{Kind, LogKind};
@@ -72,9 +73,8 @@ pub(crate) struct RunOptions {
     /// How long each of the 36 workers pauses between two calls, on average.
     #[arg(long, value_parser = duration, default_value = "60ms")]
     pub(crate) think: Duration,
-    /// Only calls that leave nothing to be remembered: none with a key, none that is answered by 202. Each of those has an entry in an index for a day, which is meant to grow.
-    #[arg(long)]
-    pub(crate) plain: bool,
+    #[command(flatten)]
+    pub(crate) load: Load,
     /// No faults, but load for so many minutes, and whether the proxies' memory, files and threads grow.
     #[arg(long, value_name = "MINUTES")]
     pub(crate) steady: Option<u64>,
@@ -138,8 +138,8 @@ impl RunOptions {
             self.callees,
             milliseconds(self.think)
         );
-        if self.plain {
-            command += " --plain";
+        for flag in self.load.to_flags() {
+            command += &format!(" {flag}");
         }
         command + &self.tested.to_flags()
     }
@@ -157,6 +157,9 @@ Examples:
 
   Takeover, each by itself:
     bluebox-faults --log kafka --only kill-callee-proxy --kills 30 --gap 8s
+
+  The same with apps that take no time of their own:
+    bluebox-faults --log kafka --only kill-callee-proxy --kills 30 --gap 8s --quick
 
   Two hundred zombies:
     bluebox-faults --log kafka --only stop-callee-proxy --kills 200

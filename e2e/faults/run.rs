@@ -56,7 +56,7 @@ async fn one(options: &RunOptions, log: LogKind, seed: u64, target: &Path, blueb
         session: options.session,
         lease: options.lease,
         think: options.think,
-        plain: options.plain,
+        load: options.load,
         proxy_flags: options.tested.proxy_flag.clone(),
     };
     let began = Moment::now();

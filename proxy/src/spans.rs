@@ -78,13 +78,13 @@ impl Spans {
     pub fn calls(&self, call: &Calling<'_>, headers: &mut HeaderMap, began: Instant) -> Option<Box<Called>> {
         let shared = self.0.as_deref()?;
         let name = format!("{} {}", known(call.method), call.callee);
-        let mut span = shared.tracer.begin(Kind::Client, name, Context::of(headers), trace_of(&call.id))?.since(began);
+        let mut span = shared.tracer.begin(Kind::Client, &name, Context::of(headers), trace_of(&call.id))?.since(began);
         span.set("http.request.method", known(call.method));
-        span.set("url.path", line::path(call.target).to_owned());
-        span.set("server.address", call.callee.to_string());
-        span.set("bluebox.call.id", call.id.to_string());
-        span.set("bluebox.caller", call.caller.to_string());
-        let mut append = span.child(Kind::Producer, format!("send {}", call.topic));
+        span.set("url.path", line::path(call.target));
+        span.set("server.address", call.callee.as_str());
+        span.set("bluebox.call.id", &call.id.to_string());
+        span.set("bluebox.caller", call.caller.as_str());
+        let mut append = span.child(Kind::Producer, &format!("send {}", call.topic));
         shared.say_message(&mut append, "send", call.topic, &call.id);
         headers.insert(TRACEPARENT, append.context()?.value());
         Some(Box::new(Called { call: Some(span), append: Some(append), wait: None, log: shared.log }))
@@ -97,7 +97,7 @@ impl Spans {
         let name = format!("process {}", attempt.of.topic);
         let key = (call.id, call.replay);
         let before = shared.last().of(&key);
-        let mut span = shared.tracer.begin(Kind::Consumer, name.clone(), accepted, trace_of(&call.id))?;
+        let mut span = shared.tracer.begin(Kind::Consumer, &name, accepted, trace_of(&call.id))?;
         if before.is_none() && attempt.number == 1 && !attempt.may_have_started {
             span = span.with_id(first_attempt(call));
         }
@@ -108,7 +108,7 @@ impl Spans {
         match before {
             Some(before) => span.link(before, "attempt before"),
             None if attempt.may_have_started => {
-                let before = shared.tell_of_the_attempt_of_another_box(call, &attempt, accepted, name);
+                let before = shared.tell_of_the_attempt_of_another_box(call, &attempt, accepted, &name);
                 if let Some(before) = before {
                     span.link(before, "attempt before");
                 }
@@ -148,14 +148,14 @@ impl Shared {
 
     fn say_attempt(&self, span: &mut Span, call: &Call, attempt: &Trying<'_>) {
         self.say_message(span, "process", attempt.of.topic.as_str(), &call.id);
-        span.set("messaging.consumer.group.name", attempt.of.topic.to_string());
+        span.set("messaging.consumer.group.name", attempt.of.topic.as_str());
         say_place(span, self.log, attempt.of.partition, attempt.origin);
         span.set("messaging.message.body.size", call.request.body.len());
         span.set("http.request.method", known(&call.request.method));
-        span.set("url.path", line::path(&call.request.target).to_owned());
-        span.set("bluebox.call.id", call.id.to_string());
-        span.set("bluebox.caller", call.caller.to_string());
-        span.set("bluebox.component", call.callee.to_string());
+        span.set("url.path", line::path(&call.request.target));
+        span.set("bluebox.call.id", &call.id.to_string());
+        span.set("bluebox.caller", call.caller.as_str());
+        span.set("bluebox.component", call.callee.as_str());
         span.set("bluebox.attempt", attempt.number);
         span.set("bluebox.may_have_started", attempt.may_have_started);
         if call.replay > 0 {
@@ -165,7 +165,7 @@ impl Shared {
 
     /// What another box had begun, and could not tell of itself because it died or was cut off. Its span is made here, with the id that it had there if it was the first of the call, so
     /// that what the app had said of it has its place.
-    fn tell_of_the_attempt_of_another_box(&self, call: &Call, attempt: &Trying<'_>, accepted: Option<Context>, name: String) -> Option<Context> {
+    fn tell_of_the_attempt_of_another_box(&self, call: &Call, attempt: &Trying<'_>, accepted: Option<Context>, name: &str) -> Option<Context> {
         // A count that was not committed is lost with its box: then the number here is that of the attempt before.
         let number = attempt.number.saturating_sub(1).max(1);
         let mut span = self.tracer.begin(Kind::Consumer, name, accepted, trace_of(&call.id))?;
@@ -276,7 +276,7 @@ impl Called {
                 }
             }
             Ok(status) if status.is_client_error() || status.is_server_error() => {
-                call.set("error.type", status.as_u16().to_string());
+                call.set("error.type", status.as_str());
                 call.fail("");
             }
             Ok(_) => {}
@@ -303,7 +303,7 @@ pub fn delivered(mut span: Span, end: &DeliveryEnd) {
             let status = outcome.response.status;
             span.set("http.response.status_code", u32::from(status.as_u16()));
             if status.is_server_error() {
-                span.set("error.type", status.as_u16().to_string());
+                span.set("error.type", status.as_str());
                 span.fail("");
             }
         }
@@ -344,10 +344,10 @@ impl EndingSpans {
     }
 
     fn sends(&self, to: &TopicPartition) -> Span {
-        let mut span = self.tracer.below(self.below, Kind::Producer, format!("send {}", to.topic));
+        let mut span = self.tracer.below(self.below, Kind::Producer, &format!("send {}", to.topic));
         say_message(&mut span, self.log, "send", to.topic.as_str(), &self.id);
-        span.set("messaging.destination.partition.id", to.partition.to_string());
-        span.set("bluebox.call.id", self.id.to_string());
+        span.set("messaging.destination.partition.id", &to.partition.to_string());
+        span.set("bluebox.call.id", &self.id.to_string());
         span
     }
 }
@@ -357,12 +357,12 @@ fn say_message(span: &mut Span, log: &'static str, operation: &'static str, topi
     span.set("messaging.system", log);
     span.set("messaging.operation.name", operation);
     span.set("messaging.operation.type", operation);
-    span.set("messaging.destination.name", topic.to_owned());
-    span.set("messaging.message.id", id.to_string());
+    span.set("messaging.destination.name", topic);
+    span.set("messaging.message.id", &id.to_string());
 }
 
 fn say_place(span: &mut Span, log: &'static str, partition: u32, offset: Offset) {
-    span.set("messaging.destination.partition.id", partition.to_string());
+    span.set("messaging.destination.partition.id", &partition.to_string());
     span.set(if log == KAFKA { "messaging.kafka.offset" } else { "bluebox.offset" }, offset.get());
 }
 

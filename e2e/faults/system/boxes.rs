@@ -9,6 +9,7 @@ use std::time::Duration;
 use bluebox_e2e::Process;
 use nix::sys::signal::Signal;
 
+use crate::call::Load;
 use crate::caller::CALLEE;
 use crate::clock::Moment;
 use crate::history::{BoxId, Ending, History, Life, Role};
@@ -31,7 +32,7 @@ pub(crate) struct Setup {
     /// What else its proxy finds in its environment.
     pub(crate) environment: Vec<(String, String)>,
     pub(crate) think: Duration,
-    pub(crate) plain: bool,
+    pub(crate) load: Load,
 }
 
 #[derive(Debug)]
@@ -109,7 +110,7 @@ impl Unit {
         match self.id.role {
             Role::Caller => {
                 app.args(["caller", "--caller", &self.id.index.to_string(), "--think-ms", &setup.think.as_millis().to_string()]);
-                app.args(setup.plain.then_some("--plain"));
+                app.args(setup.load.to_flags());
                 app.arg("--proxy").arg(self.proxy_at.to_string()).arg("--ledger").arg(ledger);
             }
             Role::Callee => {

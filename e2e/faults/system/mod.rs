@@ -17,6 +17,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use tokio::time::sleep;
 
+use crate::call::Load;
 use crate::clock::Moment;
 use crate::history::{BoxId, History, Note, On, Role, Said};
 use crate::plan::{Kind, LogKind};
@@ -44,8 +45,7 @@ pub(crate) struct Settings {
     pub(crate) session: Duration,
     pub(crate) lease: Duration,
     pub(crate) think: Duration,
-    /// No calls with a key, none that are answered by 202.
-    pub(crate) plain: bool,
+    pub(crate) load: Load,
     /// More flags for every proxy.
     pub(crate) proxy_flags: Vec<String>,
 }
@@ -180,8 +180,8 @@ impl System {
             Some(clocks) => clocks.environment(&id.to_string())?,
             None => Vec::new(),
         };
-        let Settings { bluebox, directory, think, plain, .. } = &self.settings;
-        Ok(Setup { bluebox: bluebox.clone(), directory: directory.clone(), proxy_flags, environment, think: *think, plain: *plain })
+        let Settings { bluebox, directory, think, load, .. } = &self.settings;
+        Ok(Setup { bluebox: bluebox.clone(), directory: directory.clone(), proxy_flags, environment, think: *think, load: *load })
     }
 
     async fn await_outcomes(&mut self) -> anyhow::Result<()> {

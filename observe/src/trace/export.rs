@@ -1,6 +1,6 @@
 //! Sends spans to a collector: OTLP over HTTP, in Protocol Buffers (OpenTelemetry: *OTLP Specification*, OTLP/HTTP).
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -10,14 +10,13 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use prost::Message as _;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{info, warn};
 
-use super::context::Context;
-use super::otlp::{AnyKind, AnyValue, ExportRequest, ExportResponse, KeyValue, Link, Resource, ResourceSpans, Scope, ScopeSpans, Span, Status};
+use super::encode::Source;
+use super::otlp::ExportResponse;
 use super::settings::Settings;
-use super::span::{Ended, Kind, Value};
 use crate::{Words, chain};
 
 /// How often it is told that spans get lost.
@@ -50,7 +49,7 @@ impl Counts {
 pub(super) struct Export {
     settings: Settings,
     client: Client<HttpConnector, Full<Bytes>>,
-    resource: Resource,
+    source: Source,
     counts: Counts,
     told: Option<Instant>,
     dropped_before: u64,
@@ -64,16 +63,16 @@ impl Export {
         let client = Client::builder(TokioExecutor::new()).pool_idle_timeout(Duration::from_secs(30)).pool_timer(TokioTimer::new()).build(connector);
         let service = settings.service.as_deref().unwrap_or(service);
         let own = [("service.name", service), ("service.instance.id", instance), ("telemetry.sdk.name", "bluebox"), ("telemetry.sdk.language", "rust")];
-        let own = own.into_iter().chain([("telemetry.sdk.version", env!("CARGO_PKG_VERSION"))]).map(|(key, value)| attribute(key, text(value)));
-        let said = settings.resource.iter().map(|(key, value)| attribute(key, text(value)));
-        let resource = Resource { attributes: own.chain(said).collect() };
-        Self { settings, client, resource, counts, told: None, dropped_before: 0, works: false }
+        let own = own.into_iter().chain([("telemetry.sdk.version", env!("CARGO_PKG_VERSION"))]);
+        let said = settings.resource.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        let source = Source::new(own.chain(said), "bluebox", env!("CARGO_PKG_VERSION"));
+        Self { settings, client, source, counts, told: None, dropped_before: 0, works: false }
     }
 
-    /// Sends what comes until it is told to close: then what is there by then.
-    pub(super) async fn run(mut self, mut spans: mpsc::Receiver<Box<Ended>>, mut closing: watch::Receiver<bool>) {
+    /// Sends what comes until it is told to close: then what is there by then. It is woken by the first of many, and then when there are enough (`full`) or it is time, not by each.
+    pub(super) async fn run(mut self, mut spans: mpsc::Receiver<Vec<u8>>, full: &Notify, mut closing: watch::Receiver<bool>) {
         info!(endpoint = %self.settings.endpoint, "sends traces");
-        let mut batch = Vec::with_capacity(self.settings.batch.min(64));
+        let mut batch = Vec::new();
         loop {
             let first = tokio::select! {
                 first = spans.recv() => first,
@@ -81,12 +80,13 @@ impl Export {
             };
             let Some(first) = first else { break };
             batch.push(first);
-            let due = Instant::now() + self.settings.delay;
             // Others are waited for, but not when this is to be the last.
             tokio::select! {
-                () = fill(&mut batch, &mut spans, self.settings.batch, due) => {}
+                () = sleep(self.settings.delay) => {}
+                () = enough(&spans, full, self.settings.batch) => {}
                 _ = closing.wait_for(|closing| *closing) => {}
             }
+            self.take(&mut batch, &mut spans);
             let longest = self.settings.timeout.min(LAST_TRY);
             tokio::select! {
                 () = self.send(&mut batch) => {}
@@ -96,10 +96,7 @@ impl Export {
             batch.clear();
         }
         loop {
-            while batch.len() < self.settings.batch {
-                let Ok(span) = spans.try_recv() else { break };
-                batch.push(span);
-            }
+            self.take(&mut batch, &mut spans);
             if batch.is_empty() {
                 return;
             }
@@ -108,10 +105,18 @@ impl Export {
         }
     }
 
+    /// Fills a batch with what is there.
+    fn take(&self, batch: &mut Batch, spans: &mut mpsc::Receiver<Vec<u8>>) {
+        while batch.len() < self.settings.batch {
+            let Ok(span) = spans.try_recv() else { return };
+            batch.push(span);
+        }
+    }
+
     /// One request, tried until it was taken, refused for good, or the time is over.
     async fn send(&mut self, batch: &mut Batch) {
         let count = batch.len() as u64;
-        let body = Bytes::from(request(&self.resource, batch).encode_to_vec());
+        let body = Bytes::from(self.source.request(batch));
         batch.clear();
         let until = Instant::now() + self.settings.timeout;
         let mut pause = FIRST_PAUSE;
@@ -195,16 +200,13 @@ async fn closed_for(closing: &mut watch::Receiver<bool>, long: Duration) {
     sleep(long).await;
 }
 
-/// Spans as they come through the queue, which holds boxes, so that it is small while nothing is traced.
-type Batch = Vec<Box<Ended>>;
+/// Spans as they are sent.
+type Batch = Vec<Vec<u8>>;
 
-/// Takes in spans until there are so many, or it is time.
-async fn fill(batch: &mut Batch, spans: &mut mpsc::Receiver<Box<Ended>>, most: usize, due: Instant) {
-    while batch.len() < most {
-        match timeout_at(due, spans.recv_many(batch, most - batch.len())).await {
-            Ok(0) | Err(_) => return,
-            Ok(_) => {}
-        }
+/// Done when, with the one that was taken, so many wait.
+async fn enough(spans: &mpsc::Receiver<Vec<u8>>, full: &Notify, batch: usize) {
+    while spans.len() + 1 < batch {
+        full.notified().await;
     }
 }
 
@@ -220,63 +222,4 @@ fn asks_for_another(response: &Response<Incoming>) -> Option<Duration> {
     let again = [StatusCode::TOO_MANY_REQUESTS, StatusCode::BAD_GATEWAY, StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT];
     let after = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok()).map(Duration::from_secs);
     again.contains(&response.status()).then(|| after.unwrap_or_default())
-}
-
-fn request(resource: &Resource, batch: &[Box<Ended>]) -> ExportRequest {
-    let scope = Scope { name: "bluebox".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() };
-    let scope_spans = ScopeSpans { scope: Some(scope), spans: batch.iter().map(|ended| span(ended)).collect() };
-    ExportRequest { resource_spans: vec![ResourceSpans { resource: Some(resource.clone()), scope_spans: vec![scope_spans] }] }
-}
-
-fn span(ended: &Ended) -> Span {
-    // Whether it is known if the parent is elsewhere, and whether it is.
-    const KNOWN: u32 = 0x100;
-    const ELSEWHERE: u32 = 0x200;
-    let since_1970 = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-    let (trace_id, span_id) = ids(&ended.context);
-    Span {
-        trace_id,
-        span_id,
-        parent_span_id: ended.parent.map(|parent| parent.span.to_be_bytes().to_vec()).unwrap_or_default(),
-        name: ended.name.clone().into_owned(),
-        kind: match ended.kind {
-            Kind::Internal => 1,
-            Kind::Server => 2,
-            Kind::Client => 3,
-            Kind::Producer => 4,
-            Kind::Consumer => 5,
-        },
-        start_time_unix_nano: nanos(since_1970(ended.start)),
-        end_time_unix_nano: nanos(since_1970(ended.start) + ended.took),
-        attributes: ended.attributes.iter().map(|(key, value)| attribute(key, any(value))).collect(),
-        links: ended.links.iter().map(|(to, what)| link(to, what)).collect(),
-        status: ended.error.as_ref().map(|why| Status { message: why.clone().into_owned(), code: 2 }),
-        flags: u32::from(ended.context.sampled) | KNOWN | if ended.parent.is_some_and(|parent| parent.elsewhere) { ELSEWHERE } else { 0 },
-    }
-}
-
-fn link(to: &Context, what: &'static str) -> Link {
-    let (trace_id, span_id) = ids(to);
-    Link { trace_id, span_id, attributes: vec![attribute("bluebox.link", text(what))] }
-}
-
-fn ids(context: &Context) -> (Vec<u8>, Vec<u8>) {
-    (context.trace.to_be_bytes().to_vec(), context.span.to_be_bytes().to_vec())
-}
-
-fn attribute(key: &str, kind: AnyKind) -> KeyValue {
-    KeyValue { key: key.to_owned(), value: Some(AnyValue { kind: Some(kind) }) }
-}
-
-fn text(value: &str) -> AnyKind {
-    AnyKind::Text(value.to_owned())
-}
-
-fn any(value: &Value) -> AnyKind {
-    match value {
-        Value::Text(value) => text(value),
-        Value::Int(value) => AnyKind::Int(*value),
-        Value::Bool(value) => AnyKind::Bool(*value),
-    }
 }

@@ -5,11 +5,12 @@
 //! - [`sampler`]: which traces are kept.
 //! - [`span`]: what takes time, and who makes spans of it.
 //! - [`recent`]: what is remembered, within a bound, of what they may point to.
-//! - [`export`]: sends them to a collector. [`otlp`]: the messages.
+//! - [`encode`]: writes them as they are sent. [`export`]: sends them to a collector. [`otlp`]: the messages, as a collector reads them.
 //!
 //! Where nothing is to be sent there is no [`Tracer`], and nothing here costs anything.
 
 pub mod context;
+mod encode;
 pub mod export;
 pub mod otlp;
 pub mod recent;

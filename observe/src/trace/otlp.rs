@@ -1,4 +1,4 @@
-//! The messages of OTLP (`opentelemetry/proto/collector/trace/v1`), as far as they are written here. A field's number is for good. Public for tests that are a collector.
+//! The messages of OTLP (`opentelemetry/proto/collector/trace/v1`), as a collector reads and answers them. A field's number is for good. Public for tests that are a collector.
 #![allow(missing_docs, reason = "OpenTelemetry says what they mean")]
 
 use prost::{Message, Oneof};

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::context::Context;
+use super::encode;
 use super::export::{self, Counts};
 use super::sampler::Sampler;
 use super::settings::Settings;
@@ -27,42 +28,55 @@ pub enum Kind {
     Consumer,
 }
 
+impl Kind {
+    /// OpenTelemetry's number for it.
+    const fn number(self) -> u8 {
+        match self {
+            Self::Internal => 1,
+            Self::Server => 2,
+            Self::Client => 3,
+            Self::Producer => 4,
+            Self::Consumer => 5,
+        }
+    }
+}
+
 /// The value of an attribute.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Value {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Value<'v> {
     /// A text.
-    Text(Cow<'static, str>),
+    Text(&'v str),
     /// A number.
     Int(i64),
     /// Yes or no.
     Bool(bool),
 }
 
-impl From<&'static str> for Value {
-    fn from(text: &'static str) -> Self {
-        Self::Text(Cow::Borrowed(text))
+impl<'v> From<&'v str> for Value<'v> {
+    fn from(text: &'v str) -> Self {
+        Self::Text(text)
     }
 }
 
-impl From<String> for Value {
-    fn from(text: String) -> Self {
-        Self::Text(Cow::Owned(text))
+impl<'v> From<&'v String> for Value<'v> {
+    fn from(text: &'v String) -> Self {
+        Self::Text(text)
     }
 }
 
-impl From<u64> for Value {
+impl From<u64> for Value<'_> {
     fn from(number: u64) -> Self {
         Self::Int(i64::try_from(number).unwrap_or(i64::MAX))
     }
 }
 
-impl From<u32> for Value {
+impl From<u32> for Value<'_> {
     fn from(number: u32) -> Self {
         Self::Int(number.into())
     }
 }
 
-impl From<bool> for Value {
+impl From<bool> for Value<'_> {
     fn from(value: bool) -> Self {
         Self::Bool(value)
     }
@@ -77,7 +91,10 @@ pub struct Tracer(Arc<Shared>);
 struct Shared {
     sampler: Sampler,
     ids: Ids,
-    ended: mpsc::Sender<Box<Ended>>,
+    ended: mpsc::Sender<Vec<u8>>,
+    /// So many are sent at once, and this is told of it when there are.
+    batch: usize,
+    full: Arc<Notify>,
     counts: Counts,
     closing: watch::Sender<bool>,
     closed: watch::Receiver<bool>,
@@ -125,37 +142,43 @@ impl Tracer {
         let (ended, spans) = mpsc::channel(settings.queue);
         let (closing, told_to_close) = watch::channel(false);
         let (tell_closed, closed) = watch::channel(false);
-        let sampler = settings.sampler;
+        let (sampler, batch, full) = (settings.sampler, settings.batch, Arc::new(Notify::new()));
         let export = export::Export::new(settings, service, instance, counts.clone());
+        let told_full = Arc::clone(&full);
         tokio::spawn(async move {
-            export.run(spans, told_to_close).await;
+            export.run(spans, &told_full, told_to_close).await;
             // Nobody may wait for it.
             let _ = tell_closed.send(true);
         });
-        Self(Arc::new(Shared { sampler, ids: Ids::new(), ended, counts, closing, closed }))
+        Self(Arc::new(Shared { sampler, ids: Ids::new(), ended, batch, full, counts, closing, closed }))
     }
 
     /// Begins a span: below `parent`, or at the root of the trace `root`, which must not be 0. `None` if it is not to be kept.
-    pub fn begin(&self, kind: Kind, name: impl Into<Cow<'static, str>>, parent: Option<Context>, root: u128) -> Option<Span> {
+    pub fn begin(&self, kind: Kind, name: &str, parent: Option<Context>, root: u128) -> Option<Span> {
         let trace = parent.map_or(root, |parent| parent.trace);
         if !self.0.sampler.keeps(trace, parent) {
             return None;
         }
         let context = Context { trace, span: self.0.ids.next(), sampled: true };
         let parent = parent.map(|parent| Parent { span: parent.span, elsewhere: true });
-        Some(self.made(kind, name.into(), context, parent))
+        Some(self.made(kind, name, context, parent))
     }
 
     /// Begins a span below one of this process that is kept.
-    pub fn below(&self, above: Context, kind: Kind, name: impl Into<Cow<'static, str>>) -> Span {
+    pub fn below(&self, above: Context, kind: Kind, name: &str) -> Span {
         let context = Context { trace: above.trace, span: self.0.ids.next(), sampled: true };
-        self.made(kind, name.into(), context, Some(Parent { span: above.span, elsewhere: false }))
+        self.made(kind, name, context, Some(Parent { span: above.span, elsewhere: false }))
     }
 
-    fn made(&self, kind: Kind, name: Cow<'static, str>, context: Context, parent: Option<Parent>) -> Span {
+    fn made(&self, kind: Kind, name: &str, context: Context, parent: Option<Parent>) -> Span {
+        let mut bytes = Vec::with_capacity(ROOM);
+        encode::begun(&mut bytes, kind.number(), name);
+        if let Some(parent) = parent {
+            encode::parent(&mut bytes, parent.span);
+        }
         let (start, began) = (SystemTime::now(), Instant::now());
-        let ended = Ended { context, parent, kind, name, start, began, took: Duration::ZERO, attributes: Vec::new(), links: Vec::new(), error: None };
-        Span { tracer: self.clone(), data: Some(Box::new(ended)) }
+        let elsewhere = parent.is_some_and(|parent| parent.elsewhere);
+        Span { tracer: self.clone(), open: Some(Box::new(Open { context, elsewhere, start, began, bytes, error: None })) }
     }
 
     /// Sends what has ended until now, and then no more. Gives up after `within`.
@@ -170,51 +193,51 @@ impl Tracer {
 
 /// What a span is below.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Parent {
-    pub(super) span: u64,
-    pub(super) elsewhere: bool,
+struct Parent {
+    span: u64,
+    elsewhere: bool,
 }
+
+/// Bytes that most spans have room in.
+const ROOM: usize = 640;
 
 /// Something that takes time. Dropped without having been ended, it was cut off.
 #[derive(Debug)]
 pub struct Span {
     tracer: Tracer,
     /// There until it has ended.
-    data: Option<Box<Ended>>,
+    open: Option<Box<Open>>,
 }
 
-/// A span as it is sent.
+/// A span that has not ended.
 #[derive(Debug)]
-pub(super) struct Ended {
-    pub(super) context: Context,
-    pub(super) parent: Option<Parent>,
-    pub(super) kind: Kind,
-    pub(super) name: Cow<'static, str>,
-    pub(super) start: SystemTime,
+struct Open {
+    context: Context,
+    elsewhere: bool,
+    start: SystemTime,
     began: Instant,
-    pub(super) took: Duration,
-    pub(super) attributes: Vec<(&'static str, Value)>,
-    pub(super) links: Vec<(Context, &'static str)>,
-    pub(super) error: Option<Cow<'static, str>>,
+    /// What is known of it already, as it is sent.
+    bytes: Vec<u8>,
+    error: Option<Cow<'static, str>>,
 }
 
 impl Span {
     /// A span below this one.
-    pub fn child(&self, kind: Kind, name: impl Into<Cow<'static, str>>) -> Self {
+    pub fn child(&self, kind: Kind, name: &str) -> Self {
         // Only one that has ended has none, and nobody has that any more.
         self.tracer.below(self.context().unwrap_or(Context { trace: 1, span: 1, sampled: true }), kind, name)
     }
 
     /// What is handed on to whoever comes below it.
     pub fn context(&self) -> Option<Context> {
-        self.data.as_ref().map(|data| data.context)
+        self.open.as_ref().map(|open| open.context)
     }
 
     /// With an id that others can find out too.
     #[must_use]
     pub fn with_id(mut self, id: u64) -> Self {
-        if let Some(data) = &mut self.data {
-            data.context.span = id.max(1);
+        if let Some(open) = &mut self.open {
+            open.context.span = id.max(1);
         }
         self
     }
@@ -222,10 +245,10 @@ impl Span {
     /// As one that began then.
     #[must_use]
     pub fn since(mut self, began: Instant) -> Self {
-        if let Some(data) = &mut self.data {
-            let earlier = data.began.saturating_duration_since(began);
-            data.start = data.start.checked_sub(earlier).unwrap_or(data.start);
-            data.began = began;
+        if let Some(open) = &mut self.open {
+            let earlier = open.began.saturating_duration_since(began);
+            open.start = open.start.checked_sub(earlier).unwrap_or(open.start);
+            open.began = began;
         }
         self
     }
@@ -233,39 +256,39 @@ impl Span {
     /// As one that began when the wall clock showed this, or begins now if that is later.
     #[must_use]
     pub fn since_wall_clock(mut self, start: SystemTime) -> Self {
-        if let Some(data) = &mut self.data {
-            let earlier = data.start.duration_since(start).unwrap_or_default();
-            data.start -= earlier;
-            data.began = data.began.checked_sub(earlier).unwrap_or(data.began);
+        if let Some(open) = &mut self.open {
+            let earlier = open.start.duration_since(start).unwrap_or_default();
+            open.start -= earlier;
+            open.began = open.began.checked_sub(earlier).unwrap_or(open.began);
         }
         self
     }
 
     /// Begins it anew, now.
     pub fn restart(&mut self) {
-        if let Some(data) = &mut self.data {
-            (data.start, data.began) = (SystemTime::now(), Instant::now());
+        if let Some(open) = &mut self.open {
+            (open.start, open.began) = (SystemTime::now(), Instant::now());
         }
     }
 
     /// Says something of it.
-    pub fn set(&mut self, key: &'static str, value: impl Into<Value>) {
-        if let Some(data) = &mut self.data {
-            data.attributes.push((key, value.into()));
+    pub fn set<'v>(&mut self, key: &'static str, value: impl Into<Value<'v>>) {
+        if let Some(open) = &mut self.open {
+            encode::attribute(&mut open.bytes, key, value.into());
         }
     }
 
     /// Points to another span; `what` says what that is to it.
     pub fn link(&mut self, to: Context, what: &'static str) {
-        if let Some(data) = &mut self.data {
-            data.links.push((to, what));
+        if let Some(open) = &mut self.open {
+            encode::link(&mut open.bytes, &to, what);
         }
     }
 
     /// It did not go well.
     pub fn fail(&mut self, why: impl Into<Cow<'static, str>>) {
-        if let Some(data) = &mut self.data {
-            data.error = Some(why.into());
+        if let Some(open) = &mut self.open {
+            open.error = Some(why.into());
         }
     }
 
@@ -275,18 +298,27 @@ impl Span {
     }
 
     fn send(&mut self) {
-        let Some(mut data) = self.data.take() else { return };
-        data.took = data.began.elapsed();
-        if self.tracer.0.ended.try_send(data).is_err() {
-            self.tracer.0.counts.dropped();
+        let Some(open) = self.open.take() else { return };
+        let Open { context, elsewhere, start, began, mut bytes, error } = *open;
+        if let Some(why) = error {
+            encode::failed(&mut bytes, &why);
+        }
+        let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let start = start.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        encode::ended(&mut bytes, &context, elsewhere, nanos(start), nanos(start + began.elapsed()));
+        let to = &self.tracer.0;
+        if to.ended.try_send(bytes).is_err() {
+            to.counts.dropped();
+        } else if to.ended.max_capacity() - to.ended.capacity() >= to.batch {
+            to.full.notify_one();
         }
     }
 }
 
 impl Drop for Span {
     fn drop(&mut self) {
-        if let Some(data) = &mut self.data {
-            data.error.get_or_insert(Cow::Borrowed("cut off"));
+        if let Some(open) = &mut self.open {
+            open.error.get_or_insert(Cow::Borrowed("cut off"));
             self.send();
         }
     }
