@@ -3,6 +3,7 @@
 #![allow(rustdoc::bare_urls, reason = "the comments of options are what --help prints")]
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -11,8 +12,10 @@ use bluebox_core::registry::{Class, Component};
 use bluebox_core::routing::Routing;
 use bluebox_core::topics::Retention;
 use bluebox_proxy::Proxy;
+use bluebox_proxy::components::Components;
 use bluebox_proxy::config::{AppProtocol, Inbound, Outbound, ProxyConfig, Served};
 use bluebox_proxy::dns::resolv_conf::ResolvConf;
+use bluebox_txmgr::components;
 use bluebox_txmgr::line::Rules;
 use bluebox_txmgr::serve::{self, Settings, Surroundings};
 use bluebox_txmgr::wire::participant::Allowed;
@@ -135,6 +138,19 @@ pub(crate) fn served(name: ComponentName, partitions: u32, app: SocketAddr) -> S
     Served { name, component, ordinal: None, app, protocol: AppProtocol::Http1 }
 }
 
+/// What its own proxy knows of components.
+struct Known(Components);
+
+impl components::Components for Known {
+    fn has(&self, name: &ComponentName, port: u16) -> bool {
+        self.0.has(name, port)
+    }
+
+    fn learn(&self, names: Vec<(ComponentName, u16)>) -> components::Learning<'_> {
+        Box::pin(async move { self.0.learn(&names).await.is_ok() })
+    }
+}
+
 /// Runs it until it is told to end.
 pub(crate) async fn run(options: TxmgrOptions) -> anyhow::Result<()> {
     let log_level = options.logging.start()?;
@@ -178,14 +194,13 @@ pub(crate) async fn run(options: TxmgrOptions) -> anyhow::Result<()> {
         },
     })
     .await?;
-    let directory = proxy.directory();
+    let registry = options.log.kafka.topic_prefix.registry().partition(0);
+    let known = Components::new(proxy.directory(), Arc::clone(&log), registry);
     let around = Surroundings {
         transactions: serve::topic(&options.log.kafka.topic_prefix, &options.name),
         log: log.clone(),
         proxy: proxy.listen(),
-        is_component: std::sync::Arc::new(move |name, port| {
-            directory.borrow().registry.get(name.as_str()).is_some_and(|(_, component)| component.ports.contains(&port))
-        }),
+        components: Arc::new(Known(known)),
         tenures: proxy.tenures(),
     };
     let rules = Rules { first_pause: options.first_pause, longest_pause: options.longest_pause, retention: options.keep_transactions, ..Rules::default() };

@@ -19,6 +19,7 @@
 
 pub mod admin;
 pub mod bulk;
+pub mod components;
 pub mod config;
 pub mod context;
 pub mod dns;

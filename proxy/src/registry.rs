@@ -23,6 +23,8 @@ pub struct Directory {
     pub registry: Arc<Registry>,
     /// Whether it was read to the end that it had when this proxy started; before, what is not in it may still be a component.
     pub complete: bool,
+    /// What of the registry's partition was read: all below.
+    pub read_to: Offset,
     /// Whether this box's own components are in it and all topics that it needs are there.
     pub registered: bool,
     /// By which names components go besides their own.
@@ -100,7 +102,8 @@ pub async fn follow(log: Arc<dyn Log>, mine: Registration, directory: watch::Sen
     if !following.read_up_to(bounds.end).await {
         return Ok(());
     }
-    following.directory.send_modify(|d| d.complete = true);
+    let read_to = following.next;
+    following.directory.send_modify(|d| (d.complete, d.read_to) = (true, read_to));
 
     // Who comes second is told so before anything is made for it, or said about topics that are another's.
     for served in &mine.serves {
@@ -254,14 +257,16 @@ impl Following {
                         Err(ApplyError::Malformed(_)) => warn!(offset = %entry.offset, "ignored a record of the registry that can't be read"),
                     }
                 }
-                if changed {
-                    let registry = Arc::new(self.registry.clone());
-                    self.directory.send_modify(|d| d.registry = registry);
-                }
+                let registry = changed.then(|| Arc::new(self.registry.clone()));
+                self.directory.send_modify(|d| {
+                    d.registry = registry.unwrap_or_else(|| Arc::clone(&d.registry));
+                    d.read_to = self.next;
+                });
                 true
             }
             Some(Read::Truncated { start, .. }) => {
                 self.next = self.next.max(start);
+                self.directory.send_modify(|d| d.read_to = self.next);
                 true
             }
             None => false,

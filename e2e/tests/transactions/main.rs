@@ -71,6 +71,7 @@ rules! {
         the_same_key_is_the_same_saga,
         still_going_is_asked_again_and_a_deadline_cancels,
         what_is_no_saga_is_refused,
+        who_registered_a_moment_ago_takes_part_at_once,
         a_compensation_waits_until_it_is_known_what_the_action_did,
     ];
     recovery: [

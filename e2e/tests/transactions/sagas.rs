@@ -162,3 +162,15 @@ pub async fn a_compensation_waits_until_it_is_known_what_the_action_did(world: W
         "other-end",
     );
 }
+
+pub async fn who_registered_a_moment_ago_takes_part_at_once(world: World) {
+    let scene = Scene::new(world).await;
+    // Each names itself, through its own proxy, which is the first to know of it.
+    for name in ["hotel", "flight", "taxi", "train", "ferry", "museum"] {
+        let app = scene.world.app(name).await;
+        app.rule(|_| Some(says(200, "")));
+        let proxy = scene.world.proxy(name).serves(name, &app, 2).start().await;
+        let answer = proxy.call(saga(&[step(name)]).prefer("wait=60")).await;
+        assert_eq!((answer.status.as_u16(), &document(&answer)["status"]), (200, &json!("Closed")), "{name}: {answer:?}");
+    }
+}

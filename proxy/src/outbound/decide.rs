@@ -6,6 +6,7 @@ use std::time::Duration;
 use bluebox_core::log::Health;
 use http::request;
 
+use crate::components::{REGISTER_PATIENCE, YOUTH};
 use crate::outbound::route::{self, Route, Target};
 use crate::outbound::{OutboundSide, append};
 use crate::problem::{Kind, Problem};
@@ -14,10 +15,6 @@ use crate::redirect::address;
 /// How long a request waits for a proxy that has just started, while the log can be reached: the registry and the end of the replies are read first. A busy
 /// Kafka takes seconds for both.
 const START_PATIENCE: Duration = Duration::from_secs(15);
-
-/// How long after its start a proxy waits for components to register, and how long for one.
-const YOUTH: Duration = Duration::from_secs(30);
-const REGISTER_PATIENCE: Duration = Duration::from_secs(5);
 
 impl OutboundSide {
     /// Where a request of the app goes.

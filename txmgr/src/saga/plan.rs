@@ -52,6 +52,13 @@ pub struct PlannedStep {
     pub after: Vec<usize>,
 }
 
+impl PlannedStep {
+    /// What it may call.
+    pub fn requests(&self) -> impl Iterator<Item = &StepRequest> {
+        std::iter::once(&self.action).chain(&self.compensation).map(|request| &**request)
+    }
+}
+
 /// Steps that make a saga: at least one, with different names, and without cycles.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Plan(Vec<PlannedStep>);

@@ -20,9 +20,10 @@ use tokio::sync::Semaphore;
 use tracing::debug;
 
 use super::counts::Counts;
-use super::{IsComponent, Settings, Surroundings};
+use super::{Settings, Surroundings};
 use crate::TransactionId;
 use crate::callback::{Callback, Outcome, Phase};
+use crate::components::Components;
 use crate::wire::answer::meaning;
 use crate::wire::participant::{Allowed, Callable};
 use crate::wire::{BASE_PATH, CONTEXT, DATA, ENDED, PARENT, RECOVERY};
@@ -51,7 +52,7 @@ pub(super) struct Caller {
     name: ComponentName,
     proxy: Authority,
     client: Http,
-    is_component: IsComponent,
+    components: Arc<dyn Components>,
     allowed: Vec<Allowed>,
     places: Semaphore,
     counts: Counts,
@@ -83,7 +84,7 @@ impl Caller {
             // An address is an authority.
             proxy: Authority::try_from(around.proxy.to_string()).unwrap_or_else(|_| Authority::from_static("127.0.0.1:4140")),
             client,
-            is_component: Arc::clone(&around.is_component),
+            components: Arc::clone(&around.components),
             allowed: settings.allowed.clone(),
             places: Semaphore::new(AT_ONCE),
             counts,
@@ -154,7 +155,7 @@ impl Caller {
     }
 
     fn callable(&self) -> Callable<'_> {
-        Callable { is_component: &*self.is_component, allowed: &self.allowed, coordinator: &self.name }
+        Callable { components: &*self.components, allowed: &self.allowed, coordinator: &self.name }
     }
 
     fn request(&self, callback: &Callback, url: &str) -> Result<(Way, Request<Full<Bytes>>), String> {
@@ -216,7 +217,7 @@ impl Caller {
         let host = uri.host().unwrap_or_default().to_ascii_lowercase();
         let port = uri.port_u16().unwrap_or(80);
         let named = ComponentName::try_new(&host).ok().filter(|_| uri.scheme_str() == Some("http"));
-        if named.is_some_and(|name| name == self.name || (self.is_component)(&name, port)) {
+        if named.is_some_and(|name| name == self.name || self.components.has(&name, port)) {
             return Ok(Way::Component);
         }
         self.callable().check_callback(transaction, url, phase).map_err(|refused| refused.to_string())?;

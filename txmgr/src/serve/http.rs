@@ -1,5 +1,6 @@
 //! What is asked: requests as values, and the partition that they are for.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,8 +24,9 @@ use super::caller::Caller;
 use super::owner::Command;
 use super::partitions::Partitions;
 use super::problem::{Answered, Problem};
-use super::{IsComponent, Settings, Surroundings, door, lra, operate, sagas};
+use super::{Settings, Surroundings, door, lra, operate, sagas};
 use crate::TransactionId;
+use crate::components::Components;
 use crate::effect::Answer;
 use crate::id::Absent;
 use crate::partition::{Ask, NoAnswer};
@@ -94,7 +96,7 @@ impl Asked {
 /// Answers requests.
 pub(super) struct Service {
     pub(super) settings: Settings,
-    is_component: IsComponent,
+    components: Arc<dyn Components>,
     pub(super) partitions: Arc<Partitions>,
     pub(super) caller: Arc<Caller>,
 }
@@ -125,7 +127,7 @@ pub(super) async fn serve(listener: TcpListener, service: Arc<Service>) {
 
 impl Service {
     pub(super) fn new(settings: Settings, around: &Surroundings, partitions: Arc<Partitions>, caller: Arc<Caller>) -> Self {
-        Self { settings, is_component: Arc::clone(&around.is_component), partitions, caller }
+        Self { settings, components: Arc::clone(&around.components), partitions, caller }
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Answered {
@@ -197,7 +199,13 @@ impl Service {
 
     /// Whom a transaction may call.
     pub(super) fn callable(&self) -> Callable<'_> {
-        Callable { is_component: &*self.is_component, allowed: &self.settings.allowed, coordinator: &self.settings.name }
+        Callable { components: &*self.components, allowed: &self.settings.allowed, coordinator: &self.settings.name }
+    }
+
+    /// Waits until it is known of each of these URLs whether a component is meant: what was registered a moment ago may not have been read yet. Nothing is held for it but the request itself.
+    pub(super) async fn learn(&self, urls: impl Iterator<Item = &str>) -> Result<(), Problem> {
+        let unknown: BTreeSet<_> = urls.filter_map(|url| self.callable().unknown(url)).collect();
+        if unknown.is_empty() || self.components.learn(unknown.into_iter().collect()).await { Ok(()) } else { Err(Problem::registry_unread()) }
     }
 
     /// Asks for a transaction.

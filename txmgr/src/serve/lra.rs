@@ -117,8 +117,9 @@ impl Coordinator<'_> {
         })
     }
 
-    fn checked_links(&self, id: TransactionId) -> Result<Links, Problem> {
+    async fn checked_links(&self, id: TransactionId) -> Result<Links, Problem> {
         let raw = self.links()?;
+        self.service.learn(raw.called().map(String::as_str)).await?;
         self.service.callable().check(id, raw).map_err(|refused| Problem::refused_url(refused.to_string()))
     }
 
@@ -131,7 +132,7 @@ impl Coordinator<'_> {
         if data.is_some_and(|data| data.len() > MAX_DATA_BYTES) {
             return Err(Problem::too_large(format!("{DATA} has at most {MAX_DATA_BYTES} bytes")));
         }
-        let join = Join { links: self.checked_links(id)?, limit, data: data.map(Arc::from) };
+        let join = Join { links: self.checked_links(id).await?, limit, data: data.map(Arc::from) };
         match self.ask(id, Request::Join(join)).await? {
             Answer::Joined { callee, former_data } => {
                 let url = self.recovery_url(id, callee);
@@ -251,7 +252,7 @@ impl Coordinator<'_> {
     }
 
     async fn move_to(&self, id: TransactionId, callee: Callee) -> Result<Answered, Problem> {
-        let links = self.checked_links(id)?;
+        let links = self.checked_links(id).await?;
         self.ask(id, Request::Move(callee, Box::new(links))).await.map_err(not_there)?;
         Ok(text(StatusCode::OK, self.recovery_url(id, callee)))
     }

@@ -22,6 +22,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tracing::warn;
 
+use crate::components::Components;
 use crate::line::Rules;
 use crate::wire::participant::Allowed;
 
@@ -56,9 +57,6 @@ pub struct Settings {
     pub end_wait: Duration,
 }
 
-/// Whether there is such a component, with this port.
-pub type IsComponent = Arc<dyn Fn(&ComponentName, u16) -> bool + Send + Sync>;
-
 /// What is around it.
 #[derive(Clone)]
 pub struct Surroundings {
@@ -68,8 +66,8 @@ pub struct Surroundings {
     pub transactions: Topic,
     /// Where its own proxy takes calls.
     pub proxy: SocketAddr,
-    /// Whether there is such a component, with this port.
-    pub is_component: IsComponent,
+    /// The components that there are.
+    pub components: Arc<dyn Components>,
     /// The partitions of its calls that this process has, and which tenure of each this is.
     pub tenures: watch::Receiver<BTreeMap<(ComponentName, u32), u64>>,
 }

@@ -70,6 +70,11 @@ impl Problem {
         Self { again: true, ..Self::new(503, "not-served", "Try again", detail) }
     }
 
+    pub(super) fn registry_unread() -> Self {
+        let detail = "it can't be told now whether a component that is named has registered: the log is away, or slow. Nothing was done; try again";
+        Self { again: true, ..Self::new(503, "registry-unread", "Try again", detail) }
+    }
+
     /// A machine has refused.
     pub(super) fn refusal(refusal: &Refusal) -> Self {
         let (word, title) = match refusal {

@@ -18,7 +18,7 @@ use super::view;
 use crate::TransactionId;
 use crate::effect::Answer;
 use crate::partition::Ask;
-use crate::saga::{InvalidPlan, Plan, RawStep, Saga, SagaRequest, StartSaga, StepRequest};
+use crate::saga::{InvalidPlan, Plan, PlannedStep, RawStep, Saga, SagaRequest, StartSaga, StepRequest};
 use crate::time::later;
 
 const PREFER: HeaderName = HeaderName::from_static("prefer");
@@ -83,7 +83,7 @@ impl WantedRequest {
     }
 }
 
-fn planned(service: &Service, wanted: Vec<WantedStep>) -> Result<Plan, Problem> {
+async fn planned(service: &Service, wanted: Vec<WantedStep>) -> Result<Plan, Problem> {
     let step = |WantedStep { name, action, compensation, after }: WantedStep| -> Result<RawStep, Problem> {
         Ok(RawStep { name, action: action.step()?, compensation: compensation.map(WantedRequest::step).transpose()?, after })
     };
@@ -92,9 +92,10 @@ fn planned(service: &Service, wanted: Vec<WantedStep>) -> Result<Plan, Problem> 
         InvalidPlan::TooLarge(_) => Problem::too_large(invalid.to_string()),
         _ => Problem::malformed(invalid.to_string()),
     })?;
+    service.learn(plan.steps().iter().flat_map(PlannedStep::requests).map(|request| request.url.as_str())).await?;
     let callable = service.callable();
     for step in plan.steps() {
-        for request in std::iter::once(&step.action).chain(&step.compensation) {
+        for request in step.requests() {
             callable.check_step(&request.url).map_err(|refused| Problem::refused_url(format!("step {:?}: {refused}", step.name)))?;
         }
     }
@@ -107,7 +108,7 @@ pub(super) async fn begin(service: &Service, asked: &Asked) -> Result<Answered, 
         return Err(Problem::method("POST"));
     }
     let wanted: Wanted = serde_json::from_slice(&asked.body).map_err(|error| Problem::malformed(format!("the body is no saga in JSON: {error}")))?;
-    let plan = planned(service, wanted.steps)?;
+    let plan = planned(service, wanted.steps).await?;
     let limit = wanted.time_limit_ms.filter(|millis| *millis > 0).map(Duration::from_millis);
     let id = service.new_id(asked, None)?;
     let start = StartSaga { id, origin: asked.call, plan, limit };

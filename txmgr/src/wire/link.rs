@@ -44,6 +44,13 @@ pub struct RawLinks {
     pub after: Option<String>,
 }
 
+impl RawLinks {
+    /// Those that are called from here.
+    pub fn called(&self) -> impl Iterator<Item = &String> {
+        [&self.compensate, &self.complete, &self.status, &self.forget, &self.after].into_iter().flatten()
+    }
+}
+
 /// Reads the links of a join: those of the `Link` header (several lines are one list, RFC 9110, section 5.3), else those of the body.
 ///
 /// A body that is no list of links is the URL of a participant whose compensate, complete and status lie below it (Narayana's older form).

@@ -10,6 +10,7 @@ use super::path::{Resource, resource};
 use super::{BASE_PATH, excerpt};
 use crate::TransactionId;
 use crate::callback::Phase;
+use crate::components::Components;
 use crate::transaction::Links;
 
 /// The longest URL.
@@ -32,8 +33,8 @@ pub struct Allowed {
 
 /// Whom the coordinator may call.
 pub struct Callable<'a> {
-    /// Whether there is such a component, with this port.
-    pub is_component: &'a dyn Fn(&ComponentName, u16) -> bool,
+    /// The components that there are.
+    pub components: &'a dyn Components,
     /// What else may be called.
     pub allowed: &'a [Allowed],
     /// The coordinator itself: of it only nested LRAs are participants.
@@ -128,6 +129,13 @@ impl Callable<'_> {
         Ok(links)
     }
 
+    /// The component that a URL means, and its port, if none of them is known but may be: only such a name is worth waiting for.
+    pub fn unknown(&self, url: &str) -> Option<(ComponentName, u16)> {
+        let parts = parts(url).ok().filter(|parts| parts.scheme == "http" && !self.allowed.iter().any(|allowed| allowed.covers(parts)))?;
+        let name = ComponentName::try_new(&parts.host).ok().filter(|name| name != self.coordinator && name.as_str() != "localhost")?;
+        (!self.components.has(&name, parts.port)).then_some((name, parts.port))
+    }
+
     /// Checks one URL; says which nested LRA it is of, if it is of one.
     fn check_url(&self, lra: TransactionId, url: &str, phase: Phase) -> Result<Option<TransactionId>, RefusedUrl> {
         let refuse = |what| Err(RefusedUrl { url: excerpt(url), what });
@@ -149,7 +157,7 @@ impl Callable<'_> {
                 _ => refuse("of the transaction manager itself, and no nested LRA"),
             };
         }
-        if !(self.is_component)(&name, parts.port) {
+        if !self.components.has(&name, parts.port) {
             return refuse("there is no such component, or it has no such port; what is no component must be in the allow-list");
         }
         Ok(None)
@@ -193,6 +201,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::components::Learning;
 
     fn lra(created: u64) -> TransactionId {
         TransactionId::new(1, Timestamp::from_millis(created), None, 9)
@@ -202,11 +211,23 @@ mod tests {
         with_callable(|callable| callable.check_url(lra(1_000), url, phase).map_err(|e| e.to_string()))
     }
 
+    /// There is one component.
+    struct Cart;
+
+    impl Components for Cart {
+        fn has(&self, name: &ComponentName, port: u16) -> bool {
+            name.as_str() == "cart" && (port == 80 || port == 8080)
+        }
+
+        fn learn(&self, _: Vec<(ComponentName, u16)>) -> Learning<'_> {
+            Box::pin(std::future::ready(true))
+        }
+    }
+
     fn with_callable<T>(of: impl FnOnce(Callable<'_>) -> T) -> T {
         let allowed = ["https://partner.example/saga/", "http://10.0.0.7:8080"].map(|url| Allowed::try_new(url).unwrap());
         let coordinator = ComponentName::try_new("txmgr").unwrap();
-        let is_component = |name: &ComponentName, port| name.as_str() == "cart" && (port == 80 || port == 8080);
-        of(Callable { is_component: &is_component, allowed: &allowed, coordinator: &coordinator })
+        of(Callable { components: &Cart, allowed: &allowed, coordinator: &coordinator })
     }
 
     #[test]
@@ -250,6 +271,27 @@ mod tests {
             &format!("http://cart/{}", "x".repeat(MAX_URL_BYTES)),
         ] {
             assert!(check(url, Phase::Compensate).unwrap_err().starts_with("participant"), "{url}");
+        }
+    }
+
+    #[test]
+    fn only_what_may_be_a_component_and_is_not_known_is_waited_for() {
+        let unknown = |url: &str| with_callable(|callable| callable.unknown(url).map(|(name, port)| format!("{name}:{port}")));
+        assert_eq!(unknown("http://nobody/x"), Some("nobody:80".to_owned()));
+        assert_eq!(unknown("http://CART:81/x"), Some("cart:81".to_owned()));
+        for url in [
+            "http://cart/x",
+            "http://10.0.0.7:8080/x",
+            "https://nobody/x",
+            "http://nobody.shop/x",
+            "http://169.254.169.254/x",
+            "http://localhost/x",
+            "http://[::1]/x",
+            "http://user@nobody/x",
+            "http://txmgr/x",
+            "nobody",
+        ] {
+            assert_eq!(unknown(url), None, "{url}");
         }
     }
 
