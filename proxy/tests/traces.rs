@@ -248,3 +248,21 @@ async fn a_collector_that_does_not_answer_costs_spans_and_no_calls() {
     assert_eq!(system.metric("bluebox_trace_spans_total{result=\"sent\"}").await, 0);
     system.end().await;
 }
+
+#[tokio::test]
+async fn as_many_as_are_sent_at_once_do_not_wait_for_their_time() {
+    let collector = Collector::start().await;
+    let mut traces = collector.traces(LATE);
+    traces.settings.batch = 3;
+    let system = System::start(0, Some(traces), Inbound::default()).await;
+    for _ in 0..5 {
+        assert_eq!(system.ask("").await.status, 200);
+    }
+    // Its proxy has made three of each call, that of the callee two.
+    for (service, name, times) in [("gateway", "POST cart", 4), ("cart", "process bluebox.cart.calls", 4)] {
+        for _ in 0..times {
+            collector.span(|told| (told.service.as_str(), told.span.name.as_str()) == (service, name)).await;
+        }
+    }
+    system.end().await;
+}
