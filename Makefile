@@ -120,17 +120,17 @@ images: ## The images of Bluebox, as archives: target/images/bluebox.tar and blu
 	scripts/images bluebox
 
 # The app and busybox know nothing of Bluebox.
-e2e: ## Real pods on a real Kubernetes node on this machine (as root), or on the cluster that E2E_KUBECONFIG names, whose pods reach BLUEBOX_TEST_BROKERS; writes target/e2e.json
+e2e: ## Real pods on a real Kubernetes node on this machine (as root), or on the cluster that E2E_KUBECONFIG names (docs/kubernetes.md); writes target/e2e.json
 	rm -f $(E2E_TIMES)
 	$(TIMED) "build Kubernetes" scripts/kubernetes build
 	$(TIMED) "install packages" scripts/kubernetes packages
 	$(TIMED) "images of Bluebox" $(MAKE) images
 	$(TIMED) "image of the tests' app" scripts/images app bluebox-test/app:1 target/images/app.tar
 	$(TIMED) "image of busybox" scripts/images busybox bluebox-test/busybox:1 target/images/busybox.tar '["/bin/busybox", "sh"]'
+	$(TIMED) "image of Kafka" scripts/images kafka target/images/kafka.tar
 	$(TIMED) "build bluebox" $(CARGO) build --locked --package bluebox
 	$(TIMED) "build the tests" $(CARGO) test --locked --package bluebox-e2e --test pods --no-run
-	$(TIMED) "fetch Kafka" scripts/kafka fetch
-	$(TIMED) "cluster and checks" $(if $(E2E_KUBECONFIG),,scripts/kubernetes run --node $(NODE) -- bash -c 'exec scripts/kafka run --address "$$E2E_ADDRESS" -- "$$@"' --) $(CARGO) test --locked --offline --package bluebox-e2e --test pods -- --nocapture
+	$(TIMED) "cluster and checks" $(if $(E2E_KUBECONFIG),,scripts/kubernetes run --node $(NODE) --) $(CARGO) test --locked --offline --package bluebox-e2e --test pods -- --nocapture
 
 fmt: ## Format the code
 	$(CARGO) fmt --all

@@ -10,7 +10,7 @@
 //	/greeted?at=HOST:PORT what a server there says that speaks first
 //	/ledger            a ledger: POST adds an entry, GET says what there is
 //
-// It can also be a server that speaks first, one for metrics (greet.go), and a nameserver (names.go).
+// It can also be a server that speaks first, and one for metrics (greet.go).
 //
 // `app healthy` ends with 0 if the app beside it answers.
 package main
@@ -68,7 +68,6 @@ func main() {
 	http.HandleFunc("/ledger", keep)
 	http.HandleFunc("/greeted", greeted)
 	serveOthers()
-	serveNames()
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)

@@ -16,13 +16,16 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(240);
 pub(crate) const APP: &str = "bluebox-test/app:1";
 /// Another one that doesn't.
 pub(crate) const BUSYBOX: &str = "bluebox-test/busybox:1";
+/// Where the Kafka is that `bluebox install --with development` brings.
+pub(crate) const KAFKA: &str = "kafka.kafka:9092";
 
 /// The cluster.
 pub(crate) struct Cluster {
     kubectl: Kubectl,
     /// The directory of the node, if it runs on this machine: then its processes can be killed.
     pub(crate) node: Option<PathBuf>,
-    pub(crate) brokers: String,
+    /// A Kafka that is there already, and takes the place of the one that the manifests bring.
+    pub(crate) foreign_kafka: Option<String>,
     /// Where the ledger is.
     ledger: String,
 }
@@ -30,12 +33,13 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Brings what tests need into the cluster that `E2E_KUBECONFIG` names; `None` without one.
     pub(crate) fn start() -> Option<Self> {
-        let (Ok(kubeconfig), Ok(brokers)) = (std::env::var("E2E_KUBECONFIG"), std::env::var("BLUEBOX_TEST_BROKERS")) else {
-            eprintln!("SKIPPED: needs a cluster and a Kafka that its pods reach: make e2e");
+        let Ok(kubeconfig) = std::env::var("E2E_KUBECONFIG") else {
+            eprintln!("SKIPPED: needs a cluster: make e2e");
             return None;
         };
         let node = std::env::var_os("E2E_NODE").map(PathBuf::from);
-        let mut cluster = Self { kubectl: Kubectl::new(kubeconfig), node, brokers, ledger: String::new() };
+        let foreign_kafka = std::env::var("E2E_BROKERS").ok();
+        let mut cluster = Self { kubectl: Kubectl::new(kubeconfig), node, foreign_kafka, ledger: String::new() };
         cluster.load_images();
         cluster.run(&["create", "namespace", "ledger"], None);
         let ledger = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ledger", "namespace": "ledger", "labels": {"app": "ledger"}}, "spec": {"containers": [app(&[])]}});
@@ -52,7 +56,7 @@ impl Cluster {
     /// Nothing is pulled: the images are put into the node, or were put where the cluster finds them.
     fn load_images(&self) {
         let Some(node) = &self.node else { return };
-        for image in ["bluebox", "bluebox-injector", "app", "busybox"] {
+        for image in ["bluebox", "bluebox-injector", "kafka", "app", "busybox"] {
             let archive = format!("{}/../target/images/{image}.tar", env!("CARGO_MANIFEST_DIR"));
             let loaded =
                 Command::new("ctr").arg("--address").arg(node.join("containerd.sock")).args(["--namespace", "k8s.io", "images", "import", &archive]).output();
@@ -76,9 +80,14 @@ impl Cluster {
         if self.kubectl(&["get", "secret", "bluebox-kafka", "-n", name], None).right {
             return;
         }
-        let brokers = format!("--from-literal=brokers={}", self.brokers);
+        let brokers = format!("--from-literal=brokers={}", self.brokers());
         let properties = "--from-literal=client.properties=";
         self.run(&["create", "secret", "generic", "bluebox-kafka", "-n", name, &brokers, properties], None);
+    }
+
+    /// Where pods find Kafka.
+    pub(crate) fn brokers(&self) -> &str {
+        self.foreign_kafka.as_deref().unwrap_or(KAFKA)
     }
 
     /// How the cluster is reached.

@@ -4,6 +4,7 @@
 
 mod cluster;
 mod install;
+mod kafka;
 mod losses;
 mod reboot;
 mod redirected;
@@ -12,12 +13,9 @@ mod scaling;
 mod transactions;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use cluster::{BUSYBOX, Cluster, app, has_proxy, is_ready, name, statuses, wait};
-use nix::sys::signal::{self, Signal};
-use nix::unistd::Pid;
 use report::Report;
 use serde_json::{Value, json};
 
@@ -47,7 +45,7 @@ fn real_pods() {
         ("the commands of somebody at a laptop", scaling::laptop),
         ("with nothing to do there is no pod, and what is accepted wakes one", scaling::to_nothing),
         ("what a proxy adds to the start of a pod", start_up),
-        ("with Kafka away pods start, and calls get 503", kafka_away),
+        ("Kafka is killed in the midst of calls; with it away pods start, and new calls get 503", kafka::killed),
         ("with the injector away labelled pods wait, and others start", injector_away),
         ("the logs of a proxy can be read", logs),
         // Last: what is at an address afterwards is another pod.
@@ -238,37 +236,8 @@ fn start_up(cluster: &Cluster, report: &Report) {
     report.found("startUpMs", json!({"without": without, "with": with, "added": with.saturating_sub(without), "all": {"without": all[0], "with": all[1]}}));
 }
 
-/// Kills the broker, and starts it again with what it had.
-fn kafka_away(cluster: &Cluster, report: &Report) {
-    let Ok(directory) = std::env::var("BLUEBOX_TEST_BROKER_DIR") else { return println!("        SKIPPED: the broker is not this test's") };
-    let file = format!("{directory}/node-1/pid");
-    let pid = Pid::from_raw(std::fs::read_to_string(&file).unwrap().trim().parse().unwrap());
-    let from = caller(cluster);
-    signal::kill(pid, Signal::SIGKILL).unwrap();
-    let result = catch_unwind(AssertUnwindSafe(|| {
-        cluster.deployment("shop", "late", 1, |_| {});
-        // Long before, it is known that the broker is away.
-        cluster.ready("shop", "late", 1);
-        // Where it is known that the broker is away, at once; that one of them takes longer says that the machine has much else to do.
-        let answer = wait("calls get 503 within a second", || {
-            let answer = cluster.call("shop", &from, "http://cart/work/away&wait=2");
-            (answer["status"] == 503 && answer["ms"].as_u64().is_some_and(|ms| ms < 1000)).then_some(answer)
-        });
-        report.found("kafkaAwayAnswerMs", answer["ms"].clone());
-    }));
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/kafka");
-    let output = std::fs::File::create(format!("{directory}/node-1/again.log")).unwrap();
-    let mut again = Command::new(script);
-    again.args(["node", "1", "--dir", &directory]).stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output);
-    // Who started the first one ends this one too.
-    std::fs::write(&file, again.spawn().unwrap().id().to_string()).unwrap();
-    if let Err(panic) = result {
-        std::panic::resume_unwind(panic);
-    }
-    wait("calls are answered again", || (cluster.call("shop", &from, "http://late/work/back")["status"] == 200).then_some(()));
-}
-
 fn injector_away(cluster: &Cluster, _: &Report) {
+    let injectors = cluster.get(&["deployment", "bluebox-injector", "-n", "bluebox"])["spec"]["replicas"].clone();
     cluster.run(&["scale", "deployment/bluebox-injector", "-n", "bluebox", "--replicas=0"], None);
     wait("no injector is left", || {
         let list = cluster.get(&["pods", "-n", "bluebox", "-l", "app.kubernetes.io/name=bluebox-injector"]);
@@ -287,7 +256,7 @@ fn injector_away(cluster: &Cluster, _: &Report) {
         std::thread::sleep(Duration::from_secs(120));
     }
     assert!(cluster.pods("shop", "waiting").is_empty());
-    cluster.run(&["scale", "deployment/bluebox-injector", "-n", "bluebox", "--replicas=2"], None);
+    cluster.run(&["scale", "deployment/bluebox-injector", "-n", "bluebox", &format!("--replicas={injectors}")], None);
     cluster.run(&["rollout", "status", "deployment/bluebox-injector", "-n", "bluebox", "--timeout=240s"], None);
     // It would get its pod by itself too, but with the controller's pause.
     cluster.run(&["rollout", "restart", "deployment/waiting", "-n", "shop"], None);

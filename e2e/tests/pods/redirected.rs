@@ -32,16 +32,8 @@ pub(crate) fn services(cluster: &Cluster, _: &Report) {
         [(80, 8080), (8090, 8090), (9090, 9090)].map(|(port, to)| json!({"name": format!("port-{port}"), "port": port, "targetPort": to})).into();
     let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "bank", "namespace": "redirect"}, "spec": {"selector": {"app": "bank"}, "ports": ports}});
     cluster.apply(&service);
-    let address = cluster.get(&["service", "bank", "-n", "redirect"])["spec"]["clusterIP"].clone();
-    let nameserver = nameserver(cluster, &json!({"bank.redirect.svc.cluster.local": address}));
-    let named = |pod: &mut Value| {
-        pod["spec"]["dnsPolicy"] = "None".into();
-        let searches = ["redirect.svc.cluster.local", "svc.cluster.local", "cluster.local"];
-        pod["spec"]["dnsConfig"] = json!({"nameservers": [nameserver], "searches": searches, "options": [{"name": "ndots", "value": "5"}]});
-    };
-    cluster.deployment("redirect", "teller", 1, named);
+    cluster.deployment("redirect", "teller", 1, |_| {});
     cluster.deployment("redirect", "past", 1, |pod| {
-        named(pod);
         pod["metadata"]["annotations"] = json!({"bluebox.dev/excluded-ports": "80"});
     });
     cluster.ready("redirect", "bank", 1);
@@ -64,14 +56,14 @@ pub(crate) fn services(cluster: &Cluster, _: &Report) {
     let past = name(&cluster.ready("redirect", "past", 1)[0]).to_owned();
     let answer = answered(cluster, "redirect", &past, "http://bank/work/past");
     assert!(answer["body"].as_str().unwrap().contains("\"attempt\":\"\""), "it was a durable call: {answer}");
-    without_rules(cluster, &teller, &nameserver);
+    without_rules(cluster, &teller);
 }
 
 /// A pod whose rules are gone is not ready until they are back.
-fn without_rules(cluster: &Cluster, pod: &Value, nameserver: &str) {
-    if cluster.node.is_none() {
+fn without_rules(cluster: &Cluster, pod: &Value) {
+    let (Some(_), Ok(nameserver)) = (&cluster.node, std::env::var("E2E_ADDRESS")) else {
         return println!("        SKIPPED: the node is not on this machine");
-    }
+    };
     let process = cluster.process(pod, "proxy").to_string();
     let program = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/images/bluebox");
     let redirect = |flags: &[&str]| {
@@ -85,17 +77,6 @@ fn without_rules(cluster: &Cluster, pod: &Value, nameserver: &str) {
     assert!(said.contains("the redirect is not in place any more"), "{said}");
     redirect(&["--proxy-uid=64140", "--transparent-port=4143", "--dns-port=4153", &format!("--nameservers={nameserver}")]);
     wait("it is ready again", || is_ready(&now()).then_some(()));
-}
-
-/// The cluster has none of its own: a pod that knows these names. Its address.
-fn nameserver(cluster: &Cluster, names: &Value) -> String {
-    let mut container = app(&[("NAMES", &names.to_string())]);
-    container["securityContext"] = json!({"runAsUser": 0});
-    cluster.apply(&json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "names", "namespace": "ledger"}, "spec": {"containers": [container]}}));
-    wait("the nameserver runs", || {
-        let pod = cluster.get(&["pod", "names", "-n", "ledger"]);
-        is_ready(&pod).then(|| pod["status"]["podIP"].as_str().unwrap_or_default().to_owned())
-    })
 }
 
 /// The pods of a StatefulSet as ordinals: each is called by its own name, and a call to one that is not there yet waits for it.
