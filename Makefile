@@ -41,10 +41,10 @@ SOME_BENCH = $(BENCH_BINARY) --rounds $(ROUNDS) --calls $(CALLS) --time $(LOAD_T
 # What was not tested, because something is missing on this machine.
 LEFT_OUT = $(CURDIR)/target/left-out
 
-.PHONY: help build release bench bench-all bench-growth bench-observe bench-plot bench-build demo demo-kafka test test-fast faults txn-faults faults-build faults-some fmt fmt-check lint doc deny kafka kafka-stop test-redirect test-kubernetes e2e images clean
+.PHONY: help build release bench bench-all bench-growth bench-observe bench-plot bench-build demo demo-kafka test test-fast faults txn-faults faults-build faults-some fmt fmt-check lint doc deny kafka kafka-stop test-redirect test-kubernetes e2e e2e-images images clean
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## Build everything, quickly (target/debug/bluebox)
 	$(CARGO) build --locked --workspace
@@ -120,14 +120,19 @@ images: ## The images of Bluebox, as archives: target/images/bluebox.tar and blu
 	scripts/images bluebox
 
 # The app and busybox know nothing of Bluebox.
-e2e: ## Real pods on a real Kubernetes node on this machine (as root), or on the cluster that E2E_KUBECONFIG names (docs/kubernetes.md); writes target/e2e.json
-	rm -f $(E2E_TIMES)
-	$(TIMED) "build Kubernetes" scripts/kubernetes build
+e2e-images: ## All images of `make e2e`, as archives in target/images, for a cluster of your own
 	$(TIMED) "install packages" scripts/kubernetes packages
 	$(TIMED) "images of Bluebox" $(MAKE) images
 	$(TIMED) "image of the tests' app" scripts/images app bluebox-test/app:1 target/images/app.tar
 	$(TIMED) "image of busybox" scripts/images busybox bluebox-test/busybox:1 target/images/busybox.tar '["/bin/busybox", "sh"]'
 	$(TIMED) "image of Kafka" scripts/images kafka target/images/kafka.tar
+
+e2e: ## Real pods on a real Kubernetes node on this machine (as root), or on the cluster that E2E_KUBECONFIG names (docs/kubernetes.md); writes target/e2e.json
+	rm -f $(E2E_TIMES)
+ifndef E2E_KUBECONFIG
+	$(TIMED) "build Kubernetes" scripts/kubernetes build
+	$(MAKE) e2e-images
+endif
 	$(TIMED) "build bluebox" $(CARGO) build --locked --package bluebox
 	$(TIMED) "build the tests" $(CARGO) test --locked --package bluebox-e2e --test pods --no-run
 	$(TIMED) "cluster and checks" $(if $(E2E_KUBECONFIG),,scripts/kubernetes run --node $(NODE) --) $(CARGO) test --locked --offline --package bluebox-e2e --test pods -- --nocapture

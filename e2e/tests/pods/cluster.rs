@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bluebox_e2e::kubectl::{Done, Kubectl, wait_for};
@@ -28,7 +29,11 @@ pub(crate) struct Cluster {
     pub(crate) foreign_kafka: Option<String>,
     /// Where the ledger is.
     ledger: String,
+    /// What was made here and is in no namespace, or is one: `kind/name`.
+    made: Mutex<Vec<String>>,
 }
+
+const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests");
 
 impl Cluster {
     /// Brings what tests need into the cluster that `E2E_KUBECONFIG` names; `None` without one.
@@ -39,9 +44,15 @@ impl Cluster {
         };
         let node = std::env::var_os("E2E_NODE").map(PathBuf::from);
         let foreign_kafka = std::env::var("E2E_BROKERS").ok();
-        let mut cluster = Self { kubectl: Kubectl::new(kubeconfig), node, foreign_kafka, ledger: String::new() };
+        let kubectl = Kubectl::new(kubeconfig);
+        for what in ["namespace/bluebox", "mutatingwebhookconfiguration/bluebox-injector", "namespace/kafka"] {
+            let ours = foreign_kafka.is_none() || what != "namespace/kafka";
+            let there = kubectl.must(&["get", what, "--ignore-not-found", "-o", "name"], None);
+            assert!(!ours || there.is_empty(), "{what} is in this cluster already, and these checks would change it: take another cluster");
+        }
+        let mut cluster = Self { kubectl, node, foreign_kafka, ledger: String::new(), made: Mutex::default() };
         cluster.load_images();
-        cluster.run(&["create", "namespace", "ledger"], None);
+        cluster.create_namespace("ledger");
         let ledger = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ledger", "namespace": "ledger", "labels": {"app": "ledger"}}, "spec": {"containers": [app(&[])]}});
         cluster.apply(&ledger);
         // At an address that outlives its pod's.
@@ -67,12 +78,35 @@ impl Cluster {
 
     /// A namespace whose pods are injected, and may reach Kafka.
     pub(crate) fn namespace(&self, name: &str, labels: &[&str]) {
-        self.run(&["create", "namespace", name], None);
+        self.create_namespace(name);
         self.may_reach_kafka(name);
         for label in labels {
             self.run(&["label", "namespace", name, label], None);
         }
         wait("the namespace has its service account", || self.kubectl(&["get", "serviceaccount", "default", "-n", name], None).right.then_some(()));
+    }
+
+    /// A namespace, which goes with the cluster, or at the end.
+    pub(crate) fn create_namespace(&self, name: &str) {
+        self.run(&["create", "namespace", name], None);
+        self.goes_with_us(format!("namespace/{name}"));
+    }
+
+    /// What is to be deleted at the end.
+    pub(crate) fn goes_with_us(&self, what: String) {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).push(what);
+    }
+
+    /// Where the node is not on this machine: what pods have said, before they are gone.
+    pub(crate) fn keep_logs(&self) {
+        if self.node.is_some() {
+            return;
+        }
+        let place = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/e2e-logs");
+        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let namespaces = made.iter().filter_map(|what| what.strip_prefix("namespace/")).fold("bluebox,kafka".to_owned(), |all, name| all + "," + name);
+        self.kubectl(&["cluster-info", "dump", "--namespaces", &namespaces, "--output-directory", place], None);
+        println!("what the pods have said is in {place}");
     }
 
     /// The Secret that says which Kafka, if it is not there yet.
@@ -190,6 +224,31 @@ impl Cluster {
             "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "namespace": namespace},
             "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": name}}, "template": pod},
         }));
+    }
+}
+
+/// A cluster that was there before is left as it was.
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if self.node.is_some() {
+            return;
+        }
+        let installed = if self.foreign_kafka.is_some() { "base" } else { "overlays/development" };
+        let made = std::mem::take(self.made.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let delete = |what: &[&str]| {
+            let done = self.kubectl(&[&["delete", "--ignore-not-found"], what].concat(), None);
+            if !done.right {
+                println!("not everything could be deleted: {}", done.errors.trim());
+            }
+        };
+        // First what asks about pods, and would no longer answer.
+        delete(&[
+            "mutatingwebhookconfiguration/bluebox-injector",
+            "validatingadmissionpolicybinding/bluebox-injected-namespaces",
+            "validatingadmissionpolicybinding/bluebox-injected-pods",
+        ]);
+        delete(&made.iter().map(String::as_str).collect::<Vec<_>>());
+        delete(&["-k", &format!("{MANIFESTS}/{installed}")]);
     }
 }
 

@@ -28,7 +28,7 @@ fn commands(foreign_kafka: Option<&str>) -> Vec<String> {
 
 /// Pods that run without Bluebox get their proxies by them, and then all is well.
 pub(crate) fn five_commands(cluster: &Cluster, _: &Report) {
-    cluster.run(&["create", "namespace", "shop"], None);
+    cluster.create_namespace("shop");
     cluster.deployment("shop", "cart", 2, |_| {});
     cluster.deployment("shop", "shop", 1, |_| {});
     assert!(!cluster.ready("shop", "cart", 2).iter().any(has_proxy));

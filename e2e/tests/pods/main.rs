@@ -65,7 +65,11 @@ fn real_pods() {
         };
         report.check(name, result.map(|()| began.elapsed()).map_err(why));
     }
-    assert!(report.write(), "not all is right: see above");
+    let right = report.write();
+    if !right {
+        cluster.keep_logs();
+    }
+    assert!(right, "not all is right: see above");
 }
 
 /// The pod that makes calls.
