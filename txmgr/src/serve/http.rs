@@ -14,8 +14,9 @@ use http::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
+use hyper::server::conn::http2;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tracing::warn;
@@ -101,8 +102,16 @@ pub(super) struct Service {
     pub(super) caller: Arc<Caller>,
 }
 
-/// Serves connections until the process ends.
+/// Requests that one connection has under way at once: more than its own proxy ever delivers, which does so over one.
+const STREAMS: u32 = 1 << 16;
+/// How large a head may be: what the proxy takes as one, and what it adds.
+const MAX_HEAD_BYTES: u32 = 256 << 10;
+
+/// Serves connections, of HTTP/2, until the process ends.
 pub(super) async fn serve(listener: TcpListener, service: Arc<Service>) {
+    let mut http = http2::Builder::new(TokioExecutor::new());
+    // It is no stranger who comes here: a proxy that gives up many deliveries at once means no harm.
+    http.max_concurrent_streams(STREAMS).max_header_list_size(MAX_HEAD_BYTES).max_pending_accept_reset_streams(STREAMS as usize).max_local_error_reset_streams(None);
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
@@ -112,10 +121,9 @@ pub(super) async fn serve(listener: TcpListener, service: Arc<Service>) {
                     let service = Arc::clone(&service);
                     async move { Ok::<_, Infallible>(service.answer(request).await) }
                 });
-                tokio::spawn(async move {
-                    // A connection that broke is its client's affair.
-                    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
-                });
+                let connection = http.serve_connection(TokioIo::new(stream), answer);
+                // A connection that broke is its client's affair.
+                tokio::spawn(async move { drop(connection.await) });
             }
             Err(problem) => {
                 warn!(%problem, "a connection could not be accepted");
