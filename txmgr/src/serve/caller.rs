@@ -1,12 +1,11 @@
 //! Makes the callbacks: each is one durable call, repeated under its key until it has an outcome.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bluebox_core::ComponentName;
 use bluebox_core::clock::wall_clock;
 use bluebox_observe::chain;
-use bluebox_observe::trace::recent::Recent;
 use bluebox_observe::trace::{Context, TRACEPARENT};
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, LINK, LOCATION, RETRY_AFTER};
@@ -57,8 +56,6 @@ pub(super) struct Caller {
     /// Callbacks that are under way at once; further ones wait for their turn.
     places: Semaphore,
     counts: Counts,
-    /// The trace of the last request about a transaction that named one. Another process, or this one after a restart, does not know it: then callbacks are in no trace but their own.
-    traces: Mutex<Recent<TransactionId, Context>>,
 }
 
 /// What was answered, as far as it is looked at.
@@ -88,24 +85,11 @@ impl Caller {
             allowed: settings.allowed.clone(),
             places: Semaphore::new(own_proxy::AT_ONCE),
             counts,
-            traces: Mutex::default(),
         }
     }
 
-    /// A request about a transaction has come in: callbacks go on in its trace.
-    pub(super) fn asked_in(&self, id: TransactionId, headers: &HeaderMap) {
-        if let Some(trace) = Context::of(headers) {
-            self.traces().keep(id, trace);
-        }
-    }
-
-    fn traces(&self) -> MutexGuard<'_, Recent<TransactionId, Context>> {
-        // Nothing in there can panic half-way.
-        self.traces.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Makes a callback, until it has an outcome.
-    pub(super) async fn call(&self, callback: &Callback) -> Outcome {
+    /// Makes a callback, until it has an outcome; in this trace.
+    pub(super) async fn call(&self, callback: &Callback, trace: Option<Context>) -> Outcome {
         // Never closed.
         let _place = self.places.acquire().await;
         let began = tokio::time::Instant::now();
@@ -114,7 +98,7 @@ impl Caller {
             _ => callback.url.to_string(),
         };
         let outcome = loop {
-            match self.once(callback, &url).await {
+            match self.once(callback, &url, trace).await {
                 Ok(outcome) => break outcome,
                 Err(pause) => tokio::time::sleep(pause).await,
             }
@@ -125,8 +109,8 @@ impl Caller {
     }
 
     /// One try. The error is the pause before the next: this one has no outcome, or none that is known.
-    async fn once(&self, callback: &Callback, url: &str) -> Result<Outcome, Duration> {
-        let (way, request) = match self.request(callback, url) {
+    async fn once(&self, callback: &Callback, url: &str, trace: Option<Context>) -> Result<Outcome, Duration> {
+        let (way, request) = match self.request(callback, url, trace) {
             Ok(request) => request,
             // It was checked when it was taken in: what may be called has changed since.
             Err(why) => return Ok(Outcome::Again(why)),
@@ -158,7 +142,7 @@ impl Caller {
         Callable { components: &*self.components, allowed: &self.allowed, coordinator: &self.name }
     }
 
-    fn request(&self, callback: &Callback, url: &str) -> Result<(Way, Request<Full<Bytes>>), String> {
+    fn request(&self, callback: &Callback, url: &str, trace: Option<Context>) -> Result<(Way, Request<Full<Bytes>>), String> {
         let key = callback.key;
         let refused = |why: &dyn std::fmt::Display| format!("{url}: {why}");
         let (method, body, content_type) = match (&callback.step, key.phase) {
@@ -201,7 +185,7 @@ impl Caller {
         let uri: Uri = url.parse().map_err(|error| refused(&error))?;
         let (authority, path) = (uri.authority().cloned().ok_or_else(|| refused(&"no authority"))?, uri.path_and_query().cloned());
         add(HOST, authority.as_str())?;
-        if let Some(trace) = self.traces().of(&key.transaction) {
+        if let Some(trace) = trace {
             headers.insert(TRACEPARENT, trace.value());
         }
         let mut request = Request::new(Full::from(body));
