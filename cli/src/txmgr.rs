@@ -135,7 +135,7 @@ pub(crate) fn flag(name: &str, value: &str) -> Result<String, String> {
 /// The component, as the registry is to have it.
 pub(crate) fn served(name: ComponentName, partitions: u32, app: SocketAddr) -> Served {
     let component = Component { class: Class::Service, partitions, body_limit_bytes: BODY_LIMIT_BYTES, routing: Routing::Transaction, ..Component::default() };
-    Served { name, component, ordinal: None, app, protocol: AppProtocol::Http1 }
+    Served { name, component, ordinal: None, app, protocol: AppProtocol::H2c }
 }
 
 /// What its own proxy knows of components.

@@ -52,6 +52,7 @@ rules! {
         the_recovery_url_reads_and_moves_the_links,
         who_leaves_or_moves_too_late_is_told_so,
         ends_that_are_asked_for_at_once_are_one_end,
+        a_participant_that_can_remember_no_further_key_is_waited_for,
     ];
     refused: [
         what_is_not_there_is_404_and_what_is_gone_410,

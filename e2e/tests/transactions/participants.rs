@@ -193,3 +193,37 @@ pub async fn ends_that_are_asked_for_at_once_are_one_end(world: World) {
     }
     assert_eq!(hotel.asked().len(), 1);
 }
+
+pub async fn a_participant_that_can_remember_no_further_key_is_waited_for(world: World) {
+    let scene = Scene::with(world, |spec| spec.flag("--end-wait", "300ms")).await;
+    let app = scene.world.app("hotel").await;
+    app.rule(|_| Some(says(200, "")));
+    let hotel = || scene.world.proxy("hotel").serves("hotel", &app, 2);
+    let full = hotel().flag("--max-recorded", "1").start().await;
+    scene.client.knows("hotel").await;
+    let links = "<http://hotel/compensate>; rel=\"compensate\", <http://hotel/complete>; rel=\"complete\"";
+    let begin = async || {
+        let lra = scene.start().await;
+        assert_eq!(scene.client.call(Call::new(Method::PUT, &lra).with("link", links)).await.status, 200);
+        assert_eq!(scene.put(&format!("{lra}/close")).await.status, 200);
+        lra
+    };
+    // Its one place is taken by this callback, for a day.
+    let first = begin().await;
+    scene.becomes(&first, "Closed").await;
+    let second = begin().await;
+    let refused = |line: &str| line.contains("/complete") && line.contains("status=503");
+    eventually("the participant's proxy refuses a further key, again and again", || async {
+        (scene.txmgr.said().lines().filter(|line| refused(line)).count() > 1).then_some(())
+    })
+    .await;
+    // Nothing is lost, nobody is called without being remembered, and whoever asks is told that it goes on.
+    assert_eq!(scene.status(&second).await, "Closing");
+    assert_eq!(app.ledger().len(), 1);
+    drop(full);
+    let _roomy = hotel().start().await;
+    scene.becomes(&second, "Closed").await;
+    let asked: Vec<_> = app.ledger().iter().map(|asked| (asked.target.clone(), asked.header("idempotency-key").to_owned())).collect();
+    let key = |lra: &str| ("/complete".to_owned(), format!("{}/0/complete/0", lra.rsplit('/').next().unwrap()));
+    assert_eq!(asked, [key(&first), key(&second)]);
+}

@@ -9,7 +9,10 @@ use crate::scene::{COORDINATOR, PARTITIONS, Scene, is_problem, says};
 pub async fn transactions_and_timers_go_on_after_a_takeover(world: World) {
     let mut scene = Scene::new(world).await;
     let hotel = scene.service("hotel").await;
-    let (open, late) = (scene.start().await, scene.start_with("&TimeLimit=1500").await);
+    const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let (open, late) =
+        (scene.start().await, scene.client.call(Call::post(&format!("{COORDINATOR}/start?TimeLimit=1500"), "").with("traceparent", TRACE)).await);
+    let late = late.text().to_owned();
     scene.join(&open, &hotel).await;
     scene.join(&late, &hotel).await;
     let other = scene.world.txmgr(PARTITIONS).start().await;
@@ -17,6 +20,7 @@ pub async fn transactions_and_timers_go_on_after_a_takeover(world: World) {
     // The deadline is a moment of UTC: whoever has the transaction by then cancels it.
     scene.becomes(&late, "Cancelled").await;
     hotel.was_asked_only(&["/compensate"]);
+    assert_eq!(hotel.last().header("traceparent"), TRACE);
     assert_eq!(scene.status(&open).await, "Active");
     scene.put(&format!("{open}/close")).await.is(200, "Closed");
     hotel.was_asked_only(&["/compensate", "/complete"]);

@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use bluebox_core::log::{Offset, Timestamp};
 use bluebox_core::{CallId, InstanceId, planted};
+use bluebox_observe::trace::Context;
 
 use crate::TransactionId;
 use crate::callback::{CallbackKey, Outcome};
@@ -85,6 +86,8 @@ pub struct Partition {
     machines: BTreeMap<TransactionId, Machine>,
     /// Which transactions were begun by which calls: a call that is delivered again has begun the one that it began.
     origins: BTreeMap<CallId, TransactionId>,
+    /// The trace of the last request about a transaction that named one.
+    traces: BTreeMap<TransactionId, Context>,
     /// Transactions whose tombstones are on their way.
     removing: BTreeSet<TransactionId>,
     timers: BTreeSet<(Timestamp, TransactionId)>,
@@ -102,6 +105,7 @@ impl Partition {
             fence: None,
             machines: BTreeMap::new(),
             origins: BTreeMap::new(),
+            traces: BTreeMap::new(),
             removing: BTreeSet::new(),
             timers: BTreeSet::new(),
             wakes: BTreeMap::new(),
@@ -136,6 +140,7 @@ impl Partition {
             Phase::Serving { .. } if !planted!(TxnFenceIgnored) => {
                 self.phase = Phase::Lost;
                 self.machines.clear();
+                self.traces.clear();
                 self.timers.clear();
                 self.wakes.clear();
                 out.push(Out::Lost);
@@ -147,7 +152,8 @@ impl Partition {
     }
 
     fn recover(&mut self, now: Timestamp, found: BTreeMap<TransactionId, Record>, out: &mut Vec<Out>) {
-        for (id, Record { version, state, .. }) in found {
+        for (id, Record { version, state, trace, .. }) in found {
+            self.traces.extend(trace.map(|trace| (id, trace)));
             let mut effects = Vec::new();
             let rules = Arc::clone(&self.rules);
             let (origin, machine) = match state {
@@ -203,6 +209,7 @@ impl Partition {
     }
 
     fn drop_machine(&mut self, id: TransactionId) {
+        self.traces.remove(&id);
         let origin = match self.machines.remove(&id) {
             Some(Machine::Lra(transaction)) => transaction.lra().origin,
             Some(Machine::Saga(saga)) => saga.saga().origin,
@@ -228,12 +235,25 @@ impl Partition {
         }
     }
 
+    /// What is asked of a transaction next, or begins it, comes in this trace. That is written down with whatever follows from it.
+    pub fn asked_in(&mut self, id: TransactionId, trace: Context) {
+        if self.is_serving() {
+            self.traces.insert(id, trace);
+        }
+    }
+
+    /// The trace that a transaction's calls go on in.
+    pub fn trace(&self, id: TransactionId) -> Option<Context> {
+        self.traces.get(&id).copied()
+    }
+
     /// Begins an LRA. A call that has begun one before has begun that one.
     ///
     /// # Errors
     /// When the partition does not serve.
     pub fn start(&mut self, now: Timestamp, request: RequestId, start: Start, out: &mut Vec<Out>) -> Result<(), NotServing> {
         if self.has_begun(now, request, start.origin, out)? {
+            self.traces.remove(&start.id);
             return Ok(());
         }
         let (id, origin, mut effects) = (start.id, start.origin, Vec::new());
@@ -248,6 +268,7 @@ impl Partition {
     /// When the partition does not serve.
     pub fn start_saga(&mut self, now: Timestamp, request: RequestId, start: StartSaga, out: &mut Vec<Out>) -> Result<(), NotServing> {
         if self.has_begun(now, request, start.origin, out)? {
+            self.traces.remove(&start.id);
             return Ok(());
         }
         let (id, origin, mut effects) = (start.id, start.origin, Vec::new());
@@ -276,6 +297,7 @@ impl Partition {
             return Err(NotServing.into());
         }
         if !self.machines.contains_key(&id) {
+            self.traces.remove(&id);
             return Err(NoAnswer::Absent(id));
         }
         self.with(now, id, out, |machine, now, effects| match (machine, ask) {
@@ -333,7 +355,7 @@ impl Partition {
         if let Some(version) = machine.take_record() {
             // Whatever tombstone is on its way: this comes after it.
             self.removing.remove(&id);
-            out.push(Out::Append(Entry::State(Box::new(Record { epoch, version, state: machine.state() }))));
+            out.push(Out::Append(Entry::State(Box::new(Record { epoch, version, state: machine.state(), trace: self.traces.get(&id).copied() }))));
         } else if machine.is_removable(now) && self.removing.insert(id) {
             out.push(Out::Append(Entry::Removed(id)));
         }

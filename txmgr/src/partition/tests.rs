@@ -225,3 +225,38 @@ fn a_saga_is_no_lra() {
     owner.run(&mut log);
     assert_eq!(owner.answer(2), Some(Answer::Refused(Refusal::OtherKind(id(1)))));
 }
+
+#[test]
+fn a_new_owner_goes_on_in_the_trace_of_the_last_request_that_named_one() {
+    let trace = |span| Context { trace: 7, span, sampled: true };
+    let mut log = Log::default();
+    let mut first = serving(&mut log, 1);
+    first.partition.asked_in(id(1), trace(1));
+    first.start(1, 1, Some(9));
+    first.start(2, 2, None);
+    first.run(&mut log);
+    assert_eq!((first.partition.trace(id(1)), first.partition.trace(id(2))), (Some(trace(1)), None));
+    // The decision is written down with the trace of who asked for it; who asks without one changes nothing.
+    first.partition.asked_in(id(1), trace(2));
+    first.ask(3, 1, Request::Close(FAR)).unwrap();
+    first.ask(4, 1, Request::Status).unwrap();
+    first.run(&mut log);
+    let second = serving(&mut log, 2);
+    assert_eq!((second.partition.trace(id(1)), second.partition.trace(id(2))), (Some(trace(2)), None));
+}
+
+#[test]
+fn no_trace_is_kept_of_what_is_not_there() {
+    let mut log = Log::default();
+    let mut owner = Owner::new(1);
+    let trace = Context { trace: 7, span: 1, sampled: true };
+    owner.partition.asked_in(id(1), trace);
+    assert_eq!(owner.partition.trace(id(1)), None, "it does not serve yet");
+    owner.run(&mut log);
+    owner.start(1, 1, Some(9));
+    owner.partition.asked_in(id(2), trace);
+    owner.start(2, 2, Some(9));
+    owner.partition.asked_in(id(3), trace);
+    assert!(owner.ask(3, 3, Request::Status).is_err());
+    assert_eq!([id(2), id(3)].map(|id| owner.partition.trace(id)), [None, None], "the second call has begun the first one's, and there is no third");
+}

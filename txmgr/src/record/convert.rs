@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bluebox_core::log::{Offset, Timestamp};
 use bluebox_core::{CallId, InstanceId};
+use bluebox_observe::trace::Context;
 use bytes::Bytes;
 
 use super::words::Word as _;
@@ -50,7 +51,7 @@ fn moment(millis: Option<u64>) -> Option<Timestamp> {
 
 impl proto::Entry {
     pub(super) fn of_fence(instance: InstanceId) -> Self {
-        Self { kind: Some(proto::Kind::Fence(Bytes::copy_from_slice(instance.as_bytes()))), epoch: 0, version: 0 }
+        Self { kind: Some(proto::Kind::Fence(Bytes::copy_from_slice(instance.as_bytes()))), epoch: 0, version: 0, trace: None }
     }
 }
 
@@ -60,7 +61,8 @@ impl From<&Record> for proto::Entry {
             State::Lra(lra) => proto::Kind::Lra((&**lra).into()),
             State::Saga(saga) => proto::Kind::Saga((&**saga).into()),
         };
-        Self { kind: Some(kind), epoch: record.epoch.get(), version: record.version.get() }
+        let trace = record.trace.as_ref().map(Context::to_string);
+        Self { kind: Some(kind), epoch: record.epoch.get(), version: record.version.get(), trace }
     }
 }
 
@@ -73,7 +75,9 @@ impl TryFrom<proto::Entry> for Entry {
             proto::Kind::Lra(lra) => State::Lra(Box::new(lra.try_into()?)),
             proto::Kind::Saga(saga) => State::Saga(Box::new(saga.try_into()?)),
         };
-        Ok(Self::State(Box::new(Record { epoch: Offset::new(entry.epoch), version: Version::new(entry.version), state })))
+        // What is no trace is none: nothing that is promised depends on it.
+        let trace = entry.trace.as_deref().and_then(|text| Context::parse(text.as_bytes()));
+        Ok(Self::State(Box::new(Record { epoch: Offset::new(entry.epoch), version: Version::new(entry.version), state, trace })))
     }
 }
 

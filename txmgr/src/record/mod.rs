@@ -5,6 +5,7 @@
 
 use bluebox_core::InstanceId;
 use bluebox_core::log::{Offset, Record as LogRecord};
+use bluebox_observe::trace::Context;
 use bytes::Bytes;
 use prost::Message as _;
 
@@ -50,6 +51,8 @@ pub struct Record {
     pub version: Version,
     /// The state.
     pub state: State,
+    /// The trace of the last request about it that named one: its callbacks go on in that, whoever makes them.
+    pub trace: Option<Context>,
 }
 
 impl Record {

@@ -11,6 +11,9 @@ pub(super) struct Entry {
     pub epoch: u64,
     #[prost(uint64, tag = "5")]
     pub version: u64,
+    /// As a `traceparent`, 55 bytes.
+    #[prost(string, optional, tag = "6")]
+    pub trace: Option<String>,
 }
 
 #[derive(Clone, PartialEq, Oneof)]

@@ -87,8 +87,9 @@ prop_compose! {
 
 proptest! {
     #[test]
-    fn every_state_and_back(state in prop_oneof![lra(), saga()], epoch: u64, version: u64) {
-        let entry = Entry::State(Box::new(Record { epoch: Offset::new(epoch), version: Version::new(version), state }));
+    fn every_state_and_back(state in prop_oneof![lra(), saga()], epoch: u64, version: u64, trace in proptest::option::of((1..=u128::MAX, 1..=u64::MAX, any::<bool>()))) {
+        let trace = trace.map(|(trace, span, sampled)| Context { trace, span, sampled });
+        let entry = Entry::State(Box::new(Record { epoch: Offset::new(epoch), version: Version::new(version), state, trace }));
         prop_assert_eq!(Entry::decode(entry.encode()), Ok(entry));
     }
 
@@ -121,7 +122,18 @@ fn a_record(epoch: u64, version: u64) -> Record {
         left: Vec::new(),
         forgotten: false,
     };
-    Record { epoch: Offset::new(epoch), version: Version::new(version), state: State::Lra(Box::new(lra)) }
+    Record { epoch: Offset::new(epoch), version: Version::new(version), state: State::Lra(Box::new(lra)), trace: None }
+}
+
+#[test]
+fn a_trace_that_is_none_makes_no_record_unreadable() {
+    let record = a_record(1, 1);
+    for text in ["", "00", "00-00000000000000000000000000000000-b7ad6b7169203331-01", &"x".repeat(1_000)] {
+        let mut entry = proto::Entry::from(&record);
+        entry.trace = Some(text.to_owned());
+        let log = LogRecord::keyed(record.state.id().key().into(), prost::Message::encode_to_vec(&entry).into());
+        assert_eq!(Entry::decode(log), Ok(Entry::State(Box::new(record.clone()))), "{text}");
+    }
 }
 
 #[test]

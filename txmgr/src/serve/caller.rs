@@ -1,12 +1,11 @@
 //! Makes the callbacks: each is one durable call, repeated under its key until it has an outcome.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bluebox_core::ComponentName;
 use bluebox_core::clock::wall_clock;
 use bluebox_observe::chain;
-use bluebox_observe::trace::recent::Recent;
 use bluebox_observe::trace::{Context, TRACEPARENT};
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, LINK, LOCATION, RETRY_AFTER};
@@ -20,6 +19,7 @@ use tokio::sync::Semaphore;
 use tracing::debug;
 
 use super::counts::Counts;
+use super::own_proxy::{self, OwnProxy};
 use super::{Settings, Surroundings};
 use crate::TransactionId;
 use crate::callback::{Callback, Outcome, Phase};
@@ -34,8 +34,6 @@ const TTL: HeaderName = HeaderName::from_static("bluebox-ttl");
 /// On an answer: it is the proxy's own.
 const ERROR: HeaderName = HeaderName::from_static("bluebox-error");
 
-/// Callbacks that are under way at once; further ones wait for their turn.
-const AT_ONCE: usize = 2048;
 /// The pause before a call without an outcome is made again.
 const PAUSE: Duration = Duration::from_millis(200);
 /// The longest such pause, whatever the proxy asks for.
@@ -50,14 +48,14 @@ type Http = Client<HttpConnector, Full<Bytes>>;
 /// Makes calls, through the process's own proxy.
 pub(super) struct Caller {
     name: ComponentName,
-    proxy: Authority,
+    proxy: OwnProxy,
+    /// For plain URLs.
     client: Http,
     components: Arc<dyn Components>,
     allowed: Vec<Allowed>,
+    /// Callbacks that are under way at once; further ones wait for their turn.
     places: Semaphore,
     counts: Counts,
-    /// The trace of the last request about a transaction that named one. Another process, or this one after a restart, does not know it: then callbacks are in no trace but their own.
-    traces: Mutex<Recent<TransactionId, Context>>,
 }
 
 /// What was answered, as far as it is looked at.
@@ -81,31 +79,17 @@ impl Caller {
         let client = Client::builder(TokioExecutor::new()).pool_idle_timeout(Duration::from_secs(3)).pool_timer(TokioTimer::new()).build(connector);
         Self {
             name: settings.name.clone(),
-            // An address is an authority.
-            proxy: Authority::try_from(around.proxy.to_string()).unwrap_or_else(|_| Authority::from_static("127.0.0.1:4140")),
+            proxy: OwnProxy::new(around.proxy),
             client,
             components: Arc::clone(&around.components),
             allowed: settings.allowed.clone(),
-            places: Semaphore::new(AT_ONCE),
+            places: Semaphore::new(own_proxy::AT_ONCE),
             counts,
-            traces: Mutex::default(),
         }
     }
 
-    /// A request about a transaction has come in: callbacks go on in its trace.
-    pub(super) fn asked_in(&self, id: TransactionId, headers: &HeaderMap) {
-        if let Some(trace) = Context::of(headers) {
-            self.traces().keep(id, trace);
-        }
-    }
-
-    fn traces(&self) -> MutexGuard<'_, Recent<TransactionId, Context>> {
-        // Nothing in there can panic half-way.
-        self.traces.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Makes a callback, until it has an outcome.
-    pub(super) async fn call(&self, callback: &Callback) -> Outcome {
+    /// Makes a callback, until it has an outcome; in this trace.
+    pub(super) async fn call(&self, callback: &Callback, trace: Option<Context>) -> Outcome {
         // Never closed.
         let _place = self.places.acquire().await;
         let began = tokio::time::Instant::now();
@@ -114,7 +98,7 @@ impl Caller {
             _ => callback.url.to_string(),
         };
         let outcome = loop {
-            match self.once(callback, &url).await {
+            match self.once(callback, &url, trace).await {
                 Ok(outcome) => break outcome,
                 Err(pause) => tokio::time::sleep(pause).await,
             }
@@ -125,14 +109,14 @@ impl Caller {
     }
 
     /// One try. The error is the pause before the next: this one has no outcome, or none that is known.
-    async fn once(&self, callback: &Callback, url: &str) -> Result<Outcome, Duration> {
-        let (way, request) = match self.request(callback, url) {
+    async fn once(&self, callback: &Callback, url: &str, trace: Option<Context>) -> Result<Outcome, Duration> {
+        let (way, request) = match self.request(callback, url, trace) {
             Ok(request) => request,
             // It was checked when it was taken in: what may be called has changed since.
             Err(why) => return Ok(Outcome::Again(why)),
         };
         let plain = matches!(way, Way::Plain);
-        let asked = self.send(request);
+        let asked = self.send(request, plain);
         let answered =
             if plain { tokio::time::timeout(PLAIN_PATIENCE, asked).await.unwrap_or_else(|_| Err("no answer within 30 s".to_owned())) } else { asked.await };
         let answered = match answered {
@@ -158,7 +142,7 @@ impl Caller {
         Callable { components: &*self.components, allowed: &self.allowed, coordinator: &self.name }
     }
 
-    fn request(&self, callback: &Callback, url: &str) -> Result<(Way, Request<Full<Bytes>>), String> {
+    fn request(&self, callback: &Callback, url: &str, trace: Option<Context>) -> Result<(Way, Request<Full<Bytes>>), String> {
         let key = callback.key;
         let refused = |why: &dyn std::fmt::Display| format!("{url}: {why}");
         let (method, body, content_type) = match (&callback.step, key.phase) {
@@ -201,13 +185,12 @@ impl Caller {
         let uri: Uri = url.parse().map_err(|error| refused(&error))?;
         let (authority, path) = (uri.authority().cloned().ok_or_else(|| refused(&"no authority"))?, uri.path_and_query().cloned());
         add(HOST, authority.as_str())?;
-        if let Some(trace) = self.traces().of(&key.transaction) {
+        if let Some(trace) = trace {
             headers.insert(TRACEPARENT, trace.value());
         }
-        let to = if matches!(way, Way::Component) { self.proxy.clone() } else { authority };
         let mut request = Request::new(Full::from(body));
         (*request.method_mut(), *request.headers_mut()) = (method, headers);
-        *request.uri_mut() = addressed(to, path)?;
+        *request.uri_mut() = addressed(authority, path)?;
         Ok((way, request))
     }
 
@@ -224,8 +207,13 @@ impl Caller {
         Ok(Way::Plain)
     }
 
-    async fn send(&self, request: Request<Full<Bytes>>) -> Result<Answered, String> {
-        let response = self.client.request(request).await.map_err(|error| chain(&error))?;
+    async fn send(&self, request: Request<Full<Bytes>>, plain: bool) -> Result<Answered, String> {
+        let (response, _place) = if plain {
+            (self.client.request(request).await.map_err(|error| chain(&error))?, None)
+        } else {
+            let (response, place) = self.proxy.request(request).await?;
+            (response, Some(place))
+        };
         let (head, body) = response.into_parts();
         let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await;
         // What is longer says nothing that is known here.
@@ -242,9 +230,8 @@ impl Caller {
     pub(super) async fn own(&self, method: Method, path: &str, patience: Duration) -> Option<Answered> {
         let mut request = Request::new(Full::default());
         *request.method_mut() = method;
-        request.headers_mut().insert(HOST, HeaderValue::from_str(self.name.as_str()).ok()?);
-        *request.uri_mut() = addressed(self.proxy.clone(), PathAndQuery::try_from(path).ok()).ok()?;
-        let response = tokio::time::timeout(patience, self.client.request(request)).await.ok()?.ok()?;
+        *request.uri_mut() = addressed(Authority::try_from(self.name.as_str()).ok()?, PathAndQuery::try_from(path).ok()).ok()?;
+        let (response, _place) = tokio::time::timeout(patience, self.proxy.request(request)).await.ok()?.ok()?;
         let (head, body) = response.into_parts();
         let body = tokio::time::timeout(patience, body.collect()).await.ok()?.ok()?.to_bytes();
         Some(Answered { status: head.status, headers: head.headers, body })

@@ -9,13 +9,15 @@ use bluebox_core::clock::wall_clock;
 use bluebox_core::log::Timestamp;
 use bluebox_core::topics::partition_of;
 use bluebox_core::{CallId, InstanceId};
+use bluebox_observe::trace::Context;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
+use hyper::server::conn::http2;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tracing::warn;
@@ -87,6 +89,11 @@ impl Asked {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
 
+    /// The trace that it is in.
+    pub(super) fn trace(&self) -> Option<Context> {
+        Context::of(&self.headers)
+    }
+
     /// The body as text.
     pub(super) fn text(&self) -> Result<&str, Problem> {
         std::str::from_utf8(&self.body).map_err(|_| Problem::malformed("the body is no UTF-8 text"))
@@ -101,8 +108,19 @@ pub(super) struct Service {
     pub(super) caller: Arc<Caller>,
 }
 
-/// Serves connections until the process ends.
+/// Requests that one connection has under way at once: more than its own proxy ever delivers, which does so over one.
+const STREAMS: u32 = 1 << 16;
+/// How large a head may be: what the proxy takes as one, and what it adds.
+const MAX_HEAD_BYTES: u32 = 256 << 10;
+
+/// Serves connections, of HTTP/2, until the process ends.
 pub(super) async fn serve(listener: TcpListener, service: Arc<Service>) {
+    let mut http = http2::Builder::new(TokioExecutor::new());
+    // It is no stranger who comes here: a proxy that gives up many deliveries at once means no harm.
+    http.max_concurrent_streams(STREAMS)
+        .max_header_list_size(MAX_HEAD_BYTES)
+        .max_pending_accept_reset_streams(STREAMS as usize)
+        .max_local_error_reset_streams(None);
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
@@ -112,10 +130,9 @@ pub(super) async fn serve(listener: TcpListener, service: Arc<Service>) {
                     let service = Arc::clone(&service);
                     async move { Ok::<_, Infallible>(service.answer(request).await) }
                 });
-                tokio::spawn(async move {
-                    // A connection that broke is its client's affair.
-                    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
-                });
+                let connection = http.serve_connection(TokioIo::new(stream), answer);
+                // A connection that broke is its client's affair.
+                tokio::spawn(async move { drop(connection.await) });
             }
             Err(problem) => {
                 warn!(%problem, "a connection could not be accepted");
@@ -192,9 +209,7 @@ impl Service {
         let number = asked.partition.or_else(by_call).ok_or_else(Problem::not_served)?;
         let number = u16::try_from(number).map_err(|_| Problem::not_served())?;
         let random = InstanceId::random().as_bytes().iter().take(8).fold(0, |n, byte| n << 8 | u64::from(*byte));
-        let id = TransactionId::new(number, wall_clock(), after, random);
-        self.caller.asked_in(id, &asked.headers);
-        Ok(id)
+        Ok(TransactionId::new(number, wall_clock(), after, random))
     }
 
     /// Whom a transaction may call.
@@ -208,12 +223,12 @@ impl Service {
         if unknown.is_empty() || self.components.learn(unknown.into_iter().collect()).await { Ok(()) } else { Err(Problem::registry_unread()) }
     }
 
-    /// Asks for a transaction.
-    pub(super) async fn ask(&self, id: TransactionId, ask: Ask) -> Result<Answer, Problem> {
+    /// Asks for a transaction; with a trace, its callbacks go on in that.
+    pub(super) async fn ask(&self, id: TransactionId, ask: Ask, trace: Option<Context>) -> Result<Answer, Problem> {
         if id.partition() >= self.settings.partitions {
             return Err(self.absent(id));
         }
-        self.said(self.partitions.ask(id.partition(), |reply| Command::Ask(id, ask, reply)).await)
+        self.said(self.partitions.ask(id.partition(), |reply| Command::Ask(id, ask, trace, reply)).await)
     }
 
     /// What the answer of a partition is.

@@ -77,8 +77,7 @@ impl Coordinator<'_> {
     }
 
     async fn ask(&self, id: TransactionId, request: Request) -> Result<Answer, Problem> {
-        self.service.caller.asked_in(id, &self.asked.headers);
-        self.service.ask(id, Ask::Lra(request)).await
+        self.service.ask(id, Ask::Lra(request), self.asked.trace()).await
     }
 
     async fn start(&self) -> Result<Answered, Problem> {
@@ -95,7 +94,7 @@ impl Coordinator<'_> {
         let id = self.service.new_id(self.asked, parent.as_ref().map(|(id, _)| *id))?;
         let (client, base) = (Arc::from(query.get("ClientID").unwrap_or_default()), Arc::from(self.service.base(self.asked)));
         let start = Start { id, origin: self.asked.call, client, base, limit, parent };
-        let answer = self.service.partitions.ask(id.partition(), |reply| Command::Start(start, reply)).await;
+        let answer = self.service.partitions.ask(id.partition(), |reply| Command::Start(start, self.asked.trace(), reply)).await;
         match self.service.said(answer)? {
             Answer::Started(id) => {
                 let url = self.url(id);

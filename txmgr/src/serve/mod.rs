@@ -7,7 +7,7 @@
 //! - `http`: what is asked; `lra`, `sagas`, `operate`: of whom, and the answer; `problem`: the answers that say no.
 //! - `partitions`: the partitions that this process has. They are those of the calls, told by the proxy, so that a call is always delivered where its transaction is.
 //! - `owner`: one partition: reads and writes it, and does what its machines want done.
-//! - `caller`: makes the callbacks.
+//! - `caller`: makes the callbacks; `own_proxy`: the connections that they leave by.
 //! - `view`: transactions as JSON; `counts`: what is counted.
 
 use std::collections::BTreeMap;
@@ -32,6 +32,7 @@ pub mod door;
 mod http;
 mod lra;
 mod operate;
+mod own_proxy;
 mod owner;
 mod partitions;
 mod problem;

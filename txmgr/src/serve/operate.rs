@@ -106,8 +106,8 @@ pub(super) async fn retry_all(service: &Service) -> Result<(), Problem> {
 
 /// Asks for a transaction of either kind: as an LRA, and if it is none, as a saga.
 async fn either(service: &Service, id: TransactionId, lra: Request, saga: SagaRequest) -> Result<Answer, Problem> {
-    match service.ask(id, Ask::Lra(lra)).await {
-        Err(problem) if problem == Problem::refusal(&Refusal::OtherKind(id)) => service.ask(id, Ask::Saga(saga)).await,
+    match service.ask(id, Ask::Lra(lra), None).await {
+        Err(problem) if problem == Problem::refusal(&Refusal::OtherKind(id)) => service.ask(id, Ask::Saga(saga), None).await,
         answer => answer,
     }
 }

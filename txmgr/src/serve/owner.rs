@@ -7,6 +7,7 @@ use std::time::Duration;
 use bluebox_core::InstanceId;
 use bluebox_core::clock::wall_clock;
 use bluebox_core::log::{AppendError, Entry as LogEntry, Log, Read, Record as LogRecord, Timestamp, TopicPartition};
+use bluebox_observe::trace::Context;
 use bytes::Bytes;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -37,18 +38,30 @@ const BATCH: usize = 256;
 /// Where the answer to a request goes. Dropped without one: the partition is not served here any more.
 pub(super) type Reply = oneshot::Sender<Result<Answer, NoAnswer>>;
 
-/// What is asked of a partition.
+/// What is asked of a partition; with the trace that the request came in.
 pub(super) enum Command {
     /// To begin an LRA.
-    Start(Start, Reply),
+    Start(Start, Option<Context>, Reply),
     /// To begin a saga.
-    StartSaga(StartSaga, Reply),
+    StartSaga(StartSaga, Option<Context>, Reply),
     /// Something of a transaction.
-    Ask(TransactionId, Ask, Reply),
+    Ask(TransactionId, Ask, Option<Context>, Reply),
     /// To show those that pass a filter.
     Show(Filter, oneshot::Sender<Vec<Value>>),
     /// To try at once what waits to be tried again.
     RetryAll,
+}
+
+impl Command {
+    /// The transaction that it is about, and the trace that it came in.
+    fn trace(&self) -> Option<(TransactionId, Context)> {
+        match self {
+            Self::Start(Start { id, .. }, trace, _) | Self::StartSaga(StartSaga { id, .. }, trace, _) | Self::Ask(id, _, trace, _) => {
+                trace.map(|trace| (*id, trace))
+            }
+            Self::Show(..) | Self::RetryAll => None,
+        }
+    }
 }
 
 /// Why an owner has ended.
@@ -192,10 +205,13 @@ impl Owner<'_> {
         let now = wall_clock();
         let request = RequestId(self.last_request);
         self.last_request += 1;
+        if let Some((id, trace)) = command.trace() {
+            self.partition.asked_in(id, trace);
+        }
         let (refused, reply) = match command {
-            Command::Start(start, reply) => (self.partition.start(now, request, start, &mut self.out).map_err(NoAnswer::from), reply),
-            Command::StartSaga(start, reply) => (self.partition.start_saga(now, request, start, &mut self.out).map_err(NoAnswer::from), reply),
-            Command::Ask(id, ask, reply) => (self.partition.request(now, request, id, ask, &mut self.out), reply),
+            Command::Start(start, _, reply) => (self.partition.start(now, request, start, &mut self.out).map_err(NoAnswer::from), reply),
+            Command::StartSaga(start, _, reply) => (self.partition.start_saga(now, request, start, &mut self.out).map_err(NoAnswer::from), reply),
+            Command::Ask(id, ask, _, reply) => (self.partition.request(now, request, id, ask, &mut self.out), reply),
             // Who has not read all of it must not show a part for the whole: the reply is dropped.
             Command::Show(..) if !self.partition.is_serving() => return,
             Command::Show(filter, reply) => {
@@ -288,8 +304,9 @@ impl Owner<'_> {
             }
             Effect::Call(callback) => {
                 let (caller, tell) = (Arc::clone(&self.owning.caller), self.tell.clone());
+                let trace = self.partition.trace(callback.key.transaction);
                 self.tasks.spawn(async move {
-                    let outcome = caller.call(&callback).await;
+                    let outcome = caller.call(&callback, trace).await;
                     let _ = tell.send(Event::Outcome(callback.key, outcome));
                 });
             }

@@ -112,7 +112,7 @@ pub(super) async fn begin(service: &Service, asked: &Asked) -> Result<Answered, 
     let limit = wanted.time_limit_ms.filter(|millis| *millis > 0).map(Duration::from_millis);
     let id = service.new_id(asked, None)?;
     let start = StartSaga { id, origin: asked.call, plan, limit };
-    let answer = service.partitions.ask(id.partition(), |reply| Command::StartSaga(start, reply)).await;
+    let answer = service.partitions.ask(id.partition(), |reply| Command::StartSaga(start, asked.trace(), reply)).await;
     let Answer::Started(id) = service.said(answer)? else { return Err(Problem::not_served()) };
     tell(service, asked, id, wait(asked)).await
 }
@@ -123,7 +123,7 @@ pub(super) async fn read(service: &Service, asked: &Asked, id: &str) -> Result<A
     if asked.method != Method::GET {
         return Err(Problem::method("GET"));
     }
-    let saga = saga(service, id, wait(asked).map_or(SagaRequest::Read, SagaRequest::Await)).await?;
+    let saga = saga(service, asked, id, wait(asked).map_or(SagaRequest::Read, SagaRequest::Await)).await?;
     Ok(json(StatusCode::OK, &shown(asked, &saga)))
 }
 
@@ -134,13 +134,13 @@ pub(super) async fn cancel(service: &Service, asked: &Asked, id: &str) -> Result
         return Err(Problem::method("POST, PUT"));
     }
     let by = wait(asked).unwrap_or_else(|| service.end_by());
-    let saga = saga(service, id, SagaRequest::Cancel(by)).await?;
+    let saga = saga(service, asked, id, SagaRequest::Cancel(by)).await?;
     let code = if saga.status.is_final() { StatusCode::OK } else { StatusCode::ACCEPTED };
     Ok(json(code, &shown(asked, &saga)))
 }
 
-async fn saga(service: &Service, id: TransactionId, request: SagaRequest) -> Result<Saga, Problem> {
-    match service.ask(id, Ask::Saga(request)).await? {
+async fn saga(service: &Service, asked: &Asked, id: TransactionId, request: SagaRequest) -> Result<Saga, Problem> {
+    match service.ask(id, Ask::Saga(request), asked.trace()).await? {
         Answer::Saga(saga) => Ok(*saga),
         _ => Err(Problem::not_served()),
     }
@@ -148,7 +148,7 @@ async fn saga(service: &Service, id: TransactionId, request: SagaRequest) -> Res
 
 /// 202 with where it can be asked for; who waits gets 200 when it has ended.
 async fn tell(service: &Service, asked: &Asked, id: TransactionId, until: Option<Timestamp>) -> Result<Answered, Problem> {
-    let saga = saga(service, id, until.map_or(SagaRequest::Read, SagaRequest::Await)).await?;
+    let saga = saga(service, asked, id, until.map_or(SagaRequest::Read, SagaRequest::Await)).await?;
     let ended = until.is_some() && saga.status.is_final();
     let answered = json(if ended { StatusCode::OK } else { StatusCode::ACCEPTED }, &shown(asked, &saga));
     let answered = with(answered, LOCATION, &url(asked, id));
