@@ -48,6 +48,25 @@ impl Sub<Duration> for Moment {
     }
 }
 
+/// Something that happens again and again, of which a log is to say no more than one line a minute.
+#[derive(Debug, Clone, Default)]
+pub struct OnceAMinute {
+    told: Option<Moment>,
+    untold: u64,
+}
+
+impl OnceAMinute {
+    /// It has happened. If it is to be told: how often it has since it was told last.
+    pub fn happened(&mut self, now: Moment) -> Option<u64> {
+        self.untold += 1;
+        if self.told.is_some_and(|told| now.since(told) < Duration::from_secs(60)) {
+            return None;
+        }
+        self.told = Some(now);
+        Some(std::mem::take(&mut self.untold))
+    }
+}
+
 /// The wall clock as the log writes it. For the embedded log, and to bound a deadline from above; never to shorten one.
 pub fn wall_clock() -> Timestamp {
     let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
@@ -57,4 +76,16 @@ pub fn wall_clock() -> Timestamp {
 /// Whole milliseconds; more than there is room for are as many as there is.
 pub fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_happens_again_and_again_is_told_once_a_minute_with_how_often() {
+        let at = |seconds| Moment::from_start(Duration::from_secs(seconds));
+        let mut seldom = OnceAMinute::default();
+        assert_eq!([0, 1, 59, 60, 61, 500].map(|seconds| seldom.happened(at(seconds))), [Some(1), None, None, Some(3), None, Some(2)]);
+    }
 }

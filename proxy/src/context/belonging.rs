@@ -6,16 +6,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use bluebox_core::clock::Moment;
+use bluebox_core::clock::{Moment, OnceAMinute};
 use http::HeaderValue;
 
 use super::trace::Trace;
 
 /// Deliveries without an answer that are remembered, in whose name the app may still be working. Beyond, one only knows that there are such.
 const MOST_LINGERING: usize = 256;
-
-/// How often it is told that contexts get lost.
-const TELL_EVERY: Duration = Duration::from_secs(60);
 
 /// The calls that the app is at.
 #[derive(Debug, Default)]
@@ -26,8 +23,7 @@ pub struct Belonging {
     lingering: usize,
     /// Until then there may be some in whose name the app works, and of which nothing is known any more.
     blind_until: Option<Moment>,
-    told: Option<Moment>,
-    lost_since: u64,
+    lost: OnceAMinute,
 }
 
 #[derive(Debug)]
@@ -134,12 +130,7 @@ impl Belonging {
 
     /// A context was lost. How many were since it was last told, if it is time to tell of it again.
     pub fn lost(&mut self, now: Moment) -> Option<u64> {
-        self.lost_since += 1;
-        if self.told.is_some_and(|told| now.since(told) < TELL_EVERY) {
-            return None;
-        }
-        self.told = Some(now);
-        Some(std::mem::take(&mut self.lost_since))
+        self.lost.happened(now)
     }
 
     /// How many calls are remembered.
@@ -314,15 +305,6 @@ mod tests {
         assert_eq!(calls.of(at(60), None, 0, false), Belongs::Lost(Lost::SeveralCalls), "that of b has been forgotten");
         assert_eq!(calls.of(at(70), None, 0, false), to("a"));
         assert_eq!(calls.len(), 1);
-    }
-
-    #[test]
-    fn it_is_told_once_a_minute() {
-        let mut calls = Belonging::default();
-        assert_eq!(calls.lost(at(0)), Some(1));
-        assert_eq!(calls.lost(at(1)), None);
-        assert_eq!(calls.lost(at(2)), None);
-        assert_eq!(calls.lost(at(60)), Some(3));
     }
 
     /// Against an oracle that knows whose request it is: what is said is never another's context.

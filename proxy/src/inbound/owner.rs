@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use bluebox_core::clock::Moment;
+use bluebox_core::clock::{Moment, OnceAMinute};
 use bluebox_core::log::{Committed, LogError, Offset};
 use bluebox_core::planted;
 
@@ -81,6 +81,7 @@ pub struct Owner {
     committing: Option<Commit>,
     last_commit: Moment,
     commit_failed: bool,
+    failures: OnceAMinute,
     last_work: Option<Moment>,
     under_way: HashMap<(u32, Offset), bool>,
     /// The ends that are being made durable. Those of a tenure that was lost too: they go on, and the next tenure here must not take them for never recorded.
@@ -113,6 +114,7 @@ impl Owner {
             committing: None,
             last_commit: now,
             commit_failed: false,
+            failures: OnceAMinute::default(),
             last_work: None,
             under_way: HashMap::new(),
             recording: BTreeSet::new(),
@@ -248,7 +250,9 @@ impl Owner {
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, "a commit failed");
+                if let Some(times) = self.failures.happened(now) {
+                    tracing::warn!(%error, times, "a commit failed; it is tried again. Told once a minute");
+                }
                 if matches!(error, LogError::Fenced(_)) {
                     // No member any more; the log will say what is lost.
                     self.lease_from = None;
