@@ -31,13 +31,13 @@ const ELSEWHERE: u32 = 0x200;
 
 /// What of a span is known when it begins.
 pub(super) fn begun(span: &mut Vec<u8>, kind: u8, name: &str) {
-    bytes(span, NAME, name.as_bytes());
+    field(span, NAME, name.as_bytes());
     span.extend([KIND, kind]);
 }
 
 /// What it is below.
 pub(super) fn parent(span: &mut Vec<u8>, id: u64) {
-    bytes(span, PARENT_SPAN_ID, &id.to_be_bytes());
+    field(span, PARENT_SPAN_ID, &id.to_be_bytes());
 }
 
 /// Something that is said of it.
@@ -48,10 +48,10 @@ pub(super) fn attribute(span: &mut Vec<u8>, key: &str, value: Value<'_>) {
 /// That it points to another.
 pub(super) fn link(span: &mut Vec<u8>, to: &Context, what: &str) {
     let mut link = Vec::with_capacity(96);
-    bytes(&mut link, 1 << 3 | LENGTH, &to.trace.to_be_bytes());
-    bytes(&mut link, 2 << 3 | LENGTH, &to.span.to_be_bytes());
+    field(&mut link, 1 << 3 | LENGTH, &to.trace.to_be_bytes());
+    field(&mut link, 2 << 3 | LENGTH, &to.span.to_be_bytes());
     key_value(&mut link, 4 << 3 | LENGTH, "bluebox.link", Value::Text(what));
-    bytes(span, LINK, &link);
+    field(span, LINK, &link);
 }
 
 /// That it did not go well.
@@ -60,15 +60,15 @@ pub(super) fn failed(span: &mut Vec<u8>, why: &str) {
     span.push(STATUS);
     varint(span, said as u64 + 2);
     if !why.is_empty() {
-        bytes(span, 2 << 3 | LENGTH, why.as_bytes());
+        field(span, 2 << 3 | LENGTH, why.as_bytes());
     }
     span.extend([3 << 3, ERROR]);
 }
 
 /// What is known of it when it has ended. Times are nanoseconds since 1970.
 pub(super) fn ended(span: &mut Vec<u8>, context: &Context, elsewhere: bool, start: u64, end: u64) {
-    bytes(span, TRACE_ID, &context.trace.to_be_bytes());
-    bytes(span, SPAN_ID, &context.span.to_be_bytes());
+    field(span, TRACE_ID, &context.trace.to_be_bytes());
+    field(span, SPAN_ID, &context.span.to_be_bytes());
     span.push(START);
     span.extend(start.to_le_bytes());
     span.push(END);
@@ -94,11 +94,11 @@ impl Source {
         for (key, value) in attributes {
             key_value(&mut inner, 1 << 3 | LENGTH, key, Value::Text(value));
         }
-        bytes(&mut resource, 1 << 3 | LENGTH, &inner);
+        field(&mut resource, 1 << 3 | LENGTH, &inner);
         inner.clear();
-        bytes(&mut inner, 1 << 3 | LENGTH, name.as_bytes());
-        bytes(&mut inner, 2 << 3 | LENGTH, version.as_bytes());
-        bytes(&mut scope, 1 << 3 | LENGTH, &inner);
+        field(&mut inner, 1 << 3 | LENGTH, name.as_bytes());
+        field(&mut inner, 2 << 3 | LENGTH, version.as_bytes());
+        field(&mut scope, 1 << 3 | LENGTH, &inner);
         Self { resource, scope }
     }
 
@@ -114,26 +114,26 @@ impl Source {
         varint(&mut request, scope_spans as u64);
         request.extend_from_slice(&self.scope);
         for span in spans {
-            bytes(&mut request, 2 << 3 | LENGTH, span);
+            field(&mut request, 2 << 3 | LENGTH, span);
         }
         request
     }
 }
 
-/// A `KeyValue`, as this field.
-fn key_value(out: &mut Vec<u8>, field: u8, key: &str, value: Value<'_>) {
+/// A `KeyValue`, as the field of this tag.
+fn key_value(out: &mut Vec<u8>, tag: u8, key: &str, value: Value<'_>) {
     let size = match value {
         Value::Text(text) => sized(text.len()),
         Value::Bool(_) => 2,
         Value::Int(number) => 1 + varint_size(number.cast_unsigned()),
     };
-    out.push(field);
+    out.push(tag);
     varint(out, (sized(key.len()) + sized(size)) as u64);
-    bytes(out, 1 << 3 | LENGTH, key.as_bytes());
+    field(out, 1 << 3 | LENGTH, key.as_bytes());
     out.push(2 << 3 | LENGTH);
     varint(out, size as u64);
     match value {
-        Value::Text(text) => bytes(out, 1 << 3 | LENGTH, text.as_bytes()),
+        Value::Text(text) => field(out, 1 << 3 | LENGTH, text.as_bytes()),
         Value::Bool(yes) => out.extend([2 << 3, u8::from(yes)]),
         Value::Int(number) => {
             out.push(3 << 3);
@@ -142,13 +142,13 @@ fn key_value(out: &mut Vec<u8>, field: u8, key: &str, value: Value<'_>) {
     }
 }
 
-fn bytes(out: &mut Vec<u8>, field: u8, bytes: &[u8]) {
-    out.push(field);
+fn field(out: &mut Vec<u8>, tag: u8, bytes: &[u8]) {
+    out.push(tag);
     varint(out, bytes.len() as u64);
     out.extend_from_slice(bytes);
 }
 
-/// What [`bytes`] writes for so many.
+/// What [`field`] writes for so many.
 const fn sized(length: usize) -> usize {
     1 + varint_size(length as u64) + length
 }
