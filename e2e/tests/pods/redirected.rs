@@ -41,6 +41,11 @@ pub(crate) fn services(cluster: &Cluster, _: &Report) {
     assert_eq!(init_containers(&teller), ["bluebox-redirect", "proxy"]);
     assert!(!is_told_of_a_proxy(&teller));
     let from = name(&teller).to_owned();
+    // A pod is ready when its proxy listens. Until the component has registered, for the first time, what goes to its Service goes to a server like any other.
+    wait("what goes to the Service of a component that has just come is a durable call", || {
+        let answer = answered(cluster, "redirect", &from, "http://bank/work/come");
+        answer["body"].as_str().unwrap().contains("\"attempt\":\"1\"").then_some(())
+    });
     for host in ["bank", "bank.redirect", "bank.redirect.svc.cluster.local"] {
         let answer = answered(cluster, "redirect", &from, &format!("http://{host}/work/{host}"));
         assert!(answer["body"].as_str().unwrap().contains("\"attempt\":\"1\""), "it was no durable call: {answer}");
