@@ -307,6 +307,15 @@ mod tests {
         assert_eq!(calls.len(), 1);
     }
 
+    #[test]
+    fn it_is_told_once_a_minute() {
+        let mut calls = Belonging::default();
+        assert_eq!(calls.lost(at(0)), Some(1));
+        assert_eq!(calls.lost(at(1)), None);
+        assert_eq!(calls.lost(at(2)), None);
+        assert_eq!(calls.lost(at(60)), Some(3));
+    }
+
     /// Against an oracle that knows whose request it is: what is said is never another's context.
     #[derive(Debug, Clone)]
     enum Step {
