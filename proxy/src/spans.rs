@@ -5,12 +5,11 @@
 //!
 //! ```text
 //! POST cart                              the call, in the caller's proxy        (client)
-//! ├─ send bluebox.cart.calls             until the log has it: it is accepted   (producer)
-//! │  ├─ process bluebox.cart.calls       an attempt, in the callee's proxy      (consumer)
-//! │  │     …                             what the app says of it
-//! │  └─ process bluebox.cart.calls       the next attempt; linked to the one before
-//! │     └─ send bluebox.web.replies      the outcome becomes durable            (producer)
-//! └─ wait                                until the outcome is here
+//! └─ send bluebox.cart.calls             until the log has it: it is accepted   (producer)
+//!    ├─ process bluebox.cart.calls       an attempt, in the callee's proxy      (consumer)
+//!    │     …                             what the app says of it
+//!    └─ process bluebox.cart.calls       the next attempt; linked to the one before
+//!       └─ send bluebox.web.replies      the outcome becomes durable            (producer)
 //! ```
 //!
 //! The context travels in the call itself, in the field `traceparent` of its request: that of the second span. The app gets that of the attempt.
@@ -87,7 +86,7 @@ impl Spans {
         let mut append = span.child(Kind::Producer, &format!("send {}", call.topic));
         shared.say_message(&mut append, "send", call.topic, &call.id);
         headers.insert(TRACEPARENT, append.context()?.value());
-        Some(Box::new(Called { call: Some(span), append: Some(append), wait: None, log: shared.log }))
+        Some(Box::new(Called { call: Some(span), append: Some(append), log: shared.log }))
     }
 
     /// An attempt to deliver a call begins.
@@ -157,7 +156,9 @@ impl Shared {
         span.set("bluebox.caller", call.caller.as_str());
         span.set("bluebox.component", call.callee.as_str());
         span.set("bluebox.attempt", attempt.number);
-        span.set("bluebox.may_have_started", attempt.may_have_started);
+        if attempt.may_have_started {
+            span.set("bluebox.may_have_started", true);
+        }
         if call.replay > 0 {
             span.set("bluebox.replay", call.replay);
         }
@@ -223,7 +224,6 @@ pub struct Trying<'a> {
 pub struct Called {
     call: Option<Span>,
     append: Option<Span>,
-    wait: Option<Span>,
     log: &'static str,
 }
 
@@ -235,8 +235,8 @@ impl Called {
         }
     }
 
-    /// The log has said whether it took it; now its outcome is waited for, if `waits`. `None`: the outcome came first.
-    pub fn appended(&mut self, report: Option<&Result<Accepted, Problem>>, waits: bool) {
+    /// The log has said whether it took it. `None`: the outcome came first.
+    pub fn appended(&mut self, report: Option<&Result<Accepted, Problem>>) {
         let Some(mut append) = self.append.take() else { return };
         match report {
             Some(Ok(accepted)) => {
@@ -249,19 +249,10 @@ impl Called {
             None => {}
         }
         append.end();
-        self.wait = self.call.as_ref().filter(|_| waits).map(|call| call.child(Kind::Internal, "wait"));
-    }
-
-    /// Nobody waits for the outcome any more.
-    pub fn waited(&mut self) {
-        if let Some(wait) = self.wait.take() {
-            wait.end();
-        }
     }
 
     /// It is over for who made it; `word` says how.
     pub fn ended(mut self, answer: Result<StatusCode, &Problem>, word: &'static str) {
-        self.waited();
         let Some(mut call) = self.call.take() else { return };
         let status = answer.unwrap_or_else(|problem| problem.kind().status());
         call.set("http.response.status_code", u32::from(status.as_u16()));
@@ -287,7 +278,6 @@ impl Called {
 
 impl Drop for Called {
     fn drop(&mut self) {
-        self.waited();
         if let Some(mut call) = self.call.take() {
             call.fail("the caller hung up; the call goes on");
             call.end();
@@ -347,7 +337,6 @@ impl EndingSpans {
         let mut span = self.tracer.below(self.below, Kind::Producer, &format!("send {}", to.topic));
         say_message(&mut span, self.log, "send", to.topic.as_str(), &self.id);
         span.set("messaging.destination.partition.id", &to.partition.to_string());
-        span.set("bluebox.call.id", &self.id.to_string());
         span
     }
 }

@@ -39,13 +39,27 @@ impl Context {
     /// As a value of the field.
     pub fn value(&self) -> HeaderValue {
         // Digits and hyphens: always a value.
-        HeaderValue::try_from(self.to_string()).unwrap_or_else(|_| HeaderValue::from_static(""))
+        HeaderValue::from_bytes(&self.text()).unwrap_or_else(|_| HeaderValue::from_static(""))
+    }
+
+    /// Digit by digit: this is on the way of a call, and formatting takes ten times as long.
+    fn text(&self) -> [u8; 55] {
+        let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
+        let digit = |number: u64, at: usize| b"0123456789abcdef"[(number >> (4 * at) & 0xf) as usize];
+        let (high, low) = ((self.trace >> 64) as u64, self.trace as u64);
+        for at in 0..16 {
+            text[18 - at] = digit(high, at);
+            text[34 - at] = digit(low, at);
+            text[51 - at] = digit(self.span, at);
+        }
+        text[54] = b'0' + u8::from(self.sampled);
+        text
     }
 }
 
 impl fmt::Display for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "00-{:032x}-{:016x}-{:02x}", self.trace, self.span, u8::from(self.sampled))
+        f.write_str(std::str::from_utf8(&self.text()).unwrap_or_default())
     }
 }
 

@@ -102,22 +102,24 @@ impl Source {
         Self { resource, scope }
     }
 
-    /// `ExportTraceServiceRequest` with these spans.
-    pub(super) fn request(&self, spans: &[Vec<u8>]) -> Vec<u8> {
-        let scope_spans = self.scope.len() + spans.iter().map(|span| sized(span.len())).sum::<usize>();
+    /// What comes before so many bytes of [spans](span) in an `ExportTraceServiceRequest`.
+    pub(super) fn before(&self, spans: usize) -> Vec<u8> {
+        let scope_spans = self.scope.len() + spans;
         let resource_spans = self.resource.len() + sized(scope_spans);
-        let mut request = Vec::with_capacity(sized(resource_spans));
-        request.push(1 << 3 | LENGTH);
-        varint(&mut request, resource_spans as u64);
-        request.extend_from_slice(&self.resource);
-        request.push(2 << 3 | LENGTH);
-        varint(&mut request, scope_spans as u64);
-        request.extend_from_slice(&self.scope);
-        for span in spans {
-            field(&mut request, 2 << 3 | LENGTH, span);
-        }
-        request
+        let mut before = Vec::with_capacity(sized(resource_spans) - spans);
+        before.push(1 << 3 | LENGTH);
+        varint(&mut before, resource_spans as u64);
+        before.extend_from_slice(&self.resource);
+        before.push(2 << 3 | LENGTH);
+        varint(&mut before, scope_spans as u64);
+        before.extend_from_slice(&self.scope);
+        before
     }
+}
+
+/// `ScopeSpans.spans`: one more of those that are sent together.
+pub(super) fn span(spans: &mut Vec<u8>, span: &[u8]) {
+    field(spans, 2 << 3 | LENGTH, span);
 }
 
 /// A `KeyValue`, as the field of this tag.
@@ -167,6 +169,7 @@ const fn varint_size(number: u64) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Buf as _;
     use prost::Message as _;
 
     use super::super::otlp::{AnyKind, AnyValue, ExportRequest, KeyValue, Link, Resource, ResourceSpans, Scope, ScopeSpans, Span, Status};
@@ -177,7 +180,7 @@ mod tests {
     }
 
     /// A span in which each length takes one, two and three bytes, as the message says it and as it is written.
-    fn span(of: &str) -> (Span, Vec<u8>) {
+    fn said_and_written(of: &str) -> (Span, Vec<u8>) {
         let (context, link_to) = (Context { trace: 7, span: 8, sampled: true }, Context { trace: u128::MAX, span: 1, sampled: false });
         let numbers = [0, 1, 127, 128, 16_383, 16_384, i64::MAX, -1, i64::MIN];
         let attributes = numbers.iter().map(|number| said("number", AnyKind::Int(*number)));
@@ -217,16 +220,18 @@ mod tests {
     #[test]
     fn what_is_written_is_what_the_messages_say() {
         let texts = [String::new(), "x".to_owned(), "ä".repeat(200), "y".repeat(20_000)];
-        let (messages, written): (Vec<_>, Vec<_>) = texts.iter().map(|text| span(text)).unzip();
+        let (messages, written): (Vec<_>, Vec<_>) = texts.iter().map(|text| said_and_written(text)).unzip();
         let source = Source::new([("service.name", "cart"), ("b", "")].into_iter(), "bluebox", "1");
         let scope = Scope { name: "bluebox".to_owned(), version: "1".to_owned() };
         let resource = Resource { attributes: vec![said("service.name", AnyKind::Text("cart".to_owned())), said("b", AnyKind::Text(String::new()))] };
         for spans in 0..=messages.len() {
             let scope_spans = vec![ScopeSpans { scope: Some(scope.clone()), spans: messages[..spans].to_vec() }];
             let message = ExportRequest { resource_spans: vec![ResourceSpans { resource: Some(resource.clone()), scope_spans }] };
-            let request = source.request(&written[..spans]);
-            assert_eq!(request.capacity(), request.len(), "its size is known before");
-            assert_eq!(ExportRequest::decode(&*request).unwrap(), message);
+            let mut after = Vec::new();
+            written[..spans].iter().for_each(|written| span(&mut after, written));
+            let before = source.before(after.len());
+            assert_eq!(before.capacity(), before.len(), "its size is known before");
+            assert_eq!(ExportRequest::decode((&*before).chain(&*after)).unwrap(), message);
         }
     }
 }

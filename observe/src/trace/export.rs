@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::buf::Chain;
+use bytes::{Buf as _, Bytes};
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
@@ -10,13 +11,14 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use prost::Message as _;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{info, warn};
 
 use super::encode::Source;
 use super::otlp::ExportResponse;
 use super::settings::Settings;
+use super::waiting::{Batch, Waiting};
 use crate::{Words, chain};
 
 /// How often it is told that spans get lost.
@@ -48,7 +50,7 @@ impl Counts {
 /// What sends spans.
 pub(super) struct Export {
     settings: Settings,
-    client: Client<HttpConnector, Full<Bytes>>,
+    client: Client<HttpConnector, Full<Body>>,
     source: Source,
     counts: Counts,
     told: Option<Instant>,
@@ -69,59 +71,41 @@ impl Export {
         Self { settings, client, source, counts, told: None, dropped_before: 0, works: false }
     }
 
-    /// Sends what comes until it is told to close: then what is there by then. It is woken by the first of many, and then when there are enough (`full`) or it is time, not by each.
-    pub(super) async fn run(mut self, mut spans: mpsc::Receiver<Vec<u8>>, full: &Notify, mut closing: watch::Receiver<bool>) {
+    /// Sends what waits until it is told to close: then what is there by then. It is woken by the first of many, and then when a batch is whole or it is time, not by each.
+    pub(super) async fn run(mut self, waiting: &Waiting, mut closing: watch::Receiver<bool>) {
         info!(endpoint = %self.settings.endpoint, "sends traces");
-        let mut batch = Vec::new();
         loop {
-            let first = tokio::select! {
-                first = spans.recv() => first,
-                _ = closing.wait_for(|closing| *closing) => None,
-            };
-            let Some(first) = first else { break };
-            batch.push(first);
+            tokio::select! {
+                () = waiting.any() => {}
+                _ = closing.wait_for(|closing| *closing) => break,
+            }
             // Others are waited for, but not when this is to be the last.
             tokio::select! {
                 () = sleep(self.settings.delay) => {}
-                () = enough(&spans, full, self.settings.batch) => {}
+                () = waiting.enough() => {}
                 _ = closing.wait_for(|closing| *closing) => {}
             }
-            self.take(&mut batch, &mut spans);
+            let Some(batch) = waiting.take() else { continue };
             let longest = self.settings.timeout.min(LAST_TRY);
             tokio::select! {
-                () = self.send(&mut batch) => {}
+                () = self.send(batch) => {}
                 // What is being tried has no time any more.
                 () = closed_for(&mut closing, longest) => {}
             }
-            batch.clear();
         }
-        loop {
-            self.take(&mut batch, &mut spans);
-            if batch.is_empty() {
-                return;
-            }
-            self.send(&mut batch).await;
-            batch.clear();
-        }
-    }
-
-    /// Fills a batch with what is there.
-    fn take(&self, batch: &mut Batch, spans: &mut mpsc::Receiver<Vec<u8>>) {
-        while batch.len() < self.settings.batch {
-            let Ok(span) = spans.try_recv() else { return };
-            batch.push(span);
+        while let Some(batch) = waiting.take() {
+            self.send(batch).await;
         }
     }
 
     /// One request, tried until it was taken, refused for good, or the time is over.
-    async fn send(&mut self, batch: &mut Batch) {
-        let count = batch.len() as u64;
-        let body = Bytes::from(self.source.request(batch));
-        batch.clear();
+    async fn send(&mut self, batch: Batch) {
+        let count = batch.spans as u64;
+        let (before, spans) = (Bytes::from(self.source.before(batch.bytes.len())), Bytes::from(batch.bytes));
         let until = Instant::now() + self.settings.timeout;
         let mut pause = FIRST_PAUSE;
         let why = loop {
-            let refused = match timeout_at(until, self.once(body.clone())).await {
+            let refused = match timeout_at(until, self.once(before.clone().chain(spans.clone()))).await {
                 Ok(Ok(rejected)) => {
                     let rejected_count = rejected.as_ref().map_or(0, |(count, _)| *count).min(count);
                     self.counts.0.inc_by("sent", count - rejected_count);
@@ -143,8 +127,8 @@ impl Export {
         self.tell(&why);
     }
 
-    async fn once(&self, body: Bytes) -> Result<Option<(u64, String)>, Refused> {
-        let mut request = Request::new(Full::from(body));
+    async fn once(&self, body: Body) -> Result<Option<(u64, String)>, Refused> {
+        let mut request = Request::new(Full::new(body));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.settings.endpoint.clone();
         let headers = request.headers_mut();
@@ -200,15 +184,8 @@ async fn closed_for(closing: &mut watch::Receiver<bool>, long: Duration) {
     sleep(long).await;
 }
 
-/// Spans as they are sent.
-type Batch = Vec<Vec<u8>>;
-
-/// Done when, with the one that was taken, so many wait.
-async fn enough(spans: &mpsc::Receiver<Vec<u8>>, full: &Notify, batch: usize) {
-    while spans.len() + 1 < batch {
-        full.notified().await;
-    }
-}
+/// What comes before the spans, and the spans.
+type Body = Chain<Bytes, Bytes>;
 
 /// Why a request was not taken.
 struct Refused {

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::watch;
 
 use super::context::Context;
 use super::encode;
 use super::export::{self, Counts};
 use super::sampler::Sampler;
 use super::settings::Settings;
+use super::waiting::Waiting;
 
 /// What part a span has in a message's way (OpenTelemetry: *SpanKind*).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,10 +92,7 @@ pub struct Tracer(Arc<Shared>);
 struct Shared {
     sampler: Sampler,
     ids: Ids,
-    ended: mpsc::Sender<Vec<u8>>,
-    /// So many are sent at once, and this is told of it when there are.
-    batch: usize,
-    full: Arc<Notify>,
+    ended: Arc<Waiting>,
     counts: Counts,
     closing: watch::Sender<bool>,
     closed: watch::Receiver<bool>,
@@ -139,18 +137,17 @@ impl Tracer {
     ///
     /// To be called in a tokio runtime.
     pub fn start(settings: Settings, service: &str, instance: &str, counts: Counts) -> Self {
-        let (ended, spans) = mpsc::channel(settings.queue);
+        let ended = Arc::new(Waiting::new(settings.batch, settings.queue));
         let (closing, told_to_close) = watch::channel(false);
         let (tell_closed, closed) = watch::channel(false);
-        let (sampler, batch, full) = (settings.sampler, settings.batch, Arc::new(Notify::new()));
+        let (sampler, waiting) = (settings.sampler, Arc::clone(&ended));
         let export = export::Export::new(settings, service, instance, counts.clone());
-        let told_full = Arc::clone(&full);
         tokio::spawn(async move {
-            export.run(spans, &told_full, told_to_close).await;
+            export.run(&waiting, told_to_close).await;
             // Nobody may wait for it.
             let _ = tell_closed.send(true);
         });
-        Self(Arc::new(Shared { sampler, ids: Ids::new(), ended, batch, full, counts, closing, closed }))
+        Self(Arc::new(Shared { sampler, ids: Ids::new(), ended, counts, closing, closed }))
     }
 
     /// Begins a span: below `parent`, or at the root of the trace `root`, which must not be 0. `None` if it is not to be kept.
@@ -307,10 +304,8 @@ impl Span {
         let start = start.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         encode::ended(&mut bytes, &context, elsewhere, nanos(start), nanos(start + began.elapsed()));
         let to = &self.tracer.0;
-        if to.ended.try_send(bytes).is_err() {
+        if !to.ended.push(&bytes) {
             to.counts.dropped();
-        } else if to.ended.max_capacity() - to.ended.capacity() >= to.batch {
-            to.full.notify_one();
         }
     }
 }

@@ -50,8 +50,8 @@ impl OutboundSide {
                 let topics = self.config.prefix.topics(&destination.callee);
                 let handed = self.hand_over(head, body, destination, &component, &topics).await?;
                 let mut handed = Box::new(handed);
-                let mut spans = handed.spans.take();
-                let outcome = match self.wait(handed, spans.as_deref_mut()).await {
+                let spans = handed.spans.take();
+                let outcome = match self.wait(handed).await {
                     Ok(Carried::Ended(answer)) => answer.map_err(|unread| unread.problem(Kind::NoOutcomeYet)),
                     Ok(Carried::Later(_)) => Err(Problem::new(Kind::NoOutcomeYet, "the call was accepted and has no outcome yet")),
                     Err(problem) => Err(problem),
@@ -188,7 +188,7 @@ impl OutboundSide {
                 First::Report(report) => Some(report),
                 First::Outcome(_) => None,
             };
-            spans.appended(report, report.is_some() && !hold.is_zero());
+            spans.appended(report);
         }
         if let First::Report(report) = &first {
             if report.is_ok() {
@@ -218,8 +218,8 @@ impl OutboundSide {
 
     /// The last stages of a durable call: await the outcome, answer.
     pub(super) async fn end(&self, mut handed: Box<Handed>, asked: &Asked) -> Result<Response<AnswerBody>, Problem> {
-        let (began, open, mut spans) = (handed.began, handed.open.take(), handed.spans.take());
-        let (word, answer) = match self.wait(handed, spans.as_deref_mut()).await {
+        let (began, open, spans) = (handed.began, handed.open.take(), handed.spans.take());
+        let (word, answer) = match self.wait(handed).await {
             Ok(Carried::Ended(answer)) => {
                 metrics::took(&self.metrics.whole, began.elapsed());
                 fail_point_async!(BackFirstByte, return Err(Problem::new(Kind::OutcomeUnreadable, "a fail point")));
@@ -246,7 +246,7 @@ impl OutboundSide {
         answer
     }
 
-    async fn wait(&self, mut handed: Box<Handed>, spans: Option<&mut Called>) -> Result<Carried, Problem> {
+    async fn wait(&self, mut handed: Box<Handed>) -> Result<Carried, Problem> {
         let accepted = match handed.first {
             First::Outcome(answer) => {
                 handed.accepting.let_go();
@@ -268,9 +268,6 @@ impl OutboundSide {
             outcome(&mut handed.ticket, waits_until, long_wait::after(self.config.outbound.long_wait, self.pending.waiting()), handed.long_wait).await
         };
         drop(waiting);
-        if let Some(spans) = spans {
-            spans.waited();
-        }
         handed.accepting.let_go();
         if let Some(answer) = answer {
             metrics::took(&self.metrics.outcome, handed.appended.elapsed());

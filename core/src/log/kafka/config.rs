@@ -149,8 +149,14 @@ impl KafkaConfig {
 
     /// A client for questions: metadata, offsets.
     pub(super) fn control(&self) -> ClientConfig {
-        let mut config = self.with_user_properties(self.base("control"));
-        config.set("allow.auto.create.topics", "false").set("enable.auto.commit", "false").set("statistics.interval.ms", INTERVAL_MS);
+        let mut config = self.asking("control");
+        config.set("statistics.interval.ms", INTERVAL_MS);
+        config
+    }
+
+    fn asking(&self, role: &str) -> ClientConfig {
+        let mut config = self.with_user_properties(self.base(role));
+        config.set("allow.auto.create.topics", "false").set("enable.auto.commit", "false");
         config
     }
 
@@ -161,7 +167,7 @@ impl KafkaConfig {
 
     /// A client that asks what a group has committed, without being in it.
     pub(super) fn outsider(&self, group: &str) -> ClientConfig {
-        let mut config = self.control();
+        let mut config = self.asking("outsider");
         config.set("group.id", group);
         config
     }

@@ -30,6 +30,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const TOPIC_PATIENCE: Duration = Duration::from_secs(30);
 /// Clients that ask for the commits of groups, kept for the next time.
 const OUTSIDERS: usize = 8;
+/// How long such a client is kept that nobody asks. Each has threads, connections, and most of a megabyte.
+const OUTSIDER_IDLE: Duration = Duration::from_secs(10);
 
 /// A topic that every Kafka has once a group was used; whether it exists does not matter to the probe.
 const PROBED: &str = "__consumer_offsets";
@@ -42,9 +44,17 @@ pub(super) struct Control {
     config: KafkaConfig,
     link: Arc<Link>,
     jobs: SyncSender<Job>,
-    outsiders: Mutex<VecDeque<(String, Arc<BaseConsumer<Observer>>)>>,
+    /// The one that was asked last first.
+    outsiders: Mutex<VecDeque<Outsider>>,
     /// Places for questions about groups.
     groups: Arc<Semaphore>,
+}
+
+/// A client that asks what a group has committed.
+struct Outsider {
+    group: String,
+    client: Arc<BaseConsumer<Observer>>,
+    asked: Instant,
 }
 
 fn create(config: &KafkaConfig, link: &Arc<Link>) -> Result<(Arc<BaseConsumer<Observer>>, Known), KafkaError> {
@@ -75,13 +85,19 @@ impl Control {
         }))
     }
 
-    /// Serves what librdkafka has to say. These clients are not polled otherwise.
-    pub(super) fn drain_events(&self) {
+    /// Serves what librdkafka has to say, since these clients are not polled otherwise; and closes those that nobody has asked for long.
+    pub(super) fn tend(&self) {
         let client = self.client();
         while let Some(Ok(_)) = client.poll(Duration::ZERO) {}
-        let outsiders = self.outsiders.lock().unwrap_or_else(PoisonError::into_inner);
-        for (_, outsider) in &*outsiders {
-            while let Some(Ok(_)) = outsider.poll(Duration::ZERO) {}
+        let mut outsiders = self.outsiders.lock().unwrap_or_else(PoisonError::into_inner);
+        for outsider in &*outsiders {
+            while let Some(Ok(_)) = outsider.client.poll(Duration::ZERO) {}
+        }
+        let in_use = outsiders.partition_point(|outsider| outsider.asked.elapsed() < OUTSIDER_IDLE);
+        let idle = outsiders.split_off(in_use);
+        drop(outsiders);
+        if !idle.is_empty() {
+            close(idle);
         }
     }
 
@@ -104,11 +120,7 @@ impl Control {
             Ok(new) => new,
             Err(error) => return warn!(%error, "the client for questions can't be replaced"),
         };
-        let old = std::mem::replace(&mut *self.client.write().unwrap_or_else(PoisonError::into_inner), new);
-        // Closing takes a moment, and the prober has none.
-        if let Err(error) = std::thread::Builder::new().name("kafka-close".to_owned()).spawn(move || drop(old)) {
-            warn!(%error, "a client could not be closed in the background");
-        }
+        close(std::mem::replace(&mut *self.client.write().unwrap_or_else(PoisonError::into_inner), new));
     }
 
     /// Whether any broker answers.
@@ -245,28 +257,28 @@ impl Control {
         if matches!(found, Err(LogError::Unavailable(_))) {
             // It may know of no broker any more; the next question makes another.
             let mut outsiders = self.outsiders.lock().unwrap_or_else(PoisonError::into_inner);
-            outsiders.retain(|(_, client)| !Arc::ptr_eq(client, &outsider));
+            outsiders.retain(|known| !Arc::ptr_eq(&known.client, &outsider));
         }
         found
     }
 
     fn outsider(&self, group: &str) -> Result<Arc<BaseConsumer<Observer>>, LogError> {
         let mut outsiders = self.outsiders.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = outsiders.iter().position(|(name, _)| name == group)
+        if let Some(at) = outsiders.iter().position(|known| known.group == group)
             && let Some(found) = outsiders.remove(at)
         {
-            let client = found.1.clone();
-            outsiders.push_front(found);
+            let client = found.client.clone();
+            outsiders.push_front(Outsider { asked: Instant::now(), ..found });
             return Ok(client);
         }
         let config = self.config.outsider(group);
         let client: BaseConsumer<Observer> =
             config.create_with_context(Observer::new(&self.link, "outsider")).map_err(|error| log_error(&format!("group {group:?}"), &error))?;
         let client = Arc::new(client);
-        outsiders.push_front((group.to_owned(), client.clone()));
+        outsiders.push_front(Outsider { group: group.to_owned(), client: client.clone(), asked: Instant::now() });
         let left_over = if outsiders.len() > OUTSIDERS { outsiders.pop_back() } else { None };
         drop(outsiders);
-        // Closing takes a moment; not under the lock.
+        // Not under the lock.
         drop(left_over);
         Ok(client)
     }
@@ -366,6 +378,13 @@ impl Control {
                 Some(error) => return Err(error),
             }
         }
+    }
+}
+
+/// Closes clients in the background: that takes a moment, and the prober has none.
+fn close(clients: impl Send + 'static) {
+    if let Err(error) = std::thread::Builder::new().name("kafka-close".to_owned()).spawn(move || drop(clients)) {
+        warn!(%error, "a client could not be closed in the background");
     }
 }
 

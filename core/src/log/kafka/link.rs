@@ -138,7 +138,7 @@ fn probe_loop(link: &Link, control: &Weak<Control>, appender: &Weak<Appender>) {
     let mut failed = 0_u32;
     while !link.is_closed() {
         let (Some(control), Some(appender)) = (control.upgrade(), appender.upgrade()) else { return };
-        control.drain_events();
+        control.tend();
         control.renew_if_alone();
         if link.doubted.swap(false, Ordering::AcqRel) || !known || link.is_away() {
             if link.suspected.swap(false, Ordering::AcqRel) {
