@@ -43,7 +43,7 @@ pub(crate) enum InBoxes {
     Alive(kubernetes::alive::AliveOptions),
     /// What the app of a box waits for before it is started.
     #[command(hide = true)]
-    Ready(kubernetes::ready::ReadyOptions),
+    Started(kubernetes::started::StartedOptions),
 }
 
 impl InBoxes {
@@ -73,7 +73,7 @@ impl InBoxes {
             Self::Txn(options) => in_runtime(operate::txn::run(options)),
             Self::Incarnate(options) => kubernetes::incarnate::run(&options),
             Self::Alive(options) => kubernetes::alive::run(&options),
-            Self::Ready(options) => kubernetes::ready::run(&options),
+            Self::Started(options) => kubernetes::started::run(&options),
         })
     }
 }

@@ -65,7 +65,7 @@ pub(crate) struct ProxyOptions {
     /// With --dns: the nameservers that are asked, instead of those in --resolv-conf.
     #[arg(long, env = "BLUEBOX_NAMESERVERS", value_name = "ADDRESSES", value_delimiter = ',', value_parser = crate::redirect::nameserver)]
     nameservers: Vec<SocketAddr>,
-    /// Where /metrics, /healthz, /readyz and /drained are answered; by default nowhere.
+    /// Where /metrics, /healthz, /started, /readyz and /drained are answered; by default nowhere.
     #[arg(long, env = "BLUEBOX_ADMIN", value_name = "HOST:PORT")]
     admin: Option<SocketAddr>,
     /// Where `bluebox drain` tells it to take no more calls, and `bluebox log-level` what to log; on loopback; by default nowhere.

@@ -56,6 +56,18 @@ pub enum Class {
     Stateful,
 }
 
+/// How the halves of a pod are to be restarted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RestartChoice {
+    /// Together, in the way that the cluster has.
+    #[default]
+    Together,
+    /// Together, by the app's liveness probes, even where the cluster has restart rules.
+    Probes,
+    /// Each alone.
+    Separate,
+}
+
 /// What annotations ask for. What none of them says is `None`, or empty.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Asked {
@@ -85,8 +97,8 @@ pub struct Asked {
     pub excluded_ports: Vec<u16>,
     /// How the app's calls come to the proxy.
     pub redirect: Option<Redirect>,
-    /// Whether app and proxy are restarted each alone.
-    pub separate: bool,
+    /// How app and proxy are restarted.
+    pub restart: RestartChoice,
     /// Whether they are restarted when the app hangs.
     pub restart_on_hang: bool,
     /// What the proxy logs.
@@ -207,10 +219,15 @@ fn one(name: &str, value: &str, asked: &mut Asked, limits: &[String]) -> Result<
         "excluded-ports" => asked.excluded_ports = list(value, port)?,
         "redirect" => asked.redirect = Some(value.parse::<Redirect>().map_err(|error| error.to_string())?),
         "restart" => {
-            asked.separate = match value {
-                "together" => false,
-                "separate" => true,
-                _ => return Err("app and proxy are restarted together or separate".to_owned()),
+            asked.restart = match value {
+                "together" => RestartChoice::Together,
+                "probes" => RestartChoice::Probes,
+                "separate" => RestartChoice::Separate,
+                _ => {
+                    return Err(
+                        "app and proxy are restarted together (by restart rules where the cluster has them), by probes (together, but never by rules) or separate".to_owned()
+                    );
+                }
             };
         }
         "restart-on-hang" => {
@@ -248,7 +265,7 @@ fn contradictions(annotations: &BTreeMap<String, String>, asked: &Asked, mistake
     if given(PORT).is_some() && given(COMPONENTS).is_some() {
         wrong(PORT, "leave it out: bluebox.dev/components has the port of each, as in cart=8080,stock=8081");
     }
-    if asked.separate && asked.restart_on_hang {
+    if asked.restart == RestartChoice::Separate && asked.restart_on_hang {
         wrong("restart-on-hang", "leave it out: with bluebox.dev/restart: separate nothing restarts the app");
     }
     if let Some((other, _)) = asked.classes.iter().find(|(name, _)| !asked.components.iter().any(|named| named.name == *name)) {
@@ -400,6 +417,8 @@ pub(crate) mod tests {
         assert_eq!((class("cart"), class("stock")), (Class::Service, Class::Stateful));
         assert_eq!(reading(&[("class", "stateful")]).unwrap().class_of(&ComponentName::try_new("cart").unwrap()), Class::Stateful);
         assert_eq!(reading(&[("component", "cart"), ("port", "8080")]).unwrap().port, Some(8080));
+        let restart = |value| reading(&[("restart", value)]).unwrap().restart;
+        assert_eq!(["together", "probes", "separate"].map(restart), [RestartChoice::Together, RestartChoice::Probes, RestartChoice::Separate]);
     }
 
     #[test]
@@ -426,7 +445,8 @@ pub(crate) mod tests {
             ("excluded-hosts", "a b", "names or addresses"),
             ("excluded-hosts", "$(SECRET)", "names or addresses"),
             ("redirect", "transparent", "nftables"),
-            ("restart", "never", "together or separate"),
+            ("restart", "never", "or separate"),
+            ("restart", "rules", "together (by restart rules where the cluster has them)"),
             ("restart-on-hang", "yes", "true or false"),
             ("log-level", "loud", "debug"),
             ("log-format", "xml", "json"),

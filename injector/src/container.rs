@@ -21,7 +21,7 @@ pub const KAFKA_VOLUME: &str = "bluebox-kafka";
 pub const EMPTY_VOLUME: &str = "bluebox-empty";
 /// The volume that the incarnations of a box share.
 pub const BOX_VOLUME: &str = "bluebox-box";
-/// The volume with the program, for containers whose probe is a command, where the cluster has no restart rules.
+/// The volume with the program, for containers whose probe is a command, where app and proxy are restarted by probes.
 pub const PROGRAM_VOLUME: &str = "bluebox-program";
 /// Where those containers have it.
 pub const PROGRAM_PATH: &str = "/.bluebox";
@@ -216,8 +216,9 @@ pub fn proxy(identity: &Identity, asked: &Asked, guaranteed: bool, drain_seconds
         "envFrom": [{"prefix": TRACES_PREFIX, "secretRef": {"name": TRACES_SECRET, "optional": true}}],
         "ports": [{"name": "bluebox-admin", "containerPort": ADMIN_PORT, "protocol": "TCP"}],
         "resources": resources(asked, guaranteed),
-        // Ready means that it listens. Neither readiness nor life depend on Kafka: with Kafka away pods start, and what needs no Kafka works.
-        "readinessProbe": probe("/readyz", 5, 3),
+        // Ready means that its components are registered, so that nobody finds a pod at the address of their Service that is not called through Kafka yet. With Kafka away it
+        // is not waited for. Asked each second, because until then the pod is not ready either.
+        "readinessProbe": probe("/readyz", 1, 10),
         "livenessProbe": liveness,
         // The kubelet ends a sidecar only after the app. Calls have to stop before.
         "lifecycle": {"preStop": {"exec": {"command": [PROGRAM, "drain", format!("--control=127.0.0.1:{CONTROL_PORT}"), format!("--within={drain_seconds}s")]}}},
@@ -230,12 +231,13 @@ pub fn proxy(identity: &Identity, asked: &Asked, guaranteed: bool, drain_seconds
     if together.restart == Restart::Rules {
         proxy["restartPolicyRules"] = restart::rules();
     }
+    // What the app is started after: the proxy listens, and the redirect is in place. Nothing of it depends on Kafka, or on the app.
     if together.restart == Restart::Probes {
         // As long as a hook runs, the kubelet does nothing else with the pod: it would not end the app, which a proxy that took the place of another one waits for.
-        proxy["startupProbe"] = probe("/readyz", 1, 60);
+        proxy["startupProbe"] = probe("/started", 1, 60);
     } else {
         // The app is started when this has ended; after a startup probe it would be up to two seconds later.
-        proxy["lifecycle"]["postStart"] = json!({"exec": {"command": [PROGRAM, "ready", format!("--admin=127.0.0.1:{ADMIN_PORT}")]}});
+        proxy["lifecycle"]["postStart"] = json!({"exec": {"command": [PROGRAM, "started", format!("--admin=127.0.0.1:{ADMIN_PORT}")]}});
     }
     proxy
 }

@@ -8,7 +8,7 @@
 //! - [`identity`]: who the pod is and where its app listens, when no annotation says it.
 //! - [`redirect`]: how the app's calls come to the proxy; [`meshes`]: who else catches them.
 //! - [`inject`](mod@inject): puts the proxy ([`container`]) into the pod.
-//! - [`restart`]: how app and proxy are restarted together; [`liveness`]: and how where the cluster has no rules for that.
+//! - [`restart`]: how app and proxy are restarted together; [`liveness`]: and how where there are no rules for that.
 //! - [`mistake`]: what is wrong, in words.
 //!
 //! [`settings`] is what an installation says.

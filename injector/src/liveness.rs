@@ -1,4 +1,4 @@
-//! Where the cluster has no restart rules: the liveness of the app goes through its proxy. A proxy that was started again alone answers no, until the kubelet has started the
+//! Where the cluster has no restart rules, or a pod wants none: the liveness of the app goes through its proxy. A proxy that was started again alone answers no, until the kubelet has started the
 //! app afresh too.
 
 use serde_json::{Map, Value, json};

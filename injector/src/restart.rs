@@ -1,13 +1,13 @@
 //! App and proxy live and die together: how a pod is told so.
 //!
 //! Where Kubernetes has *restart rules* (1.36), the exit of any half restarts all containers of the pod in place. Every loss of a half becomes such an exit: an init container
-//! puts a token each time that they start, and a proxy that finds none, or whose app has gone, ends. Where there are no such rules, the app's liveness goes through the proxy
-//! ([`crate::liveness`]).
+//! puts a token each time that they start, and a proxy that finds none, or whose app has gone, ends. Where there are no such rules, or a pod doesn't want them, the app's liveness
+//! goes through the proxy ([`crate::liveness`]).
 
 use k8s_openapi::api::core::v1::PodSpec;
 use serde_json::{Map, Value, json};
 
-use crate::annotations::{Asked, PREFIX};
+use crate::annotations::{Asked, PREFIX, RestartChoice};
 use crate::settings::Settings;
 
 /// How the halves of a pod are restarted.
@@ -15,7 +15,7 @@ use crate::settings::Settings;
 pub enum Restart {
     /// Together, by restart rules.
     Rules,
-    /// Together, by the app's liveness probes: where the cluster has no rules.
+    /// Together, by the app's liveness probes: where the cluster has no rules, or the pod wants none.
     Probes,
     /// Each alone.
     Separate,
@@ -27,10 +27,11 @@ impl Restart {
     /// Pods that end (Jobs) have no rules: their own `backoffLimit` and `podFailurePolicy` would mean something else.
     pub fn of(spec: &PodSpec, asked: &Asked, settings: &Settings) -> Self {
         let lives = spec.restart_policy.as_deref().is_none_or(|policy| policy == "Always");
-        match lives && !asked.separate {
-            false => Self::Separate,
-            true if settings.restart_rules() => Self::Rules,
-            true => Self::Probes,
+        match asked.restart {
+            _ if !lives => Self::Separate,
+            RestartChoice::Separate => Self::Separate,
+            RestartChoice::Together if settings.restart_rules() => Self::Rules,
+            RestartChoice::Together | RestartChoice::Probes => Self::Probes,
         }
     }
 

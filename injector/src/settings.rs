@@ -10,7 +10,7 @@ pub const INCARNATE: &str = "bluebox-incarnate";
 pub const REDIRECT: &str = "bluebox-redirect";
 /// Where the proxy takes the app's requests, on loopback.
 pub const OUTBOUND_PORT: u16 = 4140;
-/// Where the proxy answers `/metrics`, `/healthz`, `/readyz` and `/drained`, on all addresses: the kubelet asks.
+/// Where the proxy answers `/metrics`, `/healthz`, `/started`, `/readyz` and `/drained`, on all addresses: the kubelet asks.
 pub const ADMIN_PORT: u16 = 4141;
 /// Where the proxy is told to take no more calls, on loopback.
 pub const CONTROL_PORT: u16 = 4142;

@@ -87,11 +87,30 @@ fn who_restarts_a_box() {
     };
     assert_eq!(judge(&pod, true), ("rules".to_owned(), true, true, true));
     assert_eq!(judge(&pod, false), ("probes".to_owned(), false, true, true));
+    pod["metadata"]["annotations"] = serde_json::json!({"bluebox.dev/restart": "probes"});
+    assert_eq!(judge(&pod, true), ("probes".to_owned(), false, true, true), "a pod that wants no rules");
     pod["metadata"]["annotations"] = serde_json::json!({"bluebox.dev/restart": "separate"});
     assert_eq!(judge(&pod, true), ("separate".to_owned(), false, true, false));
-    pod["metadata"]["annotations"] = Value::Null;
-    pod["spec"]["restartPolicy"] = "OnFailure".into();
-    assert_eq!(judge(&pod, true), ("separate".to_owned(), false, true, false), "the pod of a Job");
+    for asked in [Value::Null, serde_json::json!({"bluebox.dev/restart": "probes"})] {
+        pod["metadata"]["annotations"] = asked;
+        pod["spec"]["restartPolicy"] = "OnFailure".into();
+        assert_eq!(judge(&pod, true), ("separate".to_owned(), false, true, false), "the pod of a Job");
+    }
+}
+
+/// Who wants no rules in a cluster that has them gets what everybody gets in one that has none, with every kind of probe.
+#[test]
+fn probes_where_there_are_rules_are_those_where_there_are_none() {
+    let mut pod: Value = serde_saphyr::from_str(include_str!("golden/probes.in.yaml")).unwrap();
+    pod["metadata"]["annotations"]["bluebox.dev/restart"] = "probes".into();
+    let injected = [true, false].map(|rules| {
+        let Decision::Injected(injected) = decide(&pod, &labelled("shop"), &settings().with_restart_rules(rules), &FewLimits) else {
+            panic!("it is not injected")
+        };
+        injected
+    });
+    assert_eq!(injected[0].report.restart, "probes");
+    assert_eq!(injected[0], injected[1]);
 }
 
 /// Who says himself how a container is restarted is left so, and told.

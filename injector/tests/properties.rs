@@ -169,7 +169,7 @@ fn odd_pods() -> impl Strategy<Value = Value> {
         all
     });
     let annotations = any_of(json!([
-        {"bluebox.dev/app-containers": "app"}, {"bluebox.dev/restart": "separate"}, {"bluebox.dev/restart-on-hang": "true"}, {"bluebox.dev/redirect": "env"},
+        {"bluebox.dev/app-containers": "app"}, {"bluebox.dev/restart": "separate"}, {"bluebox.dev/restart": "probes"}, {"bluebox.dev/restart-on-hang": "true"}, {"bluebox.dev/redirect": "env"},
         {"bluebox.dev/excluded-ports": "1,2", "bluebox.dev/excluded-hosts": "10.0.0.1"}, {"bluebox.dev/cpu-limit": "1m"}, {"bluebox.dev/memory-request": "2Gi"},
         {"bluebox.dev/class": "stateful", "bluebox.dev/partitions": "2"}, {"bluebox.dev/components": "a=1,b=2", "bluebox.dev/class": "b=stateful", "bluebox.dev/partitions": "9"},
     ]));

@@ -1,4 +1,4 @@
-//! What a proxy is asked about itself: `/metrics`, `/healthz`, `/readyz` and `/drained`; and, on a listener that only the box itself can reach, what it is told to do: `/drain`.
+//! What a proxy is asked about itself: `/metrics`, `/healthz`, `/started`, `/readyz` and `/drained`; and, on a listener that only the box itself can reach, what it is told to do: `/drain`.
 
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 use crate::drain::Drain;
 use crate::liveness::Alive;
 use crate::metrics::Metrics;
+use crate::readiness::Registered;
 use crate::transparent::probe::Redirected;
 
 /// What who connects may do.
@@ -40,6 +41,8 @@ pub struct Shown {
     pub drain: Drain,
     /// Whether the kernel sends to it what it is to send.
     pub redirected: Redirected,
+    /// Whether its components are in the registry, or it is not waited for that any longer.
+    pub registered: Registered,
     /// Whether the app is alive.
     pub alive: Alive,
     /// What it logs, if that can be changed.
@@ -48,8 +51,9 @@ pub struct Shown {
 
 /// Answers until it is dropped:
 ///
-/// - `GET /metrics`, `GET /healthz` (this process answers: 200), `GET /readyz` (200; 503 once it was asked to drain, and while a redirect
-///   that it waits for is not in place; does not depend on the log).
+/// - `GET /metrics`, `GET /healthz` (this process answers: 200).
+/// - `GET /started` (200; 503 while a redirect that it waits for is not in place): whether what comes after the proxy may be started. It does not depend on the log.
+/// - `GET /readyz` (as `/started`; 503 also once it was asked to drain, and while its components are waited for to be in the registry: see [`crate::readiness`]).
 /// - `GET /alive?container=NAME`: whether a container of the app is alive: 200, or 503 and why it has to be started afresh; see [`crate::liveness`].
 /// - `GET /drained?within=SECONDS`: waits until no call is being delivered and none will be: 200; 504 if that takes longer. If nobody asks it to drain meanwhile, it is
 ///   an app that ends alone: it needn't wait.
@@ -64,7 +68,7 @@ pub async fn serve(listener: TcpListener, shown: Shown, rights: Rights) {
 }
 
 async fn answer(request: &Request<Incoming>, shown: &Shown, rights: Rights) -> Response<Full<Bytes>> {
-    let Shown { metrics, drain, redirected, alive, log_level } = shown;
+    let Shown { metrics, drain, redirected, registered, alive, log_level } = shown;
     let path = request.uri().path();
     let looks = [Method::GET, Method::HEAD].contains(request.method());
     if path == "/drain" {
@@ -89,9 +93,9 @@ async fn answer(request: &Request<Incoming>, shown: &Shown, rights: Rights) -> R
     match path {
         "/metrics" => plain(StatusCode::OK, metrics.text()),
         "/healthz" => plain(StatusCode::OK, "ok\n"),
+        "/started" => plain_unless(redirected.problem(), "started\n"),
         "/readyz" if drain.is_asked() => plain(StatusCode::SERVICE_UNAVAILABLE, "it was asked to drain: it takes no more calls\n"),
-        "/readyz" if redirected.problem().is_some() => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", redirected.problem().unwrap_or_default())),
-        "/readyz" => plain(StatusCode::OK, "ready\n"),
+        "/readyz" => plain_unless(redirected.problem().or_else(|| registered.problem()), "ready\n"),
         "/drained" => tokio::select! {
             answer = plain_drained(drain, request) => answer,
             () = never_asked(drain) => plain(StatusCode::OK, "nobody asked it to drain\n"),
@@ -100,7 +104,14 @@ async fn answer(request: &Request<Incoming>, shown: &Shown, rights: Rights) -> R
             Ok(()) => plain(StatusCode::OK, "alive\n"),
             Err(why) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
         },
-        _ => plain(StatusCode::NOT_FOUND, "there are /metrics, /healthz, /readyz, /alive and /drained\n"),
+        _ => plain(StatusCode::NOT_FOUND, "there are /metrics, /healthz, /started, /readyz, /alive and /drained\n"),
+    }
+}
+
+fn plain_unless(problem: Option<&str>, text: &'static str) -> Response<Full<Bytes>> {
+    match problem {
+        Some(problem) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{problem}\n")),
+        None => plain(StatusCode::OK, text),
     }
 }
 

@@ -30,7 +30,7 @@ pub struct ProxyConfig {
     pub dns: Option<SocketAddr>,
     /// Which nameservers and domains the app would have without the proxy.
     pub resolv_conf: ResolvConf,
-    /// Where `/metrics`, `/healthz`, `/readyz` and `/drained` are answered; `None`: nowhere.
+    /// Where `/metrics`, `/healthz`, `/started`, `/readyz` and `/drained` are answered; `None`: nowhere.
     pub admin: Option<SocketAddr>,
     /// Where the proxy can be told to take no more calls (`POST /drain`); loopback. `None`: nowhere.
     pub control: Option<SocketAddr>,

@@ -13,7 +13,7 @@
 //!
 //! Transactions: [`context`] (which of them the calls out of the app belong to), [`transaction`] (what the app's paths have to do with them, by configuration).
 //!
-//! From its start to its end: `listeners` and `lifecycle`.
+//! From its start to its end: `listeners`, `lifecycle`, and [`readiness`] (when others may be sent to it past Bluebox).
 //!
 //! One failure domain: [`incarnation`] (a proxy that was started again alone), [`listening`] (an app that was), [`liveness`] (whether the app has to be).
 
@@ -37,6 +37,7 @@ pub mod metrics;
 pub mod names;
 pub mod outbound;
 pub mod problem;
+pub mod readiness;
 pub mod redirect;
 pub mod registry;
 pub mod spans;

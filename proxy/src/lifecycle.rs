@@ -27,6 +27,7 @@ use crate::outbound::intercept;
 use crate::outbound::passthrough::PassThrough;
 use crate::outbound::pending::{Pending, reply_partition};
 use crate::outbound::spread::Spread;
+use crate::readiness::Registered;
 use crate::registry::{self, Directory, RegisterError, Registration};
 use crate::spans::Spans;
 use crate::transaction::Transactions;
@@ -94,6 +95,7 @@ impl Running {
             beside.spawn(watching);
             redirected
         };
+        let (in_registry, waiting) = Registered::watch(directory.clone(), log.health(), &metrics)?;
         let replaces = config.together.as_ref().is_some_and(|together| together.replaces);
         let (drain, alive) = (Drain::default(), Alive::new(config.liveness.clone(), replaces));
         for (listener, rights) in [(listeners.admin, Rights::Look), (listeners.control, Rights::Change)] {
@@ -102,6 +104,7 @@ impl Running {
                     metrics: metrics.clone(),
                     drain: drain.clone(),
                     redirected: redirected.clone(),
+                    registered: in_registry.clone(),
                     alive: alive.clone(),
                     log_level: config.log_level.clone(),
                 };
@@ -120,6 +123,7 @@ impl Running {
             info!("the app was started afresh");
             alive.app_is_new();
         }
+        beside.spawn(waiting);
 
         let lost = Box::pin(app_is_gone(&config));
         let registration =

@@ -8,8 +8,11 @@ use bluebox_core::log::{Health, Log};
 use bluebox_observe::counts::Family;
 use bluebox_observe::{Counts, Words, WordsOf};
 use prometheus::{Histogram, HistogramVec, IntCounter, IntGauge};
+use tokio::sync::watch;
 
 use crate::problem::Kind;
+use crate::readiness::Registered;
+use crate::registry::Directory;
 
 /// Bounds of the buckets of what takes time, in seconds: from half a millisecond to the longest wait.
 const SECONDS: [f64; 16] = [0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.5, 10.0, 60.0, 300.0];
@@ -172,7 +175,8 @@ pub fn families(log: Arc<dyn Log>) -> Result<Vec<Family>, prometheus::Error> {
     // No component has this name: it stands for any.
     let name = ComponentName::try_new("any").map_err(|problem| prometheus::Error::Msg(problem.to_string()))?;
     let metrics = Metrics::try_new(&name)?;
-    metrics.watch(log)?;
+    metrics.watch(log.clone())?;
+    drop(Registered::watch(watch::channel(Directory::default()).1, log.health(), &metrics)?);
     drop(bluebox_observe::trace::Counts::try_new(metrics.counts())?);
     drop(crate::dns::Counts::try_new(&metrics)?);
     drop(crate::transparent::Counts::try_new(&metrics)?);
@@ -220,6 +224,7 @@ mod tests {
         bluebox_observe::trace::Counts::try_new(metrics.counts()).unwrap();
         crate::dns::Counts::try_new(&metrics).unwrap().count_all();
         crate::transparent::Counts::try_new(&metrics).unwrap().count_all();
+        let (_registered, _waiting) = Registered::watch(watch::channel(Directory::default()).1, Embedded::in_memory().health(), &metrics).unwrap();
         let (_redirected, _watching) = crate::transparent::probe::Redirected::watch("token".to_owned(), &metrics).unwrap();
         Observe::new(&name("shop"), &metrics).unwrap().count_all();
         for callee in 0..20 {

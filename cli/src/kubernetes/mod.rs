@@ -8,7 +8,7 @@ pub(crate) mod incarnate;
 pub(crate) mod inject;
 pub(crate) mod injector;
 pub(crate) mod install;
-pub(crate) mod ready;
+pub(crate) mod started;
 
 use std::io::Write as _;
 

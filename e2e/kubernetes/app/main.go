@@ -6,7 +6,7 @@
 //	/crash             dies of a signal
 //	/hang              from now on answers nothing, at no connection
 //	/call?to=URL&wait=S calls, and answers with what came of it
-//	/load?to=URL&rate=N&seconds=N&name=NAME   makes calls to URL/NAME-NUMBER in the background; /loaded says what came of them
+//	/load?to=URL&rate=N&seconds=N&name=NAME&enough=N   makes calls to URL/NAME-NUMBER in the background, until so many were answered with 200; /loaded says what came of them
 //	/greeted?at=HOST:PORT what a server there says that speaks first
 //	/ledger            a ledger: POST adds an entry, GET says what there is
 //
@@ -152,7 +152,7 @@ type results struct {
 var all = results{Answered: map[string]int{}}
 
 func load(w http.ResponseWriter, r *http.Request) {
-	to, name, rate, seconds := r.FormValue("to"), r.FormValue("name"), number(r, "rate"), number(r, "seconds")
+	to, name, rate, seconds, enough := r.FormValue("to"), r.FormValue("name"), number(r, "rate"), number(r, "seconds"), number(r, "enough")
 	all.Lock()
 	all.Sent, all.TriedAgain, all.Answered, all.Failed, all.Slowest, all.Done = 0, 0, map[string]int{}, []string{}, 0, false
 	all.Unlock()
@@ -161,6 +161,9 @@ func load(w http.ResponseWriter, r *http.Request) {
 		tick := time.NewTicker(time.Second / time.Duration(rate))
 		for n := range rate * seconds {
 			<-tick.C
+			if enough > 0 && all.right() >= enough {
+				break
+			}
 			under.Add(1)
 			go func() {
 				defer under.Done()
@@ -174,6 +177,12 @@ func load(w http.ResponseWriter, r *http.Request) {
 		all.Unlock()
 	}()
 	fmt.Fprintln(w, "begun")
+}
+
+func (r *results) right() int {
+	r.Lock()
+	defer r.Unlock()
+	return r.Answered["200"]
 }
 
 func one(url string) {
@@ -245,7 +254,8 @@ var (
 	inBook sync.Mutex
 )
 
-// GET answers how many distinct calls ended, how many deliveries there were, and which calls began once more after they had ended.
+// GET answers how many distinct calls ended, how many deliveries there were, how many of them came straight from a caller and not from a proxy, and which calls began once more after
+// they had ended.
 func keep(w http.ResponseWriter, r *http.Request) {
 	inBook.Lock()
 	defer inBook.Unlock()
@@ -256,7 +266,7 @@ func keep(w http.ResponseWriter, r *http.Request) {
 		}
 		return
 	}
-	ended, again, deliveries, repeated := map[string]bool{}, []string{}, 0, 0
+	ended, again, deliveries, repeated, straight := map[string]bool{}, []string{}, 0, 0, 0
 	begun := map[string]bool{}
 	for _, note := range book {
 		if name := r.FormValue("name"); name != "" && (len(note.ID) < len(name) || note.ID[:len(name)] != name) {
@@ -267,6 +277,9 @@ func keep(w http.ResponseWriter, r *http.Request) {
 			continue
 		}
 		deliveries++
+		if note.Attempt == "" {
+			straight++
+		}
 		if begun[note.ID] {
 			repeated++
 		}
@@ -275,5 +288,5 @@ func keep(w http.ResponseWriter, r *http.Request) {
 			again = append(again, note.ID)
 		}
 	}
-	answer(w, map[string]any{"ended": len(ended), "deliveries": deliveries, "repeated": repeated, "againAfterEnd": again})
+	answer(w, map[string]any{"ended": len(ended), "deliveries": deliveries, "repeated": repeated, "straight": straight, "againAfterEnd": again})
 }

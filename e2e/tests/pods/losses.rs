@@ -1,4 +1,4 @@
-//! One failure domain: a box loses one of its halves in every way there is, and each time both are started afresh. All at once, in a pod each.
+//! One failure domain: a box loses one of its halves in every way there is, and each time both are started afresh. By restart rules and without them, at the same time, in a pod each.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, name, status_of, wait};
 use crate::report::Report;
-use crate::{answered, caller, told, under_load};
+use crate::{answered, caller, injected, told, under_load};
 
 /// How a half is lost.
 struct Loss {
@@ -18,17 +18,22 @@ struct Loss {
     from_outside: bool,
 }
 
+/// A half that is killed by the kubelet is none of its own: that is what becomes of one that hangs.
 const LOSSES: [Loss; 7] = [
-    Loss { name: "app-exits-0", inflict: |cluster, pod| cluster.tell("losses", name(pod), "/exit?code=0"), from_outside: false },
-    Loss { name: "app-exits-1", inflict: |cluster, pod| cluster.tell("losses", name(pod), "/exit?code=1"), from_outside: false },
+    Loss { name: "app-exits-0", inflict: |cluster, pod| cluster.tell(namespace(pod), name(pod), "/exit?code=0"), from_outside: false },
+    Loss { name: "app-exits-1", inflict: |cluster, pod| cluster.tell(namespace(pod), name(pod), "/exit?code=1"), from_outside: false },
     Loss { name: "app-crashes", inflict: |cluster, pod| cluster.signal(pod, "app", Signal::SIGKILL), from_outside: true },
     // Its probe fails, and the kubelet kills it; without one, the proxy finds it out.
-    Loss { name: "app-hangs", inflict: |cluster, pod| cluster.tell("losses", name(pod), "/hang"), from_outside: false },
+    Loss { name: "app-hangs", inflict: |cluster, pod| cluster.tell(namespace(pod), name(pod), "/hang"), from_outside: false },
     Loss { name: "proxy-exits", inflict: |cluster, pod| cluster.signal(pod, "proxy", Signal::SIGTERM), from_outside: true },
     Loss { name: "proxy-crashes", inflict: |cluster, pod| cluster.signal(pod, "proxy", Signal::SIGKILL), from_outside: true },
     // Its probe fails, and the kubelet kills it.
     Loss { name: "proxy-hangs", inflict: |cluster, pod| cluster.signal(pod, "proxy", Signal::SIGSTOP), from_outside: true },
 ];
+
+fn namespace(pod: &Value) -> &str {
+    pod["metadata"]["namespace"].as_str().unwrap()
+}
 
 /// How an app is asked whether it lives.
 struct Probe {
@@ -56,20 +61,35 @@ impl Probe {
     }
 }
 
-/// A loss of a box whose app is probed in a way.
+/// The ways in which both halves are restarted together.
+static WAYS: [&str; 2] = ["rules", "probes"];
+
+/// Those that this cluster has, and that which it takes by itself.
+fn ways(cluster: &Cluster) -> (&'static [&'static str], String) {
+    let taken = injected(&cluster.ready("shop", "cart", 2)[0])["restart"].as_str().unwrap().to_owned();
+    // Without rules there are only probes.
+    let ways = if taken == WAYS[0] { &WAYS[..] } else { &WAYS[1..] };
+    (ways, taken)
+}
+
+/// What is said in a pod that is to be restarted in a way, where the cluster takes another one by itself.
+fn ask_for(way: &str, taken: &str, pod: &mut Value) {
+    if way != taken {
+        pod["metadata"]["annotations"]["bluebox.dev/restart"] = way.into();
+    }
+}
+
+/// A loss of a box whose app is probed in a way, and that is restarted in a way.
 struct Case {
     name: String,
     loss: &'static Loss,
     probe: &'static Probe,
+    way: &'static str,
 }
 
-/// The cases that are tried each time: every loss, and one that goes through each kind of probe.
+/// The cases that are tried each time: every loss of an app with an HTTP probe, and three that go through each kind of probe.
 fn usual(loss: &Loss, probe: &Probe) -> bool {
-    match loss.name {
-        "app-hangs" => probe.name == "http",
-        "proxy-crashes" => probe.name != "http",
-        _ => probe.name == "none",
-    }
+    probe.name == "http" || ["app-exits-0", "app-hangs", "proxy-crashes"].contains(&loss.name)
 }
 
 /// What can't be seen: a hung app still takes connections, which is all that such a probe asks. It is found out by its attempts, as one without a probe is.
@@ -79,27 +99,34 @@ fn goes_unseen(loss: &Loss, probe: &Probe) -> bool {
 
 /// Every loss; with `FULL=1` of apps with every kind of probe.
 pub(crate) fn all(cluster: &Cluster, report: &Report) {
-    // Boxes at once: this is one machine.
-    const AT_ONCE: usize = 8;
+    // Boxes at once: this is one machine. An even number, so that the same loss comes to both ways at the same time.
+    const AT_ONCE: usize = 14;
     let full = std::env::var_os("FULL").is_some();
     cluster.namespace("losses", &["bluebox.dev/injection=enabled"]);
+    let (ways, taken) = ways(cluster);
     let every = LOSSES.iter().flat_map(|loss| PROBES.iter().map(move |probe| (loss, probe)));
     let wanted = every.filter(|(loss, probe)| (full || usual(loss, probe)) && (cluster.node.is_some() || !loss.from_outside));
-    let cases: Vec<_> = wanted.map(|(loss, probe)| Case { name: format!("{}-{}", loss.name, probe.name), loss, probe }).collect();
+    let cases: Vec<_> = wanted
+        .flat_map(|(loss, probe)| ways.iter().copied().map(move |way| Case { name: format!("{}-{}-{way}", loss.name, probe.name), loss, probe, way }))
+        .collect();
     let mut failed = Vec::new();
     for some in cases.chunks(AT_ONCE) {
-        failed.extend(some_of_them(cluster, report, some));
+        failed.extend(some_of_them(cluster, report, some, &taken));
     }
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
 /// All of these at once, in a pod each; which of them failed, and why.
-fn some_of_them(cluster: &Cluster, report: &Report, cases: &[Case]) -> Vec<String> {
-    for Case { name, loss, probe } in cases {
+fn some_of_them(cluster: &Cluster, report: &Report, cases: &[Case], taken: &str) -> Vec<String> {
+    for Case { name, loss, probe, way } in cases {
         cluster.deployment("losses", name, 1, |pod| {
+            // The broker has the topics of all of them until the end.
+            pod["metadata"]["annotations"] = json!({"bluebox.dev/partitions": "1"});
             if goes_unseen(loss, probe) {
-                pod["metadata"]["annotations"] = serde_json::json!({"bluebox.dev/restart-on-hang": "true", "bluebox.dev/attempt-timeout": "3s"});
+                pod["metadata"]["annotations"]["bluebox.dev/restart-on-hang"] = "true".into();
+                pod["metadata"]["annotations"]["bluebox.dev/attempt-timeout"] = "3s".into();
             }
+            ask_for(way, taken, pod);
             probe.put_into(pod);
         });
     }
@@ -120,8 +147,9 @@ fn some_of_them(cluster: &Cluster, report: &Report, cases: &[Case]) -> Vec<Strin
     failed
 }
 
-fn one(cluster: &Cluster, report: &Report, Case { name: case, loss, probe }: &Case, from: &str) {
+fn one(cluster: &Cluster, report: &Report, Case { name: case, loss, probe, way }: &Case, from: &str) {
     let before = cluster.ready("losses", case, 1).remove(0);
+    assert_eq!(injected(&before)["restart"], *way, "{case}");
     let to = format!("http://{case}/work/{case}");
     wait(&format!("{case} answers at first"), || (cluster.call("shop", from, &format!("{to}-first"))["status"] == 200).then_some(()));
     (loss.inflict)(cluster, &before);
@@ -146,27 +174,46 @@ fn one(cluster: &Cluster, report: &Report, Case { name: case, loss, probe }: &Ca
     assert_eq!((&after["metadata"]["uid"], &after["status"]["podIP"]), (&before["metadata"]["uid"], &before["status"]["podIP"]), "{case}");
     let said = cluster.run(&["logs", "-n", "losses", name(&after), "-c", "proxy"], None);
     assert!(said.contains("was started again") && said.contains("the last words of the former proxy"), "{case}: the new proxy doesn't say why: {said}");
+    // Rules take what the kubelet keeps of former containers with them.
+    if *way == "probes" {
+        cluster.run(&["logs", "-n", "losses", name(&after), "-c", "proxy", "--previous"], None);
+    }
 }
 
 /// The same, one after the other, in one of two boxes of a component, under load: all calls are answered, and how long the slowest had to wait for another box, or for this one.
 pub(crate) fn beside_another(cluster: &Cluster, report: &Report) {
-    const CALLS: u64 = 100;
     if std::env::var_os("FULL").is_none() {
         return println!("        SKIPPED: FULL=1 has it");
     }
     // A namespace of its own: this check can be made alone.
     cluster.namespace("spare", &["bluebox.dev/injection=enabled"]);
-    cluster.deployment("spare", "spare", 2, |pod| PROBES[1].put_into(pod));
-    let from = caller(cluster);
-    for loss in LOSSES.iter().filter(|loss| cluster.node.is_some() || !loss.from_outside) {
-        let before = cluster.ready("spare", "spare", 2).remove(0);
-        let load = format!("elsewhere-{}", loss.name);
-        answered(cluster, "shop", &from, &format!("http://spare/work/{load}-first"));
-        let loaded = under_load(cluster, "spare", &load, CALLS / 10, || (loss.inflict)(cluster, &before));
-        assert_eq!((&loaded["answered"]["200"], &loaded["failed"]), (&json!(CALLS), &json!([])), "{}: calls were lost: {loaded}", loss.name);
-        report.recovered(&load, Duration::from_millis(loaded["slowestMs"].as_u64().unwrap()));
-        // So that the kubelet's pauses, which grow with each restart, are no part of the next one.
-        cluster.run(&["delete", "pod", name(&before), "-n", "spare", "--wait=false"], None);
+    let (ways, taken) = ways(cluster);
+    for way in ways {
+        let spare = format!("spare-{way}");
+        cluster.deployment("spare", &spare, 2, |pod| {
+            pod["metadata"]["annotations"] = json!({});
+            ask_for(way, &taken, pod);
+            PROBES[1].put_into(pod);
+        });
+        for loss in LOSSES.iter().filter(|loss| cluster.node.is_some() || !loss.from_outside) {
+            one_of_two(cluster, report, &spare, loss, &format!("elsewhere-{}-{way}", loss.name));
+        }
+        cluster.run(&["delete", "deployment", &spare, "-n", "spare", "--wait=false"], None);
     }
-    cluster.run(&["delete", "deployment", "spare", "-n", "spare", "--wait=false"], None);
+}
+
+/// One of two boxes of a component has a loss under this load.
+fn one_of_two(cluster: &Cluster, report: &Report, spare: &str, loss: &Loss, load: &str) {
+    const CALLS: u64 = 100;
+    let before = cluster.ready("spare", spare, 2).remove(0);
+    answered(cluster, "shop", &caller(cluster), &format!("http://{spare}/work/{load}-first"));
+    let loaded = under_load(cluster, spare, load, CALLS / 10, || (loss.inflict)(cluster, &before));
+    assert_eq!((&loaded["answered"]["200"], &loaded["failed"]), (&json!(CALLS), &json!([])), "{}: calls were lost: {loaded}", loss.name);
+    report.recovered(load, Duration::from_millis(loaded["slowestMs"].as_u64().unwrap()));
+    wait(&format!("{load}: the box was lost"), || {
+        let pod = cluster.get(&["pod", name(&before), "-n", "spare"]);
+        (status_of(&pod, "app")["containerID"] != status_of(&before, "app")["containerID"]).then_some(())
+    });
+    // So that the kubelet's pauses, which grow with each restart, are no part of the next one.
+    cluster.run(&["delete", "pod", name(&before), "-n", "spare", "--wait=false"], None);
 }

@@ -34,7 +34,7 @@ fn real_pods() {
         ("an app that is no more than busybox httpd, and a Job that calls it and completes", job),
         ("who opted out and who never asked run bare; a label of a pod's own asks", selection),
         ("the pods of a StatefulSet", stateful_set),
-        ("a component with a Service, its metrics, and a server that speaks first", redirected::services),
+        ("a component with a Service, from its first call on, its metrics, and a server that speaks first", redirected::services),
         ("ordinals of a StatefulSet, and a second component of their name", redirected::ordinals),
         ("a namespace with the standard `restricted`", restricted),
         ("each loss of a half restarts the whole box", losses::all),
@@ -77,7 +77,7 @@ fn caller(cluster: &Cluster) -> String {
     name(&cluster.ready("shop", "shop", 1)[0]).to_owned()
 }
 
-/// Until a call is answered with 200. A pod is ready before its component is registered, and before the caller's proxy has read that.
+/// Until a call is answered with 200. A pod may be ready before the caller's proxy has read that its component is registered.
 fn answered(cluster: &Cluster, namespace: &str, from: &str, to: &str) -> Value {
     wait(&format!("{to} is answered"), || {
         let answer = cluster.call(namespace, from, to);
@@ -88,10 +88,15 @@ fn answered(cluster: &Cluster, namespace: &str, from: &str, to: &str) -> Value {
     })
 }
 
+/// What the injector says that it did to a pod.
+fn injected(pod: &Value) -> Value {
+    serde_json::from_str(pod["metadata"]["annotations"]["bluebox.dev/injected"].as_str().unwrap()).unwrap()
+}
+
 fn deployment(cluster: &Cluster, report: &Report) {
     let pods = cluster.ready("shop", "cart", 2);
     assert!(pods.iter().all(has_proxy));
-    let injected: Value = serde_json::from_str(pods[0]["metadata"]["annotations"]["bluebox.dev/injected"].as_str().unwrap()).unwrap();
+    let injected = injected(&pods[0]);
     assert_eq!((&injected["name"], &injected["serves"]), (&json!("cart"), &json!(["cart=8080"])));
     report.found("restart", injected["restart"].clone());
     assert_eq!(injected["redirect"], "nftables");
@@ -132,8 +137,7 @@ fn job(cluster: &Cluster, _: &Report) {
     });
     assert_eq!(cluster.run(&["logs", "-n", "shop", "job/report", "-c", "wget"], None), "hello from files\n");
     let pod = &cluster.pods("shop", "report")[0];
-    let injected: Value = serde_json::from_str(pod["metadata"]["annotations"]["bluebox.dev/injected"].as_str().unwrap()).unwrap();
-    assert!(has_proxy(pod) && injected["restart"] == "separate", "the pod of a Job has a proxy, and is restarted as it says itself");
+    assert!(has_proxy(pod) && injected(pod)["restart"] == "separate", "the pod of a Job has a proxy, and is restarted as it says itself");
 }
 
 fn selection(cluster: &Cluster, _: &Report) {

@@ -8,6 +8,9 @@ use crate::answered;
 use crate::cluster::{Cluster, app, is_ready, name, wait};
 use crate::report::Report;
 
+/// So many calls to a component that has just come have to be answered.
+const FIRST: u64 = 40;
+
 /// The init containers of a pod, in their order.
 pub(crate) fn init_containers(pod: &Value) -> Vec<&str> {
     pod["spec"]["initContainers"].as_array().into_iter().flatten().filter_map(|container| container["name"].as_str()).collect()
@@ -19,33 +22,35 @@ pub(crate) fn is_told_of_a_proxy(pod: &Value) -> bool {
     env.into_iter().any(|variable| ["HTTP_PROXY", "http_proxy"].iter().any(|name| variable["name"] == *name))
 }
 
-/// A component with a Service, which has other ports too: its metrics, and a server that speaks first.
-pub(crate) fn services(cluster: &Cluster, _: &Report) {
+/// A component with a Service, which has other ports too: its metrics, and a server that speaks first. It is called long before it is there, and no call reaches it past the log.
+pub(crate) fn services(cluster: &Cluster, report: &Report) {
     cluster.namespace("redirect", &["bluebox.dev/injection=enabled"]);
+    let ports: Vec<_> =
+        [(80, 8080), (8090, 8090), (9090, 9090)].map(|(port, to)| json!({"name": format!("port-{port}"), "port": port, "targetPort": to})).into();
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "bank", "namespace": "redirect"}, "spec": {"selector": {"app": "bank"}, "ports": ports}});
+    cluster.apply(&service);
+    cluster.deployment("redirect", "teller", 1, |_| {});
+    let teller = cluster.ready("redirect", "teller", 1).remove(0);
+    let from = name(&teller).to_owned();
+    cluster.ask("redirect", &from, &format!("/load?to=http://bank/work&name=come&rate=20&seconds=200&enough={FIRST}")).unwrap();
     cluster.deployment("redirect", "bank", 1, |pod| {
         let app = &mut pod["spec"]["containers"][0];
         app["ports"] = json!([{"containerPort": 8080, "name": "http"}, {"containerPort": 8090}, {"containerPort": 9090}]);
         let env = app["env"].as_array_mut().unwrap();
         env.extend([json!({"name": "GREET", "value": ":8090"}), json!({"name": "METRICS", "value": ":9090"})]);
     });
-    let ports: Vec<_> =
-        [(80, 8080), (8090, 8090), (9090, 9090)].map(|(port, to)| json!({"name": format!("port-{port}"), "port": port, "targetPort": to})).into();
-    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "bank", "namespace": "redirect"}, "spec": {"selector": {"app": "bank"}, "ports": ports}});
-    cluster.apply(&service);
-    cluster.deployment("redirect", "teller", 1, |_| {});
     cluster.deployment("redirect", "past", 1, |pod| {
         pod["metadata"]["annotations"] = json!({"bluebox.dev/excluded-ports": "80"});
     });
     cluster.ready("redirect", "bank", 1);
-    let teller = cluster.ready("redirect", "teller", 1).remove(0);
     assert_eq!(init_containers(&teller), ["bluebox-redirect", "proxy"]);
     assert!(!is_told_of_a_proxy(&teller));
-    let from = name(&teller).to_owned();
-    // A pod is ready when its proxy listens. Until the component has registered, for the first time, what goes to its Service goes to a server like any other.
-    wait("what goes to the Service of a component that has just come is a durable call", || {
-        let answer = answered(cluster, "redirect", &from, "http://bank/work/come");
-        answer["body"].as_str().unwrap().contains("\"attempt\":\"1\"").then_some(())
-    });
+    // Until it has registered for the first time nobody knows that it is a component; but until then no pod of it is ready, and its Service leads nowhere.
+    let loaded = wait("the first calls are answered", || cluster.ask("redirect", &from, "/loaded").filter(|loaded| loaded["done"] == true));
+    let (ledger, refused) = (cluster.ledger("come"), loaded["failed"].as_array().map(Vec::len));
+    report.found("firstCalls", json!({"answered": loaded["answered"], "refused": refused, "ledger": ledger}));
+    assert!(loaded["answered"]["200"].as_u64() >= Some(FIRST) && refused > Some(0), "it was called before it was there, and since: {loaded}");
+    assert_eq!(ledger["straight"], 0, "calls came past the log: {ledger}");
     for host in ["bank", "bank.redirect", "bank.redirect.svc.cluster.local"] {
         let answer = answered(cluster, "redirect", &from, &format!("http://{host}/work/{host}"));
         assert!(answer["body"].as_str().unwrap().contains("\"attempt\":\"1\""), "it was no durable call: {answer}");
