@@ -107,7 +107,8 @@ pub async fn without_a_log_from_the_start_the_proxy_runs_and_says_so(world: Worl
         LogKind::Embedded => world.kill_log(),
     }
     let mut app = world.app("cart").await;
-    let gateway = world.proxy("edge").start().await;
+    let admin = world.address();
+    let gateway = world.proxy("edge").flag("--admin", &admin.to_string()).start().await;
     let refused = gateway.call(Call::post("http://cart/order", "x")).await;
     refused.is_problem(503, true);
     assert!(refused.took < Duration::from_secs(1), "{:?}", refused.took);
@@ -118,4 +119,7 @@ pub async fn without_a_log_from_the_start_the_proxy_runs_and_says_so(world: Worl
     let direct = gateway.begin(Call::get(&format!("http://{}/direct", app.address())));
     app.next().await.answer(200, "direct");
     direct.answer().await.is(200, "direct");
+    // Who waits for it to have started, or to be ready, does not wait for the log.
+    Call::get("http://edge/started").send_to(admin).await.unwrap().is(200, "started\n");
+    eventually("it is ready without a log", || async { (Call::get("http://edge/readyz").send_to(admin).await.ok()?.status == 200).then_some(()) }).await;
 }
