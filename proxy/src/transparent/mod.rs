@@ -25,7 +25,7 @@ use prometheus::IntGauge;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -38,6 +38,7 @@ use crate::outbound::OutboundSide;
 use crate::outbound::intercept::{self, Http};
 use crate::outbound::passthrough::Place;
 use crate::redirect::address;
+use crate::registry::Directory;
 
 /// How long a connection to a component waits for its client's first bytes before that to its destination is made.
 pub const FIRST_BYTES: Duration = Duration::from_millis(20);
@@ -266,6 +267,8 @@ impl Transparent {
     /// What becomes of a connection.
     async fn until_someone_speaks(&self, client: &TcpStream, towards: SocketAddr, going: Going) -> io::Result<Spoke> {
         let directory = self.side.directory.clone();
+        let mut since = directory.clone();
+        since.mark_unchanged();
         let port = towards.port();
         let look = move |bytes: &[u8]| match going {
             Going::Component => sniff::speaks(bytes),
@@ -273,7 +276,7 @@ impl Transparent {
             _ if sniff::names_a_component(bytes, port, &directory.borrow()) => Speaks::Http,
             _ => Speaks::Other,
         };
-        let mut saying = std::pin::pin!(first_said(client, look));
+        let mut saying = std::pin::pin!(first_said(client, &look));
         let ours = address::is_ours(towards.ip().to_canonical());
         if going == Going::Component {
             // Nobody else speaks there, and a slow client has as long as anywhere.
@@ -294,7 +297,7 @@ impl Transparent {
             said = &mut saying => match said {
                 Said::Http => return Ok(Spoke::Http),
                 Said::Gone => return Ok(Spoke::Nobody),
-                Said::Other => return Ok(Spoke::Splice(dialling.await?)),
+                Said::Other => return Ok(once_connected(client, dialling.await?, &since, &look).await),
             },
             dialled = &mut dialling => dialled,
         };
@@ -343,6 +346,12 @@ enum Spoke {
     Splice(Server),
     /// Nobody, and the client has gone.
     Nobody,
+}
+
+/// A server was connected to for what a client has said, which was no call. Where that took long, it may be one now: it takes as long as there is nobody, if the network says nothing
+/// about a Service without pods, and then the first box of a component is there, which has registered before.
+async fn once_connected(client: &TcpStream, server: Server, since: &watch::Receiver<Directory>, look: impl Fn(&[u8]) -> Speaks) -> Spoke {
+    if since.has_changed().unwrap_or(false) && first_said(client, look).await == Said::Http { Spoke::Http } else { Spoke::Splice(server) }
 }
 
 /// Waits until it is clear what a client says first. Never ends while it says nothing.
@@ -394,4 +403,36 @@ fn original_destination(client: &TcpStream) -> io::Result<SocketAddr> {
         _ => socket.original_dst_v4()?,
     };
     found.as_socket().ok_or_else(|| io::Error::other("its destination is no internet address"))
+}
+
+#[cfg(test)]
+mod tests {
+    use bluebox_core::registry::{Component, Registry};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_became_a_component_while_it_was_connected_to_is_called() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let there = listener.local_addr().unwrap();
+        let pair = async || tokio::try_join!(TcpStream::connect(there), async { listener.accept().await.map(|(stream, _)| stream) }).unwrap();
+        let ((mut app, client), (other, _server)) = (pair().await, pair().await);
+        app.write_all(b"GET / HTTP/1.1\r\nHost: late\r\n\r\n").await.unwrap();
+        client.readable().await.unwrap();
+
+        let directory = watch::Sender::new(Directory { complete: true, ..Directory::default() });
+        let since = directory.subscribe();
+        let look = |bytes: &[u8]| if sniff::names_a_component(bytes, 80, &directory.borrow()) { Speaks::Http } else { Speaks::Other };
+        let server = Server { stream: other, ends: (there, there), dialled: Dialled::default() };
+        let Spoke::Splice(server) = once_connected(&client, server, &since, look).await else { panic!("nobody knows of a component") };
+
+        let mut registry = Registry::default();
+        registry.apply(b"other", Some(&serde_json::to_vec(&Component::default()).unwrap())).unwrap();
+        directory.send_modify(|directory| directory.registry = Arc::new(registry.clone()));
+        let Spoke::Splice(server) = once_connected(&client, server, &since, look).await else { panic!("it is another component") };
+
+        registry.apply(b"late", Some(&serde_json::to_vec(&Component::default()).unwrap())).unwrap();
+        directory.send_modify(|directory| directory.registry = Arc::new(registry));
+        assert!(matches!(once_connected(&client, server, &since, look).await, Spoke::Http));
+    }
 }
