@@ -14,8 +14,8 @@ use crate::report::Report;
 use crate::system::{Pair, System};
 use crate::usage;
 
-/// How long a proxy is left alone before it counts as at rest.
-const REST: Duration = Duration::from_secs(5);
+/// How long a proxy is left alone before it counts as at rest: clients for questions are closed after 30 s.
+const REST: Duration = Duration::from_secs(35);
 /// A large body.
 const LARGE: usize = 64 << 20;
 /// A call that waits keeps its request's body, and the head around it, at least once.

@@ -56,23 +56,22 @@ async fn what_is_no_http_is_refused() {
 #[tokio::test]
 async fn a_request_names_one_host() {
     let system = System::start().await;
-    for (head, why) in [
-        ("GET / HTTP/1.1\r\n", "none"),
-        ("GET / HTTP/1.1\r\nHost:\r\n", "empty"),
-        ("GET / HTTP/1.1\r\nHost: cart\r\nHost: cart\r\n", "twice"),
-        ("GET / HTTP/1.1\r\nHost: cart\r\nHost: shop\r\n", "two"),
-        ("GET / HTTP/1.1\r\nHost: cart, shop\r\n", "a list"),
-        ("GET / HTTP/1.1\r\nHost: user@cart\r\n", "userinfo"),
-        ("GET / HTTP/1.1\r\nHost: cart:99999\r\n", "port"),
-        ("GET / HTTP/1.1\r\nHost: cart:-1\r\n", "port"),
-        ("GET / HTTP/1.1\r\nHost: ca\u{fc}rt\r\n", "not ASCII"),
-        ("GET https://cart/ HTTP/1.1\r\nHost: cart\r\n", "scheme"),
-        ("GET / HTTP/1.0\r\n", "1.0 without any"),
+    for head in [
+        "GET / HTTP/1.1\r\n",
+        "GET / HTTP/1.1\r\nHost:\r\n",
+        "GET / HTTP/1.1\r\nHost: cart\r\nHost: cart\r\n",
+        "GET / HTTP/1.1\r\nHost: cart\r\nHost: shop\r\n",
+        "GET / HTTP/1.1\r\nHost: cart, shop\r\n",
+        "GET / HTTP/1.1\r\nHost: user@cart\r\n",
+        "GET / HTTP/1.1\r\nHost: cart:99999\r\n",
+        "GET / HTTP/1.1\r\nHost: cart:-1\r\n",
+        "GET / HTTP/1.1\r\nHost: ca\u{fc}rt\r\n",
+        "GET http://user@cart/ HTTP/1.1\r\nHost: cart\r\n",
+        "GET https://cart/ HTTP/1.1\r\nHost: cart\r\n",
+        "CONNECT cart HTTP/1.1\r\nHost: cart\r\n",
+        "GET / HTTP/1.0\r\n",
     ] {
-        let answer = refused(&system, format!("{head}Connection: close\r\n\r\n")).await;
-        assert_eq!((answer.status, answer.problem().as_str()), (400, "bad-request"), "{why}: {answer:?}");
-        assert_eq!(answer.header("bluebox-retry-safe").as_deref(), Some("true"));
-        assert_eq!(answer.header("content-type").as_deref(), Some("application/problem+json"));
+        refused_with(&system, format!("{head}\r\nGET /smuggled HTTP/1.1\r\nHost: cart\r\n\r\n"), 400, "bad-request").await;
     }
 }
 

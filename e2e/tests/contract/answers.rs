@@ -171,6 +171,18 @@ pub async fn an_event_stream_ends_the_call_with_a_recorded_502(world: World) {
     was_delivered(&shop, &app, "/events", 1).await;
 }
 
+pub async fn an_answer_with_too_many_fields_ends_the_call_with_a_recorded_502(world: World) {
+    let (mut app, _cart, shop) = shop(&world, &[]).await;
+    // Beside those that the app's server adds.
+    for (fields, status) in [(250, 200), (257, 502)] {
+        let call = shop.begin(Call::post(&format!("http://cart/{fields}"), "x"));
+        let response = (0..fields).fold(Response::builder(), |response, n| response.header(format!("x-{n}"), "1"));
+        app.next().await.respond(response.body(content("many")).unwrap());
+        assert_eq!(call.answer().await.status.as_u16(), status, "{fields}");
+        was_delivered(&shop, &app, &format!("/{fields}"), 1).await;
+    }
+}
+
 pub async fn an_answer_that_never_ends_ends_the_call_with_a_recorded_502(world: World) {
     let (mut app, _cart, shop) = shop(&world, &[("--attempt-timeout", "2s")]).await;
     let location = shop.call(Call::post("http://cart/a", "x").prefer("respond-async, wait=1")).await.location();

@@ -29,6 +29,7 @@ pub async fn they_can_be_listed_and_replayed(world: World) {
     let again = app.next().await;
     assert_eq!(again.asked.header("bluebox-call-id"), id);
     assert_eq!((again.asked.target.as_str(), again.asked.body.len(), again.asked.header("x-mine")), ("/order", 400_000, "1"));
+    assert!(again.asked.may_have_started(), "the app had it in its first life");
     again.answer(200, "ordered");
     was_delivered(&shop, &app, "/order", 2).await;
     let listed = dlq(&world, &["list"]).await;

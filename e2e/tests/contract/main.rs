@@ -50,6 +50,7 @@ contract! {
         not_now_becomes_the_outcome_when_the_wait_ends_first,
         an_answer_over_the_limit_ends_the_call_with_a_recorded_502,
         an_event_stream_ends_the_call_with_a_recorded_502,
+        an_answer_with_too_many_fields_ends_the_call_with_a_recorded_502,
         an_answer_that_never_ends_ends_the_call_with_a_recorded_502,
         large_bodies_arrive_bit_for_bit_both_ways,
         a_body_over_the_limit_is_413,

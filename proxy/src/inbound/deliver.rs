@@ -1,5 +1,6 @@
 //! Hands a call to the app over loopback, and takes its answer in.
 
+use std::error::Error as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -23,6 +24,7 @@ use crate::config::{AppProtocol, Inbound, RouteLimits, Served};
 use crate::context::trace::Trace;
 use crate::context::{Contexts, LONG_RUNNING_ACTION};
 use crate::fields;
+use crate::head::MOST_FIELDS;
 use crate::problem::Problem;
 use crate::target::{self, Verbatim};
 use crate::transaction::coordinator::RECOVERY;
@@ -39,6 +41,9 @@ const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// An answer that is not complete when the time for an attempt is over counts as broken off if nothing came of it for so long, and else as one that never ends.
 const ANSWER_IDLE: Duration = Duration::from_secs(60);
+
+/// The longest head of an answer.
+const ANSWER_HEAD_BYTES: usize = 1 << 20;
 
 /// The app of this box. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -195,6 +200,11 @@ impl App {
                 return DeliveryEnd::Failed(format!("no answer within {}", humantime::format_duration(time)));
             }
             Ok(Err(e)) if e.is_connect() => return DeliveryEnd::NotThere,
+            Ok(Err(e)) if has_too_large_a_head(&e) => {
+                self.is_alive();
+                let detail = format!("the head of the app's answer has more than the {MOST_FIELDS} fields or {ANSWER_HEAD_BYTES} bytes that are taken");
+                return self.no_answer(call, attempt, &detail);
+            }
             Ok(Err(e)) => return DeliveryEnd::Failed(chain(&e)),
             Ok(Ok(response)) => response,
         };
@@ -283,7 +293,8 @@ impl App {
         if self.tells_partition {
             add(fields::PARTITION, &attempt.partition.to_string())?;
         }
-        if attempt.may_have_started {
+        // What is replayed was delivered before it became a dead letter, or may have been.
+        if attempt.may_have_started || call.replay > 0 {
             add(fields::MAY_HAVE_STARTED, "true")?;
         }
         Ok((request, raw_target))
@@ -293,8 +304,13 @@ impl App {
 fn client(idle_connections: usize) -> hyper_util::client::legacy::Builder {
     let mut builder = Client::builder(TokioExecutor::new());
     builder.pool_idle_timeout(POOL_IDLE).pool_timer(TokioTimer::new()).pool_max_idle_per_host(idle_connections);
-    builder.http1_max_buf_size(1 << 20).http1_max_headers(crate::head::MOST_FIELDS);
+    builder.http1_max_buf_size(ANSWER_HEAD_BYTES).http1_max_headers(MOST_FIELDS);
     builder
+}
+
+/// Whether an answer came whose head can't be taken. The app has acted then.
+fn has_too_large_a_head(error: &hyper_util::client::legacy::Error) -> bool {
+    error.source().and_then(|source| source.downcast_ref::<hyper::Error>()).is_some_and(hyper::Error::is_parse_too_large)
 }
 
 /// The outcome of a call that a proxy ends itself.

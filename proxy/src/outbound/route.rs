@@ -129,11 +129,11 @@ fn refused(name: &ComponentName, what: &str, remedy: &str) -> Problem {
 /// HTTP/1.1 with none or several Host fields is refused (RFC 9112, section 3.2). An absolute request target is what counts, and Host is replaced by it (section
 /// 3.2.2). In HTTP/2 the two must agree (RFC 9113, section 8.3.1).
 fn authority(head: &request::Parts) -> Result<Authority, Problem> {
-    let bad = |rule: String| Problem::new(Kind::BadRequest, rule);
+    let bad = |rule: String| Problem::new(Kind::BadRequest, rule).closing();
     let mut hosts = head.headers.get_all(header::HOST).into_iter();
     let host = hosts.next();
     if hosts.next().is_some() {
-        return Err(bad("the Host field is there more than once; send it once (RFC 9112, section 3.2)".to_owned()).closing());
+        return Err(bad("the Host field is there more than once; send it once (RFC 9112, section 3.2)".to_owned()));
     }
     let parse = |bytes: &[u8]| {
         // What stands before an `@` is a name and a password.
@@ -147,7 +147,7 @@ fn authority(head: &request::Parts) -> Result<Authority, Problem> {
         if authority.host().is_empty() || authority.as_str().contains('@') { Err(refuse()) } else { Ok(authority) }
     };
     if host.is_none() && head.version == Version::HTTP_11 {
-        return Err(bad("the Host field is missing (RFC 9112, section 3.2)".to_owned()).closing());
+        return Err(bad("the Host field is missing (RFC 9112, section 3.2)".to_owned()));
     }
     // What is replaced must be well-formed all the same: a Host that can't be read is 400 (section 3.2).
     let named = host.map(|h| h.as_bytes()).filter(|h| !h.is_empty()).map(parse).transpose()?;
@@ -168,11 +168,11 @@ fn port(authority: &Authority, tunnel: bool) -> Result<u16, Problem> {
     // The port is what follows the host: `cart:` has an empty one, which is the usual one (RFC 3986, section 3.2.3).
     let text = authority.as_str().strip_prefix(authority.host()).unwrap_or_default();
     match text.strip_prefix(':').unwrap_or(text) {
-        "" if tunnel => Err(Problem::new(Kind::BadRequest, "CONNECT needs a port (RFC 9110, section 9.3.6)")),
+        "" if tunnel => Err(Problem::new(Kind::BadRequest, "CONNECT needs a port (RFC 9110, section 9.3.6)").closing()),
         "" => Ok(80),
         digits => digits.parse::<u16>().ok().filter(|p| *p != 0 && digits.bytes().all(|b| b.is_ascii_digit())).ok_or_else(|| {
             let shown: String = digits.chars().take(20).collect();
-            Problem::new(Kind::BadRequest, format!("port {shown:?}: ports are 1 to 65535"))
+            Problem::new(Kind::BadRequest, format!("port {shown:?}: ports are 1 to 65535")).closing()
         }),
     }
 }

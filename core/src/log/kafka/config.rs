@@ -149,9 +149,7 @@ impl KafkaConfig {
 
     /// A client for questions: metadata, offsets.
     pub(super) fn control(&self) -> ClientConfig {
-        let mut config = self.asking("control");
-        config.set("statistics.interval.ms", INTERVAL_MS);
-        config
+        self.asking("control")
     }
 
     fn asking(&self, role: &str) -> ClientConfig {

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication};
@@ -12,7 +12,6 @@ use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 use tokio::sync::Semaphore;
 use tracing::warn;
 
-use super::brokers::Known;
 use super::config::{KafkaConfig, TOPIC_MESSAGE_BYTES};
 use super::error::{by_code, log_error};
 use super::link::{Link, Observer};
@@ -28,10 +27,10 @@ const GROUPS_AT_ONCE: usize = 32;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Making topics takes longer.
 const TOPIC_PATIENCE: Duration = Duration::from_secs(30);
-/// Clients that ask for the commits of groups, kept for the next time.
-const OUTSIDERS: usize = 8;
-/// How long such a client is kept that nobody asks. Each has threads, connections, and most of a megabyte.
-const OUTSIDER_IDLE: Duration = Duration::from_secs(10);
+/// Clients that are kept for the next question.
+const ASKERS: usize = 9;
+/// How long one is kept that asks nothing. Each has threads, connections, and half a megabyte; and a proxy has questions when it starts and when it takes over, hardly any between.
+const ASKER_IDLE: Duration = Duration::from_secs(30);
 
 /// A topic that every Kafka has once a group was used; whether it exists does not matter to the probe.
 const PROBED: &str = "__consumer_offsets";
@@ -39,33 +38,27 @@ const PROBED: &str = "__consumer_offsets";
 type Job = Box<dyn FnOnce() + Send>;
 
 pub(super) struct Control {
-    /// Replaced when it gets no answers for long, see [`Control::renew`].
-    client: RwLock<(Arc<BaseConsumer<Observer>>, Known)>,
+    /// The one that asked last first.
+    askers: Mutex<VecDeque<Asker>>,
     config: KafkaConfig,
     link: Arc<Link>,
     jobs: SyncSender<Job>,
-    /// The one that was asked last first.
-    outsiders: Mutex<VecDeque<Outsider>>,
     /// Places for questions about groups.
     groups: Arc<Semaphore>,
 }
 
-/// A client that asks what a group has committed.
-struct Outsider {
-    group: String,
-    client: Arc<BaseConsumer<Observer>>,
+/// A client for questions.
+struct Asker {
+    /// Whose commits it asks for; it is no member. `None`: it asks for all else.
+    group: Option<String>,
+    client: Arc<Client>,
     asked: Instant,
 }
 
-fn create(config: &KafkaConfig, link: &Arc<Link>) -> Result<(Arc<BaseConsumer<Observer>>, Known), KafkaError> {
-    let observer = Observer::new(link, "control");
-    let known = observer.known();
-    Ok((Arc::new(config.control().create_with_context(observer)?), known))
-}
+type Client = BaseConsumer<Observer>;
 
 impl Control {
     pub(super) fn start(config: &KafkaConfig, link: &Arc<Link>) -> Result<Arc<Self>, KafkaError> {
-        let client = RwLock::new(create(config, link)?);
         let (jobs, queue) = sync_channel::<Job>(QUEUE);
         let queue = Arc::new(Mutex::new(queue));
         for _ in 0..THREADS {
@@ -75,57 +68,58 @@ impl Control {
                 .spawn(move || work(&queue))
                 .map_err(|error| KafkaError::ClientCreation(format!("no thread for questions: {error}")))?;
         }
-        Ok(Arc::new(Self {
-            client,
-            config: config.clone(),
-            link: link.clone(),
-            jobs,
-            outsiders: Mutex::default(),
-            groups: Arc::new(Semaphore::new(GROUPS_AT_ONCE)),
-        }))
+        Ok(Arc::new(Self { askers: Mutex::default(), config: config.clone(), link: link.clone(), jobs, groups: Arc::new(Semaphore::new(GROUPS_AT_ONCE)) }))
     }
 
-    /// Serves what librdkafka has to say, since these clients are not polled otherwise; and closes those that nobody has asked for long.
+    /// Serves what librdkafka has to say, since these clients are not polled otherwise; and closes those that have asked nothing for long.
     pub(super) fn tend(&self) {
-        let client = self.client();
-        while let Some(Ok(_)) = client.poll(Duration::ZERO) {}
-        let mut outsiders = self.outsiders.lock().unwrap_or_else(PoisonError::into_inner);
-        for outsider in &*outsiders {
-            while let Some(Ok(_)) = outsider.client.poll(Duration::ZERO) {}
+        let mut askers = self.askers();
+        for asker in &*askers {
+            while let Some(Ok(_)) = asker.client.poll(Duration::ZERO) {}
         }
-        let in_use = outsiders.partition_point(|outsider| outsider.asked.elapsed() < OUTSIDER_IDLE);
-        let idle = outsiders.split_off(in_use);
-        drop(outsiders);
-        if !idle.is_empty() {
-            close(idle);
-        }
+        let in_use = askers.partition_point(|asker| asker.asked.elapsed() < ASKER_IDLE);
+        let idle = askers.split_off(in_use);
+        drop(askers);
+        close(idle);
     }
 
-    fn client(&self) -> Arc<BaseConsumer<Observer>> {
-        self.client.read().unwrap_or_else(PoisonError::into_inner).0.clone()
+    fn askers(&self) -> MutexGuard<'_, VecDeque<Asker>> {
+        self.askers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes another client if this one knows of no broker any more.
-    pub(super) fn renew_if_alone(&self) {
-        let known = self.client.read().unwrap_or_else(PoisonError::into_inner).1.clone();
-        if known.is_none() {
-            warn!("the client for questions knew no broker any more and was replaced");
-            self.renew();
-        }
-    }
-
-    /// Takes another client, with connections of its own.
-    pub(super) fn renew(&self) {
-        let new = match create(&self.config, &self.link) {
-            Ok(new) => new,
-            Err(error) => return warn!(%error, "the client for questions can't be replaced"),
+    /// The client that asks for the commits of this group, or for all else; made if there is none.
+    fn client(&self, group: Option<&str>) -> Result<Arc<Client>, LogError> {
+        let mut askers = self.askers();
+        let known = askers.iter().position(|asker| asker.group.as_deref() == group).and_then(|at| askers.remove(at));
+        let client = match known {
+            Some(asker) => asker.client,
+            None => {
+                let (config, role) = match group {
+                    Some(group) => (self.config.outsider(group), "outsider"),
+                    None => (self.config.control(), "control"),
+                };
+                Arc::new(config.create_with_context(Observer::new(&self.link, role)).map_err(|error| log_error("a client for questions", &error))?)
+            }
         };
-        close(std::mem::replace(&mut *self.client.write().unwrap_or_else(PoisonError::into_inner), new));
+        askers.push_front(Asker { group: group.map(str::to_owned), client: client.clone(), asked: Instant::now() });
+        let left_over = if askers.len() > ASKERS { askers.pop_back() } else { None };
+        drop(askers);
+        close(left_over);
+        Ok(client)
+    }
+
+    /// The next question is asked by another client, with connections of its own. One that gets no answers for long may know of no broker any more, see [`brokers`](super::brokers).
+    pub(super) fn renew(&self, group: Option<&str>) {
+        let mut askers = self.askers();
+        let old = askers.iter().position(|asker| asker.group.as_deref() == group).and_then(|at| askers.remove(at));
+        drop(askers);
+        close(old);
     }
 
     /// Whether any broker answers.
     pub(super) fn probe(&self, limit: Duration) -> Result<(), String> {
-        self.client().client().fetch_metadata(Some(PROBED), limit).map(drop).map_err(|error| error.to_string())
+        let client = self.client(None).map_err(|error| error.to_string())?;
+        client.client().fetch_metadata(Some(PROBED), limit).map(drop).map_err(|error| error.to_string())
     }
 
     /// Asks when a thread is free. `job` must not block for longer than the patience of its question.
@@ -166,19 +160,24 @@ impl Control {
     }
 
     /// Asks again while the broker is only not ready, and once more when it knows no such topic: brokers learn of new topics one after the other.
-    fn patiently<T>(&self, ask: impl Fn(Duration) -> Result<T, LogError>) -> Result<T, LogError> {
+    fn patiently<T>(&self, group: Option<&str>, ask: impl Fn(&Client, Duration) -> Result<T, LogError>) -> Result<T, LogError> {
         let deadline = Instant::now() + PATIENCE;
         let mut unknown = 0;
         loop {
             let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(50));
-            let error = match ask(left) {
+            let error = match ask(&*self.client(group)?, left) {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
             match error {
                 LogError::NotFound(_) if unknown < 2 => unknown += 1,
                 LogError::Unavailable(_) if Instant::now() < deadline && !self.link.is_away() => {}
-                error => return Err(error),
+                error => {
+                    if matches!(error, LogError::Unavailable(_)) {
+                        self.renew(group);
+                    }
+                    return Err(error);
+                }
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -186,11 +185,11 @@ impl Control {
 
     pub(super) fn bounds(&self, of: &TopicPartition) -> Result<Bounds, LogError> {
         let partition = super::legal(of).map_err(|_| LogError::NotFound(of.to_string()))?;
-        self.patiently(|limit| {
-            let asked = self.client().fetch_watermarks(of.topic.as_str(), partition, limit).map_err(|error| log_error(&of.to_string(), &error));
+        self.patiently(None, |client, limit| {
+            let asked = client.fetch_watermarks(of.topic.as_str(), partition, limit).map_err(|error| log_error(&of.to_string(), &error));
             let (start, end) = match asked {
                 // Also said of a partition that only has no leader at the moment. The metadata knows; and without a leader this is *not available*.
-                Err(LogError::NotFound(what)) if self.partitions_once(&of.topic, limit)? > of.partition => return Err(LogError::Unavailable(what)),
+                Err(LogError::NotFound(what)) if partitions_once(client, &of.topic, limit)? > of.partition => return Err(LogError::Unavailable(what)),
                 asked => asked?,
             };
             let offset = |raw: i64| Offset::new(u64::try_from(raw).unwrap_or(0));
@@ -210,8 +209,8 @@ impl Control {
         if of.is_empty() {
             return Ok(Vec::new());
         }
-        self.patiently(|limit| {
-            let found = self.client().offsets_for_times(wanted.clone(), limit).map_err(|error| log_error("ends of partitions", &error))?;
+        self.patiently(None, |client, limit| {
+            let found = client.offsets_for_times(wanted.clone(), limit).map_err(|error| log_error("ends of partitions", &error))?;
             let end = |partition: &TopicPartition| {
                 let number = i32::try_from(partition.partition).unwrap_or(i32::MAX);
                 let element = found.find_partition(partition.topic.as_str(), number).ok_or_else(|| LogError::NotFound(partition.to_string()))?;
@@ -229,58 +228,14 @@ impl Control {
         if super::legal(&of.partition(0)).is_err() {
             return Ok(None);
         }
-        match self.patiently(|limit| self.partitions_once(of, limit)) {
+        match self.patiently(None, |client, limit| partitions_once(client, of, limit)) {
             Err(LogError::NotFound(_)) => Ok(None),
             other => other.map(Some),
         }
     }
 
-    fn partitions_once(&self, of: &Topic, limit: Duration) -> Result<u32, LogError> {
-        let metadata = self.client().fetch_metadata(Some(of.as_str()), limit).map_err(|error| log_error(of.as_str(), &error))?;
-        let topic = metadata.topics().iter().find(|topic| topic.name() == of.as_str());
-        let topic = topic.ok_or_else(|| LogError::NotFound(of.to_string()))?;
-        if let Some(error) = topic.error() {
-            return Err(by_code(of.as_str(), error.into()));
-        }
-        if topic.partitions().iter().any(|partition| partition.leader() < 0) {
-            return Err(LogError::Unavailable(format!("{of}: not all partitions have a leader")));
-        }
-        match u32::try_from(topic.partitions().len()) {
-            Ok(0) | Err(_) => Err(LogError::NotFound(of.to_string())),
-            Ok(count) => Ok(count),
-        }
-    }
-
     pub(super) fn committed(&self, group: &str, of: &[TopicPartition]) -> Result<Vec<Option<Committed>>, LogError> {
-        let outsider = self.outsider(group)?;
-        let found = self.patiently(|limit| committed_of(&outsider, group, of, limit));
-        if matches!(found, Err(LogError::Unavailable(_))) {
-            // It may know of no broker any more; the next question makes another.
-            let mut outsiders = self.outsiders.lock().unwrap_or_else(PoisonError::into_inner);
-            outsiders.retain(|known| !Arc::ptr_eq(&known.client, &outsider));
-        }
-        found
-    }
-
-    fn outsider(&self, group: &str) -> Result<Arc<BaseConsumer<Observer>>, LogError> {
-        let mut outsiders = self.outsiders.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = outsiders.iter().position(|known| known.group == group)
-            && let Some(found) = outsiders.remove(at)
-        {
-            let client = found.client.clone();
-            outsiders.push_front(Outsider { asked: Instant::now(), ..found });
-            return Ok(client);
-        }
-        let config = self.config.outsider(group);
-        let client: BaseConsumer<Observer> =
-            config.create_with_context(Observer::new(&self.link, "outsider")).map_err(|error| log_error(&format!("group {group:?}"), &error))?;
-        let client = Arc::new(client);
-        outsiders.push_front(Outsider { group: group.to_owned(), client: client.clone(), asked: Instant::now() });
-        let left_over = if outsiders.len() > OUTSIDERS { outsiders.pop_back() } else { None };
-        drop(outsiders);
-        // Not under the lock.
-        drop(left_over);
-        Ok(client)
+        self.patiently(Some(group), |client, limit| committed_of(client, group, of, limit))
     }
 
     pub(super) fn settings(&self, of: &[Topic]) -> Result<Vec<Option<TopicSettings>>, LogError> {
@@ -290,7 +245,7 @@ impl Control {
         let mut all = Vec::with_capacity(of.len());
         for some in of.chunks(AT_ONCE) {
             let wanted: Vec<ResourceSpecifier<'_>> = some.iter().map(|topic| ResourceSpecifier::Topic(topic.as_str())).collect();
-            let found = self.patiently(|limit| {
+            let found = self.patiently(None, |_, limit| {
                 let options = AdminOptions::new().request_timeout(Some(limit));
                 match block_on(admin.describe_configs(&wanted, &options), limit * 2) {
                     Some(Ok(found)) => Ok(found),
@@ -317,7 +272,7 @@ impl Control {
             if spec.partitions == 0 {
                 return Err(LogError::Refused(format!("topic {}: 0 partitions: at least 1", spec.topic)));
             }
-            match self.partitions_once(&spec.topic, PATIENCE) {
+            match self.client(None).and_then(|client| partitions_once(&client, &spec.topic, PATIENCE)) {
                 Ok(_) => {}
                 Err(LogError::NotFound(_)) => missing.push(spec),
                 Err(LogError::Unavailable(_)) if !self.link.is_away() => missing.push(spec),
@@ -330,7 +285,7 @@ impl Control {
         self.create_missing(&missing, deadline)?;
         for spec in missing {
             loop {
-                match self.partitions_once(&spec.topic, PATIENCE) {
+                match self.client(None).and_then(|client| partitions_once(&client, &spec.topic, PATIENCE)) {
                     Ok(_) => break,
                     Err(LogError::NotFound(_) | LogError::Unavailable(_)) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
                     Err(LogError::NotFound(_)) => return Err(LogError::Unavailable(format!("{}: made, but not to be seen yet", spec.topic))),
@@ -381,8 +336,29 @@ impl Control {
     }
 }
 
-/// Closes clients in the background: that takes a moment, and the prober has none.
-fn close(clients: impl Send + 'static) {
+/// How many partitions a topic has, asked once.
+fn partitions_once(client: &Client, of: &Topic, limit: Duration) -> Result<u32, LogError> {
+    let metadata = client.fetch_metadata(Some(of.as_str()), limit).map_err(|error| log_error(of.as_str(), &error))?;
+    let topic = metadata.topics().iter().find(|topic| topic.name() == of.as_str());
+    let topic = topic.ok_or_else(|| LogError::NotFound(of.to_string()))?;
+    if let Some(error) = topic.error() {
+        return Err(by_code(of.as_str(), error.into()));
+    }
+    if topic.partitions().iter().any(|partition| partition.leader() < 0) {
+        return Err(LogError::Unavailable(format!("{of}: not all partitions have a leader")));
+    }
+    match u32::try_from(topic.partitions().len()) {
+        Ok(0) | Err(_) => Err(LogError::NotFound(of.to_string())),
+        Ok(count) => Ok(count),
+    }
+}
+
+/// Closes clients in the background, if there are any: that takes a moment, and the prober has none.
+fn close(askers: impl IntoIterator<Item = Asker>) {
+    let clients: Vec<_> = askers.into_iter().map(|asker| asker.client).collect();
+    if clients.is_empty() {
+        return;
+    }
     if let Err(error) = std::thread::Builder::new().name("kafka-close".to_owned()).spawn(move || drop(clients)) {
         warn!(%error, "a client could not be closed in the background");
     }

@@ -139,7 +139,6 @@ fn probe_loop(link: &Link, control: &Weak<Control>, appender: &Weak<Appender>) {
     while !link.is_closed() {
         let (Some(control), Some(appender)) = (control.upgrade(), appender.upgrade()) else { return };
         control.tend();
-        control.renew_if_alone();
         if link.doubted.swap(false, Ordering::AcqRel) || !known || link.is_away() {
             if link.suspected.swap(false, Ordering::AcqRel) {
                 appender.hold();
@@ -154,7 +153,7 @@ fn probe_loop(link: &Link, control: &Weak<Control>, appender: &Weak<Appender>) {
                 Err(error) => {
                     failed = failed.saturating_add(1);
                     if failed.is_multiple_of(RENEW_AFTER) {
-                        control.renew();
+                        control.renew(None);
                     }
                     if link.complaint.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
                         link.complain(&error);
