@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// The logical name of a component: a lower-case DNS label (RFC 1123, section 2.1), at most 63 bytes.
+/// The logical name of a component: a lower-case DNS label (RFC 1123, section 2.1), at most 63 bytes, neither `localhost` nor digits alone.
 ///
 /// Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -26,7 +26,7 @@ impl ComponentName {
     /// Checks `name` and makes it a component's.
     ///
     /// # Errors
-    /// When `name` is no lower-case DNS label, or is the reserved name `bluebox`.
+    /// When `name` is no lower-case DNS label, or one that means something else: the reserved name `bluebox`, `localhost`, or digits alone.
     pub fn try_new(name: &str) -> Result<Self, InvalidName> {
         let refuse = |rule| {
             // A name comes from outside: what is echoed is bounded.
@@ -45,6 +45,13 @@ impl ComponentName {
         }
         if name.starts_with('-') || name.ends_with('-') {
             return refuse("names begin and end with a letter or a digit (RFC 1123)");
+        }
+        // Clients take the first for an address (0.0.0.123), and the second for their own machine, proxy or not.
+        if name.bytes().all(|b| b.is_ascii_digit()) {
+            return refuse("clients take a name of digits alone for an address; put a letter into it");
+        }
+        if name == "localhost" {
+            return refuse("clients ask nobody for localhost: it is their own machine; take another name");
         }
         Ok(Self(name.into()))
     }
@@ -101,7 +108,7 @@ mod tests {
 
     #[test]
     fn labels_are_names() {
-        for name in ["a", "cart", "cart-2", "0", &"x".repeat(63)] {
+        for name in ["a", "cart", "cart-2", "0a", &"x".repeat(63)] {
             assert!(ComponentName::try_new(name).is_ok(), "{name}");
         }
     }

@@ -53,7 +53,7 @@ impl Names {
 
 /// Whether a label could be a component's name.
 fn may_be_one(label: &str) -> bool {
-    label == RESERVED || (ComponentName::try_new(label).is_ok() && label != "localhost" && !label.bytes().all(|b| b.is_ascii_digit()))
+    label == RESERVED || ComponentName::try_new(label).is_ok()
 }
 
 #[cfg(test)]

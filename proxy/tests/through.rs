@@ -216,8 +216,10 @@ async fn an_app_that_speaks_http2() {
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let service = hyper::service::service_fn(async |request: http::Request<hyper::body::Incoming>| {
-                let text =
-                    format!("{:?} {} {}", request.version(), request.uri().path_and_query().unwrap(), request.headers()["bluebox-caller"].to_str().unwrap());
+                let (uri, headers) = (request.uri(), request.headers());
+                // The host that was called is `:authority`, and not beside that in another form.
+                let host = (uri.authority().unwrap(), headers.get("host"));
+                let text = format!("{:?} {host:?} {} {}", request.version(), uri.path_and_query().unwrap(), headers["bluebox-caller"].to_str().unwrap());
                 Ok::<_, std::convert::Infallible>(http::Response::new(http_body_util::Full::new(bytes::Bytes::from(text))))
             });
             let http = hyper::server::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new());
@@ -228,7 +230,7 @@ async fn an_app_that_speaks_http2() {
     // HTTP/2 takes only what is a URI.
     for (sent, arrives) in [("/x?y", "/x?y"), ("/<x>`?q=\"y\"", "/%3Cx%3E%60?q=%22y%22")] {
         let answer = installation.ask(format!("GET {sent} HTTP/1.1\r\nHost: cart\r\nConnection: close\r\n\r\n")).await;
-        assert_eq!(String::from_utf8_lossy(&answer.body), format!("HTTP/2.0 {arrives} gateway"), "{answer:?}");
+        assert_eq!(String::from_utf8_lossy(&answer.body), format!("HTTP/2.0 (cart, None) {arrives} gateway"), "{answer:?}");
     }
 }
 

@@ -49,11 +49,13 @@ const PLACE: &str = "http://bluebox/v1/calls/";
 pub(crate) async fn run(options: CallsOptions) -> anyhow::Result<()> {
     let Some(id) = &options.id else { return list(&options).await };
     let id = id.strip_prefix(PLACE).unwrap_or(id);
-    if id.is_empty() || !id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'~')) {
+    if CallRef::decode(id).is_some() {
+        return outcome(&options, id).await;
+    }
+    if id.is_empty() || id.len() > 32 || !id.bytes().all(|b| b.is_ascii_hexdigit()) {
         bail!("{id:?}: no call has this id; it is what stands in `bluebox-call-id`, or what follows {PLACE} in the Location that the caller was given");
     }
-    let is_hexadecimal = id.len() <= 32 && id.bytes().all(|b| b.is_ascii_hexdigit());
-    if is_hexadecimal && CallRef::decode(id).is_none() { story(&options, &id.to_ascii_lowercase()).await } else { outcome(&options, id).await }
+    story(&options, &id.to_ascii_lowercase()).await
 }
 
 async fn list(options: &CallsOptions) -> anyhow::Result<()> {

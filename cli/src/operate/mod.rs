@@ -204,7 +204,7 @@ impl SystemOptions {
                 options.describe(),
                 reached.prefix.registry()
             ),
-            Ok(Err(error)) => Err(error).context(options.remedy()),
+            Ok(Err(error)) => Err(error).with_context(|| format!("{} can't be asked. {}", options.describe(), options.remedy())),
             Err(_) => bail!("{} did not answer within {} s. {}", options.describe(), PATIENCE.as_secs(), options.remedy()),
         }
     }

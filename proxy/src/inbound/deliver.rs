@@ -4,6 +4,7 @@ use std::error::Error as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use bluebox_core::call::{Call, Digest, Outcome, Reason, Response, Source};
@@ -17,6 +18,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tower_service::Service;
 
 use super::partition::DeliveryEnd;
 use crate::bulk::{Bulk, OutBody, TakeIn, TakeInError};
@@ -48,8 +50,8 @@ const ANSWER_HEAD_BYTES: usize = 1 << 20;
 /// The app of this box. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct App {
-    client: Client<Verbatim<HttpConnector>, OutBody>,
-    connector: HttpConnector,
+    client: Client<Verbatim<ToApp>, OutBody>,
+    connector: ToApp,
     component: ComponentName,
     address: SocketAddr,
     protocol: AppProtocol,
@@ -64,6 +66,37 @@ pub struct App {
     routes: Vec<RouteLimits>,
     /// Attempts in a row that got no answer.
     unanswered: Arc<AtomicU32>,
+}
+
+/// Connects to the app, whichever host a request names.
+#[derive(Debug, Clone)]
+struct ToApp {
+    inner: HttpConnector,
+    app: Option<Uri>,
+}
+
+impl ToApp {
+    fn new(app: SocketAddr) -> Self {
+        let mut inner = HttpConnector::new();
+        inner.set_nodelay(true);
+        inner.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        Self { inner, app: Uri::try_from(format!("http://{app}/")).ok() }
+    }
+}
+
+impl Service<Uri> for ToApp {
+    type Response = <HttpConnector as Service<Uri>>::Response;
+    type Error = <HttpConnector as Service<Uri>>::Error;
+    type Future = <HttpConnector as Service<Uri>>::Future;
+
+    fn poll_ready(&mut self, cx: &mut std::task::Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, named: Uri) -> Self::Future {
+        // Every address makes a URI.
+        self.inner.call(self.app.clone().unwrap_or(named))
+    }
 }
 
 /// One try to hand a call to the app.
@@ -99,9 +132,7 @@ pub enum Handed {
 impl App {
     /// The app that serves a component. Its large answers go to where `bulk` writes; `contexts` knows what it is at.
     pub fn new(served: &Served, limits: &Inbound, bulk: Bulk, contexts: Contexts) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        let connector = ToApp::new(served.app);
         let client = client(limits.concurrency).http2_only(served.protocol == AppProtocol::H2c).build(Verbatim::new(connector.clone(), None));
         let mut routes = limits.routes.clone();
         routes.sort_by_key(|route| std::cmp::Reverse(route.path.len()));
@@ -257,8 +288,13 @@ impl App {
             AppProtocol::Http1 => target::path_and_query(&call.request.target)?,
             AppProtocol::H2c => target::path_and_query(&target::encoded(&call.request.target))?,
         };
+        // Over HTTP/2 the host that was called is a part of the URI (RFC 9113, section 8.3.1); over HTTP/1 all requests have one URI, so that they share connections.
+        let authority = match self.protocol {
+            AppProtocol::Http1 => Authority::try_from(self.address.to_string())?,
+            AppProtocol::H2c => Authority::try_from(call.request.authority.as_str())?,
+        };
         let mut parts = http::uri::Parts::default();
-        (parts.scheme, parts.authority, parts.path_and_query) = (Some(Scheme::HTTP), Some(Authority::try_from(self.address.to_string())?), Some(path));
+        (parts.scheme, parts.authority, parts.path_and_query) = (Some(Scheme::HTTP), Some(authority), Some(path));
         let uri = Uri::from_parts(parts)?;
         let mut request = http::Request::builder().method(call.request.method.clone()).uri(uri);
         if self.protocol == AppProtocol::H2c {
@@ -268,7 +304,9 @@ impl App {
         let mut request = request.body(body)?;
         let headers = request.headers_mut();
         *headers = call.request.headers.clone();
-        headers.insert(header::HOST, HeaderValue::from_str(&call.request.authority)?);
+        if self.protocol == AppProtocol::Http1 {
+            headers.insert(header::HOST, HeaderValue::from_str(&call.request.authority)?);
+        }
         match handed {
             Handed::AsItCame => {}
             Handed::Without => _ = headers.remove(LONG_RUNNING_ACTION),

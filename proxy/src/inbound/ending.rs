@@ -162,7 +162,7 @@ impl Endings {
 /// What a refusal says.
 fn detail(reason: Reason) -> &'static str {
     match reason {
-        Reason::KeyReused => "the same Idempotency-Key was used before with another method, target or body",
+        Reason::KeyReused => "the same Idempotency-Key was used before with another method, target or body, or, at a gateway, another Authorization or Cookie",
         Reason::RecordedFull => "this box remembers as many recorded calls as it may; the call was not delivered",
         Reason::Cancelled => "the call was cancelled",
         Reason::Attempts => "too many attempts failed",

@@ -130,7 +130,7 @@ impl OutboundSide {
             id
         };
         let mut draft = Draft::new(head, destination, caller, limits, draw)?;
-        let (id, keyed, hold, preferences, ordinal) = (draft.id, draft.keyed, draft.hold, draft.preferences, draft.ordinal);
+        let (id, keyed, hold, ttl, preferences, ordinal) = (draft.id, draft.keyed, draft.hold, draft.ttl, draft.preferences, draft.ordinal);
         let repeatable = can_be_repeated(&draft.method, keyed);
         if self.spans.are_wanted() {
             let topic = topics.calls.as_str();
@@ -203,6 +203,7 @@ impl OutboundSide {
             sent,
             appended,
             hold,
+            ttl,
             repeatable,
             preferences,
             recorded,
@@ -279,8 +280,10 @@ impl OutboundSide {
             return Ok(Carried::Later(Box::new(later(&call_ref, &accepted, handed.preferences.applied(true)))));
         }
         let waited = humantime::format_duration(hold);
+        // Who reads, and can't ask later, has no use for an answer that comes when nobody waits any more.
+        let goes_on = if handed.ttl > hold { "the call goes on" } else { "that was its deadline too, so it is not begun any more" };
         let detail = format!(
-            "it was waited for {waited}; the call goes on. Ask for a longer wait with `Prefer: wait=N`, or for the outcome later with `Prefer: respond-async`"
+            "it was waited for {waited}; {goes_on}. Ask for a longer wait with `Prefer: wait=N`, or for the outcome later with `Prefer: respond-async`"
         );
         Err(Problem::new(Kind::NoOutcomeYet, detail).about(handed.id).retry_safe(handed.repeatable))
     }
@@ -302,6 +305,7 @@ pub(super) struct Handed {
     /// When the log, or an outcome, said that it is there.
     appended: tokio::time::Instant,
     hold: Duration,
+    ttl: Duration,
     repeatable: bool,
     preferences: Preferences,
     recorded: Option<Digest>,

@@ -53,6 +53,8 @@ pub struct Draft {
     pub preferences: Preferences,
     /// How long the caller's connection is held once the call is accepted; zero for one that wants to be answered at once.
     pub hold: Duration,
+    /// How long it may be delivered.
+    pub ttl: Duration,
     /// Whether the caller named it with an `Idempotency-Key`.
     pub keyed: bool,
     /// For a recorded call: the digest so far, to be fed with the content.
@@ -65,7 +67,6 @@ pub struct Draft {
     caller: ComponentName,
     destination: Destination,
     ordering_key: Option<Bytes>,
-    ttl: Duration,
     headers: HeaderMap,
 }
 

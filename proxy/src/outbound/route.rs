@@ -117,7 +117,7 @@ pub fn decide_at(head: &request::Parts, directory: &Directory, at: Option<u16>) 
 
 fn may_be_a_component<'h>(host: &'h str, names: &Names) -> Option<&'h str> {
     let name = ordinal_of(host).map(|(name, _)| name).or_else(|| names.hosted(host))?;
-    (ComponentName::try_new(name).is_ok() && name != "localhost" && !name.bytes().all(|b| b.is_ascii_digit())).then_some(name)
+    ComponentName::try_new(name).is_ok().then_some(name)
 }
 
 fn refused(name: &ComponentName, what: &str, remedy: &str) -> Problem {
