@@ -80,7 +80,7 @@ impl Running {
         // What only loopback may reach is no more to be reached through the proxy than the proxy itself.
         let caught = listeners.transparent.iter().filter_map(|listener| listener.local_addr().ok());
         let own = [Some(listen), listeners.control.as_ref().map(|(_, address)| *address)].into_iter().flatten().chain(caught).collect();
-        let pass = PassThrough::new(own, config.outbound.connect_timeout, metrics.clone());
+        let pass = PassThrough::new(own, directory.clone(), config.outbound.connect_timeout, metrics.clone());
         info!(name = %config.name, %instance, %listen, serves = ?config.serves.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), "a proxy started");
         let spans = Spans::start(config.traces.as_ref(), &config.name, &instance.to_string(), bluebox_observe::trace::Counts::try_new(metrics.counts())?);
 

@@ -34,6 +34,7 @@ use crate::outbound::interim::Interims;
 use crate::outbound::respond::{AnswerBody, Asked, BodyError};
 use crate::outbound::route::{Target, wants_upgrade};
 use crate::problem::{Kind, Problem};
+use crate::registry::Directory;
 use crate::target::{self, Verbatim};
 
 /// Unused connections to one server that are kept.
@@ -58,13 +59,13 @@ pub struct PassThrough {
 pub type Place = Arc<OwnedSemaphorePermit>;
 
 impl PassThrough {
-    /// For a proxy that listens at these addresses of its `own`, none of which it connects to; its connections come up within `connect_timeout`.
-    pub fn new(own: Vec<SocketAddr>, connect_timeout: Duration, metrics: Metrics) -> Self {
+    /// For a proxy that listens at these addresses of its `own`, none of which it connects to, and knows these components; its connections come up within `connect_timeout`.
+    pub fn new(own: Vec<SocketAddr>, directory: watch::Receiver<Directory>, connect_timeout: Duration, metrics: Metrics) -> Self {
         let mut http = HttpConnector::new();
         http.set_nodelay(true);
         // A server with several addresses: the timeout is for all of them, so that one that is dead does not use it up.
         http.set_connect_timeout(Some(connect_timeout));
-        let connector = Connector { http, own: own.into(), timeout: connect_timeout };
+        let connector = Connector { http, own: own.into(), directory, timeout: connect_timeout };
         let http1 = client(IDLE_PER_HOST).build(Verbatim::new(connector.clone(), None));
         let http2 = client(IDLE_PER_HOST).http2_only(true).build(Verbatim::new(connector.clone(), None));
         Self { http1, http2, connector, metrics, tunnels: TaskTracker::new(), stop: CancellationToken::new(), turn: Arc::default() }
@@ -242,6 +243,9 @@ fn failure(to: &Authority, error: &(dyn std::error::Error + 'static), before_sen
         if e.is::<Looped>() {
             return Problem::new(Kind::Loop, format!("{to} is this proxy itself: name a component or another server"));
         }
+        if e.is::<Registered>() {
+            return Problem::new(Kind::NotReady, format!("{to}: {e}; nothing was sent there: try again, and it is a call"));
+        }
         if e.is::<TimedOut>() {
             return Problem::new(Kind::PassThroughTimeout, format!("{to}: {e}"));
         }
@@ -300,16 +304,23 @@ impl http_body::Body for Asking {
 #[error("the connection leads back to this proxy")]
 struct Looped;
 
+/// What was no component when a connection to it was begun is one now.
+#[derive(Debug, thiserror::Error)]
+#[error("a component of this name registered while it was connected to")]
+struct Registered;
+
 /// The connection did not come up in time.
 #[derive(Debug, thiserror::Error)]
 #[error("no connection within {}", humantime::format_duration(self.0))]
 struct TimedOut(Duration);
 
-/// Connects, but never to this proxy itself.
+/// Connects, but never to this proxy itself, and not to what has become a component meanwhile: a Service without pods may refuse no connection, and then it takes until the first box is there,
+/// which has registered before. What is sent to that is not to go past the log.
 #[derive(Debug, Clone)]
 struct Connector {
     http: HttpConnector,
     own: Arc<[SocketAddr]>,
+    directory: watch::Receiver<Directory>,
     timeout: Duration,
 }
 
@@ -325,6 +336,12 @@ impl Connector {
             peer == own || (own.is_unspecified() && (peer == local || peer.is_loopback()))
         })
     }
+
+    /// Whether a request to there is a call, as far as is known now.
+    fn is_a_component(&self, to: &Uri) -> bool {
+        let (host, port) = (to.host().unwrap_or_default().to_ascii_lowercase(), to.port_u16().unwrap_or(80));
+        self.directory.borrow().component(&host).is_some_and(|(_, component, _)| component.ports.contains(&port))
+    }
 }
 
 impl tower_service::Service<Uri> for Connector {
@@ -337,12 +354,53 @@ impl tower_service::Service<Uri> for Connector {
     }
 
     fn call(&mut self, to: Uri) -> Self::Future {
-        let connecting = self.http.call(to);
+        // A box of a component that is connected to past the log is one already.
+        let was_one = self.is_a_component(&to);
+        let connecting = self.http.call(to.clone());
         let this = self.clone();
         Box::pin(async move {
             // Looking the name up counts too.
             let stream = tokio::time::timeout(this.timeout, connecting).await.map_err(|_| TimedOut(this.timeout))??;
-            if this.leads_back(stream.inner()) { Err(Looped.into()) } else { Ok(stream) }
+            if this.leads_back(stream.inner()) {
+                return Err(Looped.into());
+            }
+            if !was_one && this.is_a_component(&to) { Err(Registered.into()) } else { Ok(stream) }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bluebox_core::registry::{Component, Registry};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_became_a_component_while_it_was_connected_to_is_not_sent_past_the_log() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let to: Uri = format!("http://localhost:{port}/").parse().unwrap();
+        let directory = watch::Sender::new(Directory { complete: true, ..Directory::default() });
+        let mut connector = Connector { http: HttpConnector::new(), own: Arc::default(), directory: directory.subscribe(), timeout: Duration::from_secs(20) };
+        let register = |ports: Vec<u16>| {
+            let mut registry = Registry::default();
+            registry.apply(b"localhost", Some(&serde_json::to_vec(&Component { ports, ..Component::default() }).unwrap())).unwrap();
+            directory.send_modify(|directory| directory.registry = Arc::new(registry));
+        };
+
+        let connecting = connector.call(to.clone());
+        assert!(connecting.await.is_ok(), "nobody knows of a component");
+        let connecting = connector.call(to.clone());
+        register(vec![80]);
+        assert!(connecting.await.is_ok(), "at another port it is a server like any other");
+
+        let connecting = connector.call(to.clone());
+        register(vec![80, port]);
+        let error = connecting.await.unwrap_err();
+        assert_eq!(failure(to.authority().unwrap(), &*error, true).kind(), Kind::NotReady);
+
+        // Where it is known to be one, it was decided that this does not go through the log.
+        assert!(connector.call(to).await.is_ok());
     }
 }
