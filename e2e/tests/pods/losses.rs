@@ -99,10 +99,9 @@ fn goes_unseen(loss: &Loss, probe: &Probe) -> bool {
 
 /// Every loss; with `FULL=1` of apps with every kind of probe.
 pub(crate) fn all(cluster: &Cluster, report: &Report) {
+    // Boxes at once: this is one machine. An even number, so that the same loss comes to both ways at the same time.
+    const AT_ONCE: usize = 8;
     let full = std::env::var_os("FULL").is_some();
-    // Boxes at once: this is one machine, and all that takes long has more time than it needs; but what they take is in docs/. An even number, so that the same loss comes to both ways at
-    // the same time.
-    let at_once = if full { 8 } else { 14 };
     cluster.namespace("losses", &["bluebox.dev/injection=enabled"]);
     let (ways, taken) = ways(cluster);
     let every = LOSSES.iter().flat_map(|loss| PROBES.iter().map(move |probe| (loss, probe)));
@@ -111,7 +110,7 @@ pub(crate) fn all(cluster: &Cluster, report: &Report) {
         .flat_map(|(loss, probe)| ways.iter().copied().map(move |way| Case { name: format!("{}-{}-{way}", loss.name, probe.name), loss, probe, way }))
         .collect();
     let mut failed = Vec::new();
-    for some in cases.chunks(at_once) {
+    for some in cases.chunks(AT_ONCE) {
         failed.extend(some_of_them(cluster, report, some, &taken));
     }
     assert!(failed.is_empty(), "{}", failed.join("\n"));
