@@ -36,6 +36,9 @@ pub struct Call {
     pub request: Request,
 }
 
+/// The longest encoded outcome that the record of a transaction keeps for the call that ended it, in bytes.
+pub const MAX_KEPT_OUTCOME_BYTES: usize = 64 << 10;
+
 /// SHA-256 of the parts of a recorded call that must not change between retries.
 pub type Digest = [u8; 32];
 

@@ -157,6 +157,17 @@ pub(crate) fn tables(figures: &Map<String, Value>) -> String {
             of("floor", "p50_us"),
             of("floor", "p99_us")
         );
+        if let Some(times) = transactions.get("times_its_calls_p50").and_then(Value::as_f64) {
+            let count = |name| transactions.get(name).and_then(Value::as_u64).unwrap_or(0);
+            let _ = writeln!(
+                text,
+                "\nIts {} durable calls alone, one after the other: p50 {}, p99 {}; a transaction, with {} records of its state, takes {times:.2} times that",
+                count("durable_calls"),
+                of("calls", "p50_us"),
+                of("calls", "p99_us"),
+                count("awaited_records")
+            );
+        }
         let number = |name, field| figure(transactions, name, field).unwrap_or(0.0);
         if let Some(many) = transactions.get("many") {
             let last = |field: &str| many.get(field).and_then(|all| all.as_array()?.last()?.as_f64()).unwrap_or(0.0) / MEBIBYTE;
@@ -218,11 +229,22 @@ mod tests {
             "about": { "machine": { "cpu": "a", "cores": 2, "kernel": "6" }, "log": "Kafka", "brokers": 1, "body_bytes": 1024 },
             "floor": { "p50_us": 1000.0, "p99_us": 3000.0 }, "durable": { "p50_us": 1500.0, "p99_us": 6000.0 },
             "floor_64": { "per_second": 9000.0 }, "durable_64": { "per_second": 3000.0 },
+            "transactions": {
+                "alone": { "p50_us": 6000.0, "p99_us": 9000.0 }, "floor": { "p50_us": 3000.0, "p99_us": 4000.0 }, "times_the_floor_p50": 2.0,
+                "calls": { "p50_us": 4000.0, "p99_us": 5000.0 }, "times_its_calls_p50": 1.5, "durable_calls": 5, "awaited_records": 5,
+            },
         }) else {
             panic!()
         };
         let text = tables(&figures);
         assert!(text.contains("| durable | 1.50 ms | 0.00 ms | 6.00 ms | 0.00 ms | 1.50 | 2.00 |"), "{text}");
+        assert!(text.contains("bare round trips 3.00 ms, 4.00 ms: 2.00 times the floor"), "{text}");
+        assert!(
+            text.contains(
+                "5 durable calls alone, one after the other: p50 4.00 ms, p99 5.00 ms; a transaction, with 5 records of its state, takes 1.50 times that"
+            ),
+            "{text}"
+        );
         assert!(text.contains("| durable_64 | 3000 | 0.00 ms | 0.00 ms | 0.33 |"), "{text}");
     }
 

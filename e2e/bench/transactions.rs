@@ -1,7 +1,11 @@
 //! A whole transaction: start → two joins → close, beside as many bare round trips through the log.
 //!
-//! One after the other it goes through the log 16 times: each of the four requests there and its answer back, and between them the record that the answer depends on, read back (12); in the close, the callbacks there
+//! One after the other it goes through the log 16 times: each of the four requests there and its answer back, and between them the record that the answer depends on (12); in the close, the callbacks there
 //! and their outcomes back (2; both participants at once), and a record for each outcome, one after the other (2). Two hops are one round trip of the floor.
+//!
+//! That is the yardstick. What is waited for is a little less: the two outcomes of the close are in one record where they come one soon after the other, so that there are five records, and a record is only acknowledged
+//! where the floor is read as well. So the five durable calls that it can't do without are measured in the same run too, four requests and the callbacks, as calls to an app that does nothing: what a transaction takes beyond
+//! them is the transaction manager's.
 //!
 //! And what many take: the memory of one transaction manager for [`RunOptions::at_once`] at once, again and again; how long it takes until [`RunOptions::open`] open ones go on after its death.
 
@@ -18,14 +22,19 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use crate::floor::Floor;
+use crate::http::Connection;
 use crate::numbers::{Rounds, Times, rounded};
 use crate::options::{LogKind, RunOptions};
 use crate::report::Report;
-use crate::system::{Listening, System};
+use crate::system::{Listening, Pair, System};
 use crate::usage;
 
 /// Round trips of the floor that are one transaction.
 const ROUND_TRIPS: u64 = 8;
+/// Durable calls, one after the other, that are one transaction.
+const CALLS: u64 = 5;
+/// Records of its state that are waited for, one after the other.
+const RECORDS: u64 = 5;
 /// Not counted.
 const WARM_UP: u32 = 20;
 /// Transactions at once, where it is measured how many there are in a second.
@@ -110,7 +119,7 @@ pub(crate) async fn measure(options: &RunOptions, report: &mut Report) -> anyhow
     let pair = system.pair(&[], &[]).await?;
     let txmgr = system.txmgr(options.partitions, &[]).await?;
     proxy::knows(pair.caller.at, "txmgr").await;
-    let figures = latency(options, report, pair.caller.at, floor.as_mut()).await?;
+    let figures = latency(options, report, &pair, floor.as_mut()).await?;
     report.put("transactions", figures);
     txmgr.process.terminate().await;
     let many = many(options, &system, pair.caller.at).await?;
@@ -122,16 +131,18 @@ pub(crate) async fn measure(options: &RunOptions, report: &mut Report) -> anyhow
 }
 
 /// One after the other, and [`AT_ONCE`] at once, in turns with the floor.
-async fn latency(options: &RunOptions, report: &Report, at: std::net::SocketAddr, mut floor: Option<&mut Floor>) -> anyhow::Result<Value> {
-    let mut client = Client::open(at).await?;
+async fn latency(options: &RunOptions, report: &Report, pair: &Pair, mut floor: Option<&mut Floor>) -> anyhow::Result<Value> {
+    let at = pair.caller.at;
+    let (mut client, mut caller) = (Client::open(at).await?, Connection::open(at).await?);
     for _ in 0..WARM_UP {
         client.transaction().await?;
+        caller.call(&pair.durable).await?;
     }
     if let Some(floor) = &mut floor {
         floor.play(1, WARM_UP.into(), NO_LIMIT)?;
     }
     let mut clients = clients(at, AT_ONCE).await?;
-    let (mut of_floor, mut alone, mut at_once) = (Rounds::default(), Rounds::default(), Rounds::default());
+    let (mut of_floor, mut of_calls, mut alone, mut at_once) = (Rounds::default(), Rounds::default(), Rounds::default(), Rounds::default());
     let transactions = (options.calls / 4).max(10);
     for round in 0..options.rounds {
         if let Some(floor) = &mut floor {
@@ -143,6 +154,15 @@ async fn latency(options: &RunOptions, report: &Report, at: std::net::SocketAddr
             }
             of_floor.add(times, began.elapsed());
         }
+        let (mut times, began) = (Times::default(), Instant::now());
+        for _ in 0..transactions {
+            let begun = Instant::now();
+            for _ in 0..CALLS {
+                caller.call(&pair.durable).await?;
+            }
+            times.add(begun.elapsed());
+        }
+        of_calls.add(times, began.elapsed());
         let (mut times, began) = (Times::default(), Instant::now());
         for _ in 0..transactions {
             let begun = Instant::now();
@@ -170,7 +190,10 @@ async fn latency(options: &RunOptions, report: &Report, at: std::net::SocketAddr
         at_once.add(times, began.elapsed());
         report.progress(round + 1, options.rounds);
     }
-    let mut figures = json!({ "alone": alone.json(), "at_once": AT_ONCE, "together": at_once.json() });
+    let mut figures = json!({
+        "alone": alone.json(), "at_once": AT_ONCE, "together": at_once.json(), "calls": of_calls.json(), "durable_calls": CALLS, "awaited_records": RECORDS,
+        "times_its_calls_p50": alone.percentile(50.0) / of_calls.percentile(50.0),
+    });
     if floor.is_some() {
         figures["floor"] = of_floor.json();
         figures["floor_round_trips"] = json!(ROUND_TRIPS);

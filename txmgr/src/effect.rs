@@ -2,10 +2,12 @@
 
 use std::fmt;
 
+use bluebox_core::call::MAX_KEPT_OUTCOME_BYTES;
+
 use crate::TransactionId;
 use crate::callback::{Callback, CallbackKey, Callee};
 use crate::saga::Saga;
-use crate::transaction::{Links, Lra};
+use crate::transaction::{Kept, Links, Lra};
 use crate::wire::status::{LraStatus, ParticipantStatus};
 
 /// A request that waits for its answer: whoever asks chooses the number.
@@ -63,6 +65,10 @@ pub enum Answer {
     Done,
     /// The state of the transaction.
     Status(LraStatus),
+    /// The same, to a request to end it that came with an outcome: another one is kept for the same call, and that is the one that counts.
+    EndedOtherwise(LraStatus),
+    /// The outcome of the call that ended it.
+    Kept(Box<Kept>),
     /// All of the transaction.
     Lra(Box<Lra>),
     /// All of the saga.
@@ -96,6 +102,10 @@ pub enum Refusal {
     NotEnding(TransactionId, LraStatus),
     /// It is another kind of transaction.
     OtherKind(TransactionId),
+    /// It keeps no outcome of this call.
+    NoOutcome(TransactionId),
+    /// The outcome of this call was too long to be kept, or others are kept instead.
+    OutcomeNotKept(TransactionId),
 }
 
 impl Refusal {
@@ -106,7 +116,8 @@ impl Refusal {
             Self::NotActive(..) | Self::OtherEnd(..) | Self::NotFailed(..) | Self::NotEnding(..) => 412,
             // Narayana's answer to `remove` for a participant that is none.
             Self::NoSuchParticipant(_) => 400,
-            Self::NoParent(_) | Self::OtherKind(_) => 404,
+            Self::NoParent(_) | Self::OtherKind(_) | Self::NoOutcome(_) => 404,
+            Self::OutcomeNotKept(_) => 410,
             Self::Full(_) => 413,
         }
     }
@@ -123,6 +134,13 @@ impl fmt::Display for Refusal {
             Self::NotFailed(id, status) => write!(f, "transaction {id} is {status}: only what has failed can be forgotten"),
             Self::NotEnding(id, status) => {
                 write!(f, "transaction {id} is {status}: there is nobody to be given up; one that is active is closed or cancelled first")
+            }
+            Self::NoOutcome(id) => write!(f, "transaction {id} keeps no outcome of this call"),
+            Self::OutcomeNotKept(id) => {
+                write!(
+                    f,
+                    "transaction {id} does not keep the outcome of this call (any more): it has more than {MAX_KEPT_OUTCOME_BYTES} bytes, or there are too many"
+                )
             }
             Self::OtherKind(id) => write!(f, "transaction {id} is of another kind: a saga is no LRA"),
         }

@@ -36,18 +36,36 @@ pub struct Gate<E> {
     durable: Version,
     on_its_way: bool,
     changed: bool,
+    /// What has changed may be written later, with what changes next.
+    can_wait: bool,
     waiting: VecDeque<(Version, E)>,
 }
 
 impl<E> Gate<E> {
     /// The gate of a transaction whose last record is this one; [`Version::default`] for one that has none yet.
     pub fn new(version: Version) -> Self {
-        Self { version, durable: version, on_its_way: false, changed: false, waiting: VecDeque::new() }
+        Self { version, durable: version, on_its_way: false, changed: false, can_wait: false, waiting: VecDeque::new() }
     }
 
     /// The transaction has changed: what comes to the gate from now on waits for a record that says so.
     pub fn change(&mut self) {
+        (self.changed, self.can_wait) = (true, false);
+    }
+
+    /// The same, and nothing depends on it that could not be learned again: it is written with what changes next, or when somebody waits for it, or when it is [hurried](Self::hurry).
+    pub fn change_by_and_by(&mut self) {
+        self.can_wait |= !self.changed;
         self.changed = true;
+    }
+
+    /// Whether there is something that can be written later.
+    pub fn can_wait(&self) -> bool {
+        self.can_wait
+    }
+
+    /// What could be written later is written now.
+    pub fn hurry(&mut self) {
+        self.can_wait = false;
     }
 
     /// Lets an effect out when all that the transaction is now is durable: at once if it is.
@@ -58,6 +76,7 @@ impl<E> Gate<E> {
             out.push(effect);
         } else {
             self.waiting.push_back((waits_for, effect));
+            self.can_wait = false;
         }
     }
 
@@ -68,7 +87,7 @@ impl<E> Gate<E> {
 
     /// Takes the next record to be appended, if there is one to be made and none on its way.
     pub fn take(&mut self) -> Option<Version> {
-        if !self.changed || self.on_its_way {
+        if !self.changed || self.on_its_way || self.can_wait {
             return None;
         }
         (self.changed, self.on_its_way) = (false, true);
@@ -82,7 +101,7 @@ impl<E> Gate<E> {
             self.on_its_way = false;
         }
         if version < self.durable && !planted!(TxnNotHealed) {
-            self.changed = true;
+            self.change();
         }
         self.durable = self.durable.max(version);
         while let Some((_, effect)) = self.waiting.pop_front_if(|(waits_for, _)| *waits_for <= version) {
@@ -120,6 +139,31 @@ mod tests {
         gate.durable(Version::new(2), &mut out);
         assert_eq!(out, ["free", "first", "second", "third"]);
         assert!(gate.is_durable() && gate.take().is_none());
+    }
+
+    #[test]
+    fn what_can_wait_is_written_with_what_can_not_or_when_somebody_waits() {
+        let (mut gate, mut out) = (Gate::new(Version::new(1)), Vec::new());
+        gate.change_by_and_by();
+        assert!(gate.take().is_none() && gate.can_wait() && !gate.is_durable());
+        gate.change();
+        assert_eq!((gate.take(), gate.can_wait()), (Some(Version::new(2)), false));
+        // What changes while a record is on its way is not in it.
+        gate.change_by_and_by();
+        gate.durable(Version::new(2), &mut out);
+        assert!(gate.take().is_none() && !gate.is_durable());
+        gate.hold("answer", &mut out);
+        assert_eq!((out.len(), gate.take()), (0, Some(Version::new(3))));
+        gate.durable(Version::new(3), &mut out);
+        assert_eq!(out, ["answer"]);
+        gate.change_by_and_by();
+        gate.hurry();
+        assert_eq!(gate.take(), Some(Version::new(4)));
+        // What has to be written stays so.
+        gate.change();
+        gate.change_by_and_by();
+        gate.durable(Version::new(4), &mut out);
+        assert_eq!(gate.take(), Some(Version::new(5)));
     }
 
     #[test]

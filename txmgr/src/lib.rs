@@ -17,7 +17,7 @@
 //! - [`time`]: moments of UTC, and pauses.
 //! - [`serve`]: the I/O around all of it: HTTP, the log, the clock.
 //!
-//! The rule that holds everywhere: **what an effect depends on is durable before the effect leaves**, and *durable* means read back by its owner, with no fence of a newer owner before it.
+//! The rule that holds everywhere: **what an effect depends on is durable before the effect leaves**, and *durable* means that its owner knows it to lie in the log, with no fence of a newer owner before it.
 //! `tests/model` explores these machines with crashes, zombies, duplicates and reordering.
 
 pub mod callback;

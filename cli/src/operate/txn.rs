@@ -209,9 +209,22 @@ fn members(one: &Value) -> &[Value] {
     one.get("participants").or_else(|| one.get("steps")).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
-/// What was last said that made another try necessary, of any of them.
+/// Why the call that is under way to one of them is made again and again.
+fn why_again(line: &Value) -> Option<&str> {
+    line.pointer("/under_way/again/why")?.as_str()
+}
+
+/// What was last said that made another try necessary, of any of them: first of those whose call nobody has taken yet.
 fn last_error(one: &Value) -> Option<&str> {
-    members(one).iter().find_map(|member| member.get("line")?.get("last_error")?.as_str())
+    let lines = || members(one).iter().filter_map(|member| member.get("line"));
+    lines().find_map(why_again).or_else(|| lines().find_map(|line| line.get("last_error")?.as_str()))
+}
+
+/// In how long something is, if it is still to come.
+fn until(value: &Value, name: &str) -> Option<String> {
+    let then = value.get(name).and_then(Value::as_u64).map(Timestamp::from_millis)?;
+    let left = then.since(wall_clock());
+    (!left.is_zero()).then(|| spell(left))
 }
 
 fn list(out: &mut impl std::io::Write, all: &[Value], json: bool) -> anyhow::Result<()> {
@@ -271,11 +284,29 @@ fn show(out: &mut impl std::io::Write, one: &Value) -> anyhow::Result<()> {
                 number("outcomes")
             )?;
         }
+        waits(out, line)?;
         if let Some(error) = line.get("last_error").and_then(Value::as_str) {
             writeln!(out, "    last error: {error}")?;
         }
     }
     Ok(())
+}
+
+/// What the call waits for that one of them is to get.
+fn waits(out: &mut impl std::io::Write, line: &Value) -> std::io::Result<()> {
+    let under_way = line.get("under_way").filter(|under_way| !under_way.is_null());
+    let Some(under_way) = under_way else {
+        let asked = line.get("asked").is_some_and(|asked| !asked.is_null());
+        return match until(line, "not_before_ms").filter(|_| asked) {
+            Some(time) => writeln!(out, "    next try: in {time}"),
+            None => Ok(()),
+        };
+    };
+    let (since, again) = (ago(under_way, "since_ms"), under_way.get("again").filter(|again| !again.is_null()));
+    let Some(again) = again else { return writeln!(out, "    under way: for {since}, without an answer yet") };
+    let tries = again.get("tries").and_then(Value::as_u64).and_then(|tries| usize::try_from(tries).ok()).unwrap_or(0);
+    let next = until(again, "at_ms").map_or_else(|| "is tried again now".to_owned(), |time| format!("next try in {time}"));
+    writeln!(out, "    waits: {}\n           for {since}, {} without an outcome; {next}", text(again, "why"), so_many(tries, "try", "tries"))
 }
 
 #[cfg(test)]
@@ -301,6 +332,32 @@ mod tests {
         for part in ["Closing", "HTTP 500: boom", "1 transaction;", "0: Completing", "complete: http://hotel/complete", "2 tries in vain, 3 in all"] {
             assert!(said.contains(part), "{part:?} is missing in\n{said}");
         }
+    }
+
+    #[test]
+    fn why_a_call_waits_is_shown_and_when_it_is_made_again() {
+        let millis = |seconds: u64| wall_clock().as_millis() + 1000 * seconds;
+        let mut waits = lra();
+        waits["participants"][0]["line"]["under_way"] =
+            json!({ "since_ms": 1, "again": { "why": "503 recorded-full: no room", "tries": 4, "at_ms": millis(3_600) } });
+        let said = |one: &Value| {
+            let mut out = Vec::new();
+            list(&mut out, &[one.clone()], false).unwrap();
+            show(&mut out, one).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        let text = said(&waits);
+        for part in
+            ["  503 recorded-full: no room\n", "waits: 503 recorded-full: no room\n", "4 tries without an outcome; next try in ", "last error: HTTP 500"]
+        {
+            assert!(text.contains(part), "{part:?} is missing in\n{text}");
+        }
+        waits["participants"][0]["line"]["under_way"] = json!({ "since_ms": 1, "again": null });
+        assert!(said(&waits).contains("under way: for "), "{}", said(&waits));
+        waits["participants"][0]["line"]["under_way"] = Value::Null;
+        assert!(!said(&waits).contains("next try"), "{}", said(&waits));
+        waits["participants"][0]["line"]["not_before_ms"] = json!(millis(3_600));
+        assert!(said(&waits).contains("next try: in "), "{}", said(&waits));
     }
 
     #[test]

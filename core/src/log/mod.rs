@@ -534,6 +534,11 @@ pub trait Log: Send + Sync + 'static {
         self.read(from, at)
     }
 
+    /// Like [`Log::read`], for a partition whose end nobody waits for: what comes may be told some tenths of a second later, and much of it at once. It must not make the reading of the others dearer.
+    fn read_late(&self, from: &TopicPartition, at: Offset) -> Reader {
+        self.read(from, at)
+    }
+
     /// The bounds of a partition: everything whose append was acknowledged before the call lies below `end`.
     fn bounds(&self, of: &TopicPartition) -> Pending<Bounds>;
 

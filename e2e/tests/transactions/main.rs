@@ -65,6 +65,7 @@ rules! {
         a_client_in_no_box_gets_urls_with_the_authority_that_it_used,
         a_plain_url_of_the_allow_list_is_called_directly,
         urls_can_begin_with_a_configured_base,
+        the_outcome_that_came_with_an_end_is_told_to_its_component_alone,
     ];
     sagas: [
         steps_run_in_their_order_and_independent_ones_at_once,

@@ -3,7 +3,7 @@
 use bluebox_e2e::{Call, World, eventually};
 use http::Method;
 
-use crate::scene::{Scene, says};
+use crate::scene::{Scene, is_problem, says};
 
 pub async fn a_client_in_no_box_gets_urls_with_the_authority_that_it_used(world: World) {
     let scene = Scene::new(world).await;
@@ -60,4 +60,38 @@ pub async fn urls_can_begin_with_a_configured_base(world: World) {
     scene.put(&format!("{here}/close")).await.is(200, "Closed");
     assert_eq!(hotel.last().header("long-running-action"), lra);
     assert_eq!(hotel.last().header("long-running-action-recovery"), recovery);
+}
+
+/// As the proxy does whose rule ends a transaction. Whoever is no component, or another one, is told nothing, though it knows the call's id.
+pub async fn the_outcome_that_came_with_an_end_is_told_to_its_component_alone(world: World) {
+    const CALL: &str = "0198f0c2a1b37000800000000000004d/0";
+    let mut scene = Scene::new(world).await;
+    let other = scene.world.proxy("other").start().await;
+    other.knows("txmgr").await;
+    let lra = scene.start().await;
+    let ends = |outcome: &'static [u8]| Call::new(Method::PUT, &format!("{lra}/close")).with("txmgr-outcome-of", CALL).body(outcome);
+    let outcome = |of: &str| Call::get(&format!("{lra}/outcome")).with("txmgr-outcome-of", of);
+    assert_eq!(scene.client.call(outcome(CALL)).await.status, 404);
+    let closed = scene.client.call(ends(b"\x00 the first")).await;
+    assert_eq!((closed.text(), closed.header("txmgr-outcome")), ("Closed", ""));
+    let again = scene.client.call(ends(b"another")).await;
+    assert_eq!((again.text(), again.header("txmgr-outcome")), ("Closed", "other"));
+    // It is durable with the decision.
+    scene.txmgr.crash().await;
+    let kept = scene.client.call(outcome(CALL)).await;
+    assert_eq!((kept.status.as_u16(), &kept.body[..]), (200, &b"\x00 the first"[..]));
+    let (door, id) = (scene.txmgr.address(), lra.rsplit('/').next().unwrap());
+    let plain = Call::get(&format!("http://{door}/lra-coordinator/{id}/outcome")).with("txmgr-outcome-of", CALL).with("bluebox-caller", "client");
+    let refused = [other.call(outcome(CALL)).await, scene.client.call(outcome(&CALL.replace("/0", "/1"))).await, plain.send_to(door).await.unwrap()];
+    for answer in refused {
+        is_problem(&answer, 404, "no-outcome");
+    }
+    is_problem(&scene.client.call(outcome("x")).await, 400, "malformed");
+    let shown = scene.get(&format!("http://txmgr/v1/transactions/{id}")).await;
+    assert!(shown.status == 200 && !shown.text().contains("the first"), "{shown:?}");
+    // One that is too long is only known to have been there.
+    let long = scene.start().await;
+    let close = Call::new(Method::PUT, &format!("{long}/close")).with("txmgr-outcome-of", CALL).body(vec![b'x'; (64 << 10) + 1]);
+    scene.client.call(close).await.is(200, "Closed");
+    is_problem(&scene.client.call(Call::get(&format!("{long}/outcome")).with("txmgr-outcome-of", CALL)).await, 410, "outcome-not-kept");
 }

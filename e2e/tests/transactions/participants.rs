@@ -217,6 +217,12 @@ pub async fn a_participant_that_can_remember_no_further_key_is_waited_for(world:
         (scene.txmgr.said().lines().filter(|line| refused(line)).count() > 1).then_some(())
     })
     .await;
+    // An operator is told what it waits for.
+    let shown = scene.get(&format!("http://txmgr/v1/transactions/{}", second.rsplit('/').next().unwrap())).await;
+    let shown: serde_json::Value = serde_json::from_slice(&shown.body).unwrap();
+    let again = &shown["participants"][0]["line"]["under_way"]["again"];
+    assert!(again["why"].as_str().unwrap().starts_with("503 recorded-full: "), "{shown}");
+    assert!(again["tries"].as_u64().unwrap() > 0 && again["at_ms"].as_u64().unwrap() > 0, "{shown}");
     // Nothing is lost, nobody is called without being remembered, and whoever asks is told that it goes on.
     assert_eq!(scene.status(&second).await, "Closing");
     assert_eq!(app.ledger().len(), 1);

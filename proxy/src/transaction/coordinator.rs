@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bluebox_core::ComponentName;
-use bluebox_core::call::{Body, Call, Outcome, Source};
+use bluebox_core::call::{Body, Call, MAX_KEPT_OUTCOME_BYTES, Outcome, Source};
+use bluebox_core::wire::Reply;
+use bluebox_core::{CallId, ComponentName};
 use bluebox_observe::trace::{Context, TRACEPARENT};
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
@@ -22,6 +23,12 @@ const BASE: &str = "/lra-coordinator/";
 
 /// On the answer to a join, and then on the call to the app: where the participant's record is.
 pub const RECOVERY: HeaderName = HeaderName::from_static("long-running-action-recovery");
+
+/// On an end, whose content is an encoded outcome, and on the question for that: the call that it is of. A coordinator that does not know it keeps nothing.
+const OUTCOME_OF: HeaderName = HeaderName::from_static("txmgr-outcome-of");
+
+/// On the answer to an end: `other`, if another outcome is kept for the same call.
+const OUTCOME: HeaderName = HeaderName::from_static("txmgr-outcome");
 
 const API_VERSION: HeaderName = HeaderName::from_static("narayana-lra-api-version");
 
@@ -53,6 +60,26 @@ pub enum Undone {
     NotNow(String),
     /// It said no.
     Refused(StatusCode, String),
+}
+
+/// How an LRA was ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// As it was asked for.
+    AsAsked,
+    /// So it was, and another delivery of the same call has said so before, with another outcome: that one counts.
+    Before,
+}
+
+/// The outcome of a call that has ended its LRA.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Kept {
+    /// This one.
+    Outcome(Box<Outcome>),
+    /// It was too long to be kept, or it is not kept any more.
+    NotAny,
+    /// None was told: the LRA was ended by somebody else, or its coordinator keeps none.
+    Nothing,
 }
 
 /// What has become of an LRA.
@@ -104,7 +131,7 @@ impl Coordinator {
         let key = format!("begin-{}-{}-{}", call.id, call.replay, digest[..8].iter().map(|b| format!("{b:02x}")).collect::<String>());
         let mut number = 1;
         let answer = loop {
-            let answer = self.ask(Method::POST, &target, Some(&format!("{key}-{number}")), HeaderMap::new()).await?;
+            let answer = self.ask(Method::POST, &target, Some(&format!("{key}-{number}")), HeaderMap::new(), Bytes::new()).await?;
             if number == MOST_KEYS || !answer.response.status.is_server_error() {
                 break answer;
             }
@@ -126,7 +153,7 @@ impl Coordinator {
         let mut fields = HeaderMap::new();
         let links = HeaderValue::from_str(links).map_err(|e| Undone::Refused(StatusCode::BAD_REQUEST, format!("{links:?}: {e}")))?;
         fields.insert(header::LINK, links);
-        let answer = self.ask(Method::PUT, &format!("{}?TimeLimit=0", lra.0), None, fields).await?;
+        let answer = self.ask(Method::PUT, &format!("{}?TimeLimit=0", lra.0), None, fields, Bytes::new()).await?;
         if !answer.response.status.is_success() {
             return Err(Undone::Refused(answer.response.status, excerpt(&answer)));
         }
@@ -134,16 +161,39 @@ impl Coordinator {
         Ok(headers.get(RECOVERY).or_else(|| headers.get(header::LOCATION)).cloned())
     }
 
-    /// Closes or cancels. It is decided, for good, when this returns; participants are told by and by.
+    /// Closes or cancels. It is decided, for good, when this returns, and the outcome of the call is kept with the decision; participants are told by and by.
     ///
     /// # Errors
     /// When it is not known whether it is, or it was decided otherwise: 412.
-    pub async fn end(&self, lra: &LraPath, close: bool) -> Result<(), Undone> {
+    pub async fn end(&self, lra: &LraPath, close: bool, outcome: &Outcome) -> Result<Ended, Undone> {
         let verb = if close { "close" } else { "cancel" };
-        let answer = self.ask(Method::PUT, &format!("{}/{verb}", lra.0), None, HeaderMap::new()).await?;
+        let encoded = Reply::Outcome(Box::new(outcome.clone())).encode();
+        // Of one that is too long it is kept that it was.
+        let encoded = if encoded.len() > MAX_KEPT_OUTCOME_BYTES { Bytes::new() } else { encoded };
+        let answer = self.ask(Method::PUT, &format!("{}/{verb}", lra.0), None, outcome_of(outcome.id, outcome.replay)?, encoded).await?;
         // A coordinator may answer 200 and say in the body which end it has come to.
         let other = if close { text(&answer).contains("Cancel") } else { text(&answer).contains("Clos") };
-        if answer.response.status.is_success() && !other { Ok(()) } else { Err(Undone::Refused(answer.response.status, excerpt(&answer))) }
+        if !answer.response.status.is_success() || other {
+            return Err(Undone::Refused(answer.response.status, excerpt(&answer)));
+        }
+        Ok(if answer.response.headers.contains_key(OUTCOME) { Ended::Before } else { Ended::AsAsked })
+    }
+
+    /// The outcome of a call that has ended an LRA, as another delivery of it has told it with the end.
+    ///
+    /// # Errors
+    /// When the coordinator can't say now.
+    pub async fn outcome(&self, lra: &LraPath, call: &Call) -> Result<Kept, Undone> {
+        let answer = self.ask(Method::GET, &format!("{}/outcome", lra.0), None, outcome_of(call.id, call.replay)?, Bytes::new()).await?;
+        let encoded = match (answer.response.status, &answer.response.body) {
+            (StatusCode::OK, Body::Inline(encoded)) => encoded.clone(),
+            (StatusCode::GONE, _) => return Ok(Kept::NotAny),
+            _ => return Ok(Kept::Nothing),
+        };
+        match Reply::decode(encoded) {
+            Ok(Reply::Outcome(outcome)) if (outcome.id, outcome.replay, outcome.digest) == (call.id, call.replay, call.recorded) => Ok(Kept::Outcome(outcome)),
+            _ => Ok(Kept::Nothing),
+        }
     }
 
     /// What has become of an LRA.
@@ -152,7 +202,7 @@ impl Coordinator {
     /// When the coordinator can't say.
     pub async fn fate(&self, lra: &LraPath) -> Result<Fate, Undone> {
         let fields = HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static("text/plain"))]);
-        let answer = self.ask(Method::GET, &format!("{}/status", lra.0), None, fields).await?;
+        let answer = self.ask(Method::GET, &format!("{}/status", lra.0), None, fields, Bytes::new()).await?;
         match (answer.response.status, text(&answer).trim().trim_matches('"')) {
             (StatusCode::OK, "Active") => Ok(Fate::Active),
             (StatusCode::OK, "Closing" | "Closed" | "FailedToClose") => Ok(Fate::Closed),
@@ -161,14 +211,14 @@ impl Coordinator {
         }
     }
 
-    async fn ask(&self, method: Method, target: &str, key: Option<&str>, fields: HeaderMap) -> Result<Arc<Outcome>, Undone> {
+    async fn ask(&self, method: Method, target: &str, key: Option<&str>, fields: HeaderMap, content: Bytes) -> Result<Arc<Outcome>, Undone> {
         let request = Request::builder()
             .method(&method)
             .uri(target)
             .header(header::HOST, COORDINATOR)
             .header(PREFER, WAIT_SECONDS)
             .header(API_VERSION, "2.0")
-            .body(Full::<Bytes>::default());
+            .body(Full::new(content));
         let (mut head, body) = request.map_err(|e| Undone::Refused(StatusCode::BAD_REQUEST, format!("{method} {target}: {e}")))?.into_parts();
         head.headers.extend(fields);
         if let Some(trace) = self.trace {
@@ -184,6 +234,11 @@ impl Coordinator {
         let for_good = key.is_some() || (outcome.source == Source::App && !status.is_server_error());
         if for_good { Ok(outcome) } else { Err(Undone::NotNow(format!("{method} http://{COORDINATOR}{target}: {status} {}", excerpt(&outcome)))) }
     }
+}
+
+fn outcome_of(call: CallId, replay: u32) -> Result<HeaderMap, Undone> {
+    let value = HeaderValue::from_str(&format!("{call}/{replay}")).map_err(|e| Undone::Refused(StatusCode::BAD_REQUEST, e.to_string()))?;
+    Ok(HeaderMap::from_iter([(OUTCOME_OF, value)]))
 }
 
 fn text(outcome: &Outcome) -> &str {

@@ -7,13 +7,15 @@
 //! The order is: begin → join → the app → close or cancel → the outcome is recorded. Each of the first is safe to be done again, and a call that is delivered again does it all again: beginning is one
 //! call with a key made from the call's id, whoever joins is known by its links, and an end that was decided is decided. What was left half done, because no delivery comes any more, is
 //! cancelled by its time limit.
+//!
+//! A call whose transaction has ended must not be done again. So its outcome goes along with the end and is kept with the decision, and a delivery that comes after that takes it from there.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bluebox_core::CallId;
-use bluebox_core::call::{Call, Outcome, Reason};
+use bluebox_core::call::{Call, MAX_KEPT_OUTCOME_BYTES, Outcome, Reason};
 use bluebox_core::clock::Moment;
 use http::HeaderValue;
 use http::StatusCode;
@@ -30,7 +32,7 @@ pub mod coordinator;
 pub mod pattern;
 pub mod rule;
 
-use coordinator::{Coordinator, Fate, LraPath, Undone};
+use coordinator::{Coordinator, Ended, Fate, Kept, LraPath, Undone};
 use pattern::Found;
 use rule::{After, Before, Participant, Rule, filled};
 
@@ -190,24 +192,52 @@ impl Transactions {
         let came_again = attempt.number > 1 || attempt.may_have_started;
         if let (Some(path), true) = (&lra.path, came_again) {
             // The delivery before may have come as far as its end.
-            match coordinator.fate(path).await.map_err(|undone| self.not_begun(call, attempt, "looked at", undone))? {
-                Fate::Active => {}
-                Fate::Closed if rule.end.unwrap_or(began) => {
-                    self.count("answer_lost");
-                    warn!(call = %call.id, lra = ?lra.context, "the transaction of a call had closed, and the answer was lost with the box that had it");
-                    let detail = "the transaction of this call has closed: all that it was to do is done. The app's answer was lost with the box that had it";
-                    return Err(refuse(Reason::Answer, detail));
-                }
-                Fate::Closed | Fate::Cancelled => {
-                    self.count("too_late");
-                    return Err(refuse(Reason::Transaction, "the transaction of this call has ended: by its time limit, or because somebody ended it"));
-                }
+            let fate = coordinator.fate(path).await.map_err(|undone| self.not_begun(call, attempt, "looked at", undone))?;
+            if fate != Fate::Active {
+                let kept = coordinator.outcome(path, call).await.map_err(|undone| self.not_begun(call, attempt, "looked at", undone))?;
+                return Err(match kept {
+                    Kept::Outcome(outcome) => DeliveryEnd::Answered(self.found(&lra, outcome)),
+                    Kept::NotAny | Kept::Nothing if fate == Fate::Closed && rule.end.unwrap_or(began) => {
+                        self.count("answer_lost");
+                        warn!(call = %call.id, lra = ?lra.context, "the transaction of a call had closed, and the answer was lost with the box that had it");
+                        let why = if kept == Kept::NotAny {
+                            format!(
+                                "it was not kept with the transaction: it has more than {MAX_KEPT_OUTCOME_BYTES} bytes, or too many calls have ended since then"
+                            )
+                        } else {
+                            "it was not told to the transaction, which somebody else has closed, or whose coordinator keeps none".to_owned()
+                        };
+                        let detail = format!(
+                            "the transaction of this call has closed: all that it was to do is done. The app's answer was lost with the box that had it, and {why}"
+                        );
+                        refuse(Reason::Answer, &detail)
+                    }
+                    Kept::NotAny => {
+                        self.count("answer_lost");
+                        let detail = format!(
+                            "the transaction of this call was cancelled. The app's answer has more than {MAX_KEPT_OUTCOME_BYTES} bytes, or too many calls have ended since then"
+                        );
+                        refuse(Reason::Transaction, &detail)
+                    }
+                    Kept::Nothing => {
+                        self.count("too_late");
+                        refuse(Reason::Transaction, "the transaction of this call has ended: by its time limit, or because somebody ended it")
+                    }
+                });
             }
         }
         let mut recovery = None;
         if let (Some(path), Some(participant)) = (&lra.path, &rule.participant) {
-            let joined = coordinator.join(path, &self.links(participant, found, call)).await;
-            recovery = joined.map_err(|undone| self.not_begun(call, attempt, "joined", undone))?;
+            recovery = match coordinator.join(path, &self.links(participant, found, call)).await {
+                Ok(recovery) => recovery,
+                // An end that the delivery before has asked for can come at any time.
+                Err(undone @ Undone::Refused(..)) if came_again => match coordinator.outcome(path, call).await {
+                    Ok(Kept::Outcome(outcome)) => return Err(DeliveryEnd::Answered(self.found(&lra, outcome))),
+                    Err(undone @ Undone::NotNow(_)) => return Err(self.not_begun(call, attempt, "looked at", undone)),
+                    _ => return Err(self.not_begun(call, attempt, "joined", undone)),
+                },
+                Err(undone) => return Err(self.not_begun(call, attempt, "joined", undone)),
+            };
             self.count("joined");
         }
         Ok(Prepared { handed: Handed::Within { context: lra.context.clone(), recovery }, lra: Some(lra), at })
@@ -226,12 +256,19 @@ impl Transactions {
             After::Close => true,
             After::Cancel => false,
         };
-        match self.end(path, close, call, attempt).await {
-            Ok(()) => {
-                self.count(if close { "closed" } else { "cancelled" });
-                debug!(call = %call.id, lra = ?lra.context, close, "ended a transaction");
-                outcome
-            }
+        let coordinator = self.0.coordinator.below(attempt.trace);
+        let ended = self.insist(call, || coordinator.end(path, close, &outcome)).await;
+        if let Ok(Ended::AsAsked) = ended {
+            self.count(if close { "closed" } else { "cancelled" });
+            debug!(call = %call.id, lra = ?lra.context, close, "ended a transaction");
+            return outcome;
+        }
+        // Another delivery of this call may have ended it: what that one has told is how the call was answered, whatever the app has said now.
+        if let Ok(Kept::Outcome(kept)) = self.insist(call, || coordinator.outcome(path, call)).await {
+            return self.found(lra, kept);
+        }
+        match ended {
+            Ok(_) => outcome,
             // It had ended before: then this changes nothing (MicroProfile LRA 2.0, section 3.2.3), and the app's answer says itself that it did not go well.
             Err(_) if !close => outcome,
             Err((status, detail)) => {
@@ -246,17 +283,26 @@ impl Transactions {
         }
     }
 
-    /// Ends a transaction: for as long as it takes, as an answer is kept that can't be recorded. An error is a no of the coordinator.
-    async fn end(&self, path: &LraPath, close: bool, call: &Call, attempt: Attempt) -> Result<(), (StatusCode, String)> {
-        let coordinator = self.0.coordinator.below(attempt.trace);
+    /// The outcome that another delivery of a call has told with the end of its transaction.
+    fn found(&self, lra: &Lra, outcome: Box<Outcome>) -> Box<Outcome> {
+        self.count("answer_found");
+        info!(call = %outcome.id, lra = ?lra.context, status = outcome.response.status.as_u16(), "a call had ended its transaction before; its outcome is the one that was kept with that");
+        outcome
+    }
+
+    /// Asks the coordinator, for as long as it takes, as an answer is kept that can't be recorded. An error is its no.
+    async fn insist<T, F>(&self, call: &Call, ask: impl Fn() -> F) -> Result<T, (StatusCode, String)>
+    where
+        F: Future<Output = Result<T, Undone>>,
+    {
         let (mut pause, longest) = END_AGAIN;
         loop {
-            match coordinator.end(path, close).await {
-                Ok(()) => return Ok(()),
+            match ask().await {
+                Ok(told) => return Ok(told),
                 Err(Undone::Refused(status, detail)) => return Err((status, detail)),
                 Err(Undone::NotNow(detail)) => {
                     self.count("not_now");
-                    info!(call = %call.id, close, %detail, "a transaction can't be ended now; the app's answer is kept, and it is tried again");
+                    info!(call = %call.id, %detail, "a transaction can't be ended now; the app's answer is kept, and it is tried again");
                 }
             }
             tokio::time::sleep(pause).await;

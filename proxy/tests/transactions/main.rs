@@ -28,6 +28,7 @@ fn all_rules() -> TransactionRules {
     rules([
         rule("POST /required", "required"),
         Rule { end: Some(false), ..rule("POST /open", "required") },
+        Rule { end: Some(true), ..rule("POST /ends", "required") },
         rule("POST /new", "requires-new"),
         rule("POST /nested", "nested"),
         rule("POST /mandatory", "mandatory"),
@@ -37,6 +38,14 @@ fn all_rules() -> TransactionRules {
         Rule { participant: Some(participant.clone()), ..rule("POST /book/{id}", "mandatory") },
         Rule { participant: Some(participant), ..rule("POST /whole/{id}", "required") },
     ])
+}
+
+async fn wait_until(is_so: impl Fn() -> bool) {
+    let deadline = tokio::time::Instant::now() + common::PATIENCE;
+    while !is_so() {
+        assert!(tokio::time::Instant::now() < deadline, "it never is so");
+        tokio::task::yield_now().await;
+    }
 }
 
 async fn answered(call: tokio::task::JoinHandle<Answer>) -> Answer {
@@ -254,21 +263,127 @@ async fn a_box_that_dies_while_the_app_is_at_it_does_it_again_in_the_same_transa
     assert_eq!(world.coordinator.lra(1).links.len(), 1, "who joins twice is one participant");
 }
 
+/// An app's answer with something of everything in it.
+fn says(status: u16, body: &str) -> http::Response<String> {
+    http::Response::builder().status(status).header("x-made-by", "the app").header("content-type", "text/plain").body(body.to_owned()).unwrap()
+}
+
 #[tokio::test]
-async fn a_box_that_dies_between_close_and_outcome_does_nothing_again() {
+async fn a_box_that_dies_between_the_end_and_the_outcome_leaves_the_apps_own_answer() {
+    for (verb, status, end) in [("close", 201, "Closed"), ("cancel", 409, "Cancelled")] {
+        let mut world = World::with(all_rules()).await;
+        let mut stopped = world.coordinator.stop_at(verb);
+        let call = world.call("/whole/1", None);
+        world.trip.next().await.says(says(status, "as it was said"));
+        let go_on = stopped.recv().await.unwrap();
+        world.trip_box.kill();
+        go_on.send(()).unwrap();
+        world.start_trip().await;
+        let answer = answered(call).await;
+        assert_eq!((answer.status, answer.header("x-made-by"), answer.header("bluebox-error")), (status, Some("the app".to_owned()), None), "{answer:?}");
+        assert_eq!((&answer.body[..], answer.header("long-running-action")), (&b"as it was said"[..], Some(url("1"))), "{answer:?}");
+        assert!(world.trip.is_idle(), "the app must not do it again outside of the transaction");
+        assert_eq!(world.coordinator.lra(1).status, end);
+        assert_eq!(world.coordinator.done().iter().filter(|step| step.starts_with(verb)).count(), 1, "it is ended once");
+        let metrics = world.trip_box.metrics().await;
+        assert!(metrics.contains("step=\"answer_found\"} 1"), "{metrics}");
+    }
+}
+
+/// The end that a box has asked for is in the log, and not decided yet, when the box dies. The next delivery is done in the open transaction; whichever of the two ends comes first, its answer is
+/// that of the call.
+#[tokio::test]
+async fn of_two_deliveries_the_one_whose_end_was_decided_has_answered() {
+    for (second_says, second_first, status, body, end) in [
+        (200, true, 200, "the second", "Closed"),
+        (200, false, 200, "the first", "Closed"),
+        (409, true, 409, "the second", "Cancelled"),
+        (409, false, 200, "the first", "Closed"),
+    ] {
+        let mut world = World::with(all_rules()).await;
+        let mut stopped = world.coordinator.stop_before("close");
+        let call = world.call("/whole/1", None);
+        world.trip.next().await.says(says(200, "the first"));
+        let go_on = stopped.recv().await.unwrap();
+        world.trip_box.kill();
+        world.start_trip().await;
+        let seen = world.trip.next().await;
+        assert_eq!((seen.lra(), seen.header("bluebox-may-have-started")), (Some(url("1").as_str()), Some("true")));
+        let call = if second_first {
+            seen.says(says(second_says, "the second"));
+            let answer = answered(call).await;
+            go_on.send(()).unwrap();
+            answer
+        } else {
+            go_on.send(()).unwrap();
+            wait_until(|| world.coordinator.lra(1).status == "Closed").await;
+            seen.says(says(second_says, "the second"));
+            answered(call).await
+        };
+        assert_eq!((call.status, &call.body[..]), (status, body.as_bytes()), "the second says {second_says}, first: {second_first}");
+        assert_eq!(world.coordinator.lra(1).status, end);
+        assert!(world.trip.is_idle());
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_kept_is_told_to_be_lost() {
+    let long = "x".repeat(bluebox_core::call::MAX_KEPT_OUTCOME_BYTES);
+    for (body, keeps, said) in [(long.as_str(), true, "more than 65536 bytes"), ("short", false, "keeps none")] {
+        let mut world = World::with(all_rules()).await;
+        if !keeps {
+            world.coordinator.keeps_nothing();
+        }
+        let mut stopped = world.coordinator.stop_at("close");
+        let call = world.call("/whole/1", None);
+        world.trip.next().await.says(says(200, body));
+        let go_on = stopped.recv().await.unwrap();
+        world.trip_box.kill();
+        go_on.send(()).unwrap();
+        world.start_trip().await;
+        let answer = answered(call).await;
+        assert_eq!((answer.status, answer.problem().as_str()), (502, "answer"), "it is done, and its answer is lost");
+        let text = String::from_utf8_lossy(&answer.body);
+        assert!(text.contains("has closed") && text.contains(said), "{text}");
+        assert!(world.trip.is_idle(), "the app must not do it again outside of the transaction");
+        assert_eq!(world.coordinator.lra(1).status, "Closed");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_in_the_record_is_found_as_well() {
     let mut world = World::with(all_rules()).await;
+    let long = "x".repeat(1 << 20);
     let mut stopped = world.coordinator.stop_at("close");
     let call = world.call("/whole/1", None);
-    world.trip.next().await.answer(200);
+    world.trip.next().await.says(says(200, &long));
     let go_on = stopped.recv().await.unwrap();
     world.trip_box.kill();
     go_on.send(()).unwrap();
     world.start_trip().await;
     let answer = answered(call).await;
-    assert_eq!((answer.status, answer.problem().as_str()), (502, "answer"), "it is done, and its answer is lost");
-    assert!(String::from_utf8_lossy(&answer.body).contains("has closed"), "{answer:?}");
-    assert!(world.trip.is_idle(), "the app must not do it again outside of the transaction");
-    assert_eq!(world.coordinator.lra(1).status, "Closed");
+    assert_eq!((answer.status, answer.body.len()), (200, long.len()), "{:?}", answer.header("bluebox-error"));
+    assert!(world.trip.is_idle());
+}
+
+#[tokio::test]
+async fn no_other_call_is_given_the_answer_that_is_kept() {
+    let mut world = World::with(all_rules()).await;
+    let lra = world.coordinator.begun();
+    // Two calls of one transaction, which both end it.
+    let first = world.call("/ends", Some(&lra));
+    world.trip.next().await.says(says(200, "the first"));
+    assert_eq!(answered(first).await.body, b"the first");
+    let mut stopped = world.coordinator.stop_at("close");
+    let second = world.call("/ends", Some(&lra));
+    world.trip.next().await.says(says(200, "the second"));
+    let go_on = stopped.recv().await.unwrap();
+    world.trip_box.kill();
+    go_on.send(()).unwrap();
+    world.start_trip().await;
+    let answer = answered(second).await;
+    assert_eq!((answer.status, answer.problem().as_str()), (502, "answer"), "{answer:?}");
+    assert!(world.trip.is_idle());
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use bluebox_proxy::config::{AppProtocol, Inbound, ProxyConfig, Served};
 use bluebox_proxy::transaction::TransactionRules;
 use bytes::Bytes;
 use http::{HeaderMap, Response};
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
@@ -55,7 +55,7 @@ impl Running {
 pub(crate) struct Seen {
     pub(crate) target: String,
     pub(crate) headers: HeaderMap,
-    answer: oneshot::Sender<Option<Response<String>>>,
+    answer: oneshot::Sender<Option<Response<Bytes>>>,
 }
 
 impl Seen {
@@ -68,12 +68,16 @@ impl Seen {
     }
 
     pub(crate) fn answer(self, status: u16) {
-        self.end(Response::builder().status(status).body(String::new()).ok());
+        self.says(Response::builder().status(status).body("").unwrap());
+    }
+
+    pub(crate) fn says(self, response: Response<impl Into<Bytes>>) {
+        self.end(Some(response.map(Into::into)));
     }
 
     /// 503 with Retry-After.
     pub(crate) fn not_now(self) {
-        self.end(Response::builder().status(503).header("retry-after", "0").body(String::new()).ok());
+        self.end(Response::builder().status(503).header("retry-after", "0").body(Bytes::new()).ok());
     }
 
     /// The connection is closed without an answer.
@@ -81,7 +85,7 @@ impl Seen {
         self.end(None);
     }
 
-    fn end(self, response: Option<Response<String>>) {
+    fn end(self, response: Option<Response<Bytes>>) {
         // The one who asked may be dead.
         let _ = self.answer.send(response);
     }
@@ -123,7 +127,7 @@ impl App {
 
 async fn serve<F>(answer: impl Fn(http::Request<Incoming>) -> F + Clone + Send + Sync + 'static) -> SocketAddr
 where
-    F: Future<Output = Option<Response<String>>> + Send + 'static,
+    F: Future<Output = Option<Response<Bytes>>> + Send + 'static,
 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -132,7 +136,7 @@ where
             let answer = answer.clone();
             let service = hyper::service::service_fn(move |request| {
                 let answer = answer(request);
-                async move { answer.await.map(|response| response.map(|text| Full::new(Bytes::from(text)))).ok_or(std::io::Error::other("closed")) }
+                async move { answer.await.map(|response| response.map(Full::new)).ok_or(std::io::Error::other("closed")) }
             });
             tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
         }
@@ -161,8 +165,11 @@ impl World {
         let coordinator = Coordinator::default();
         let answers = coordinator.clone();
         let coordinator_at = serve(move |request| {
-            let (answers, (head, _)) = (answers.clone(), request.into_parts());
-            async move { Some(answers.answer(head.method, head.uri.to_string(), head.headers).await) }
+            let (answers, (head, body)) = (answers.clone(), request.into_parts());
+            async move {
+                let body = body.collect().await.ok()?.to_bytes();
+                Some(answers.answer(head.method, head.uri.to_string(), head.headers, body).await)
+            }
         })
         .await;
         let (trip, hotel) = (App::start().await, App::start().await);

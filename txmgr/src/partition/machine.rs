@@ -6,7 +6,7 @@ use crate::effect::{Effect, RequestId};
 use crate::gate::Version;
 use crate::record::State;
 use crate::saga::{RunningSaga, Saga, SagaRequest};
-use crate::transaction::{Lra, Request, Transaction};
+use crate::transaction::{Kept, Lra, Request, Transaction};
 
 /// What is asked of a transaction of either kind.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -58,6 +58,20 @@ impl Machine {
         match self {
             Self::Lra(transaction) => transaction.take_record(),
             Self::Saga(saga) => saga.take_record(),
+        }
+    }
+
+    /// How much it keeps of an outcome, in bytes.
+    pub(super) fn kept_bytes(&self) -> usize {
+        match self {
+            Self::Lra(transaction) => transaction.lra().kept.as_ref().map_or(0, Kept::len_bytes),
+            Self::Saga(_) => 0,
+        }
+    }
+
+    pub(super) fn drop_kept(&mut self) {
+        if let Self::Lra(transaction) = self {
+            transaction.drop_kept();
         }
     }
 

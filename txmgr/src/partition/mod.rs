@@ -4,8 +4,8 @@
 //!
 //! 1. A new owner appends a *fence*, reads the partition from its start, and serves only when it has read its fence back. The offset of that is its *epoch*.
 //! 2. A record counts only if no fence with a higher offset than its epoch lies before it. So nothing counts that a zombie appends after the fence of its successor.
-//! 3. An owner acts on what it has appended only when it has read it back. Before a record that does not count it reads the fence that makes it so, and is *lost*: it does nothing any more. An
-//!    acknowledgement says nothing, and so it does not matter when it is lost.
+//! 3. An owner acts on what it has appended only when it knows all that lies before it: when it has read it back, or when it is told where it lies, and has read all before. Before a record that does
+//!    not count it reads the fence that makes it so, and is *lost*: it does nothing any more. An acknowledgement that is lost changes nothing: the record is read.
 //! 4. Compaction keeps the last record of a key, whether it counts or not. An owner that reads one that does not count therefore writes the present state again (*heals* it). The topic's
 //!    `min.compaction.lag.ms` must be longer than a partition is ever without an owner.
 //!
@@ -32,6 +32,10 @@ mod tests;
 
 use machine::Machine;
 pub use machine::{Ask, StateRef};
+
+/// How much the transactions of a partition keep of the outcomes of the calls that ended them, in bytes. Beyond, the oldest lose theirs: they are of use for as long as another box needs to take
+/// over a call.
+pub const MAX_KEPT_BYTES: usize = 4 << 20;
 
 /// Something to be done by who drives the partition.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -92,6 +96,10 @@ pub struct Partition {
     removing: BTreeSet<TransactionId>,
     timers: BTreeSet<(Timestamp, TransactionId)>,
     wakes: BTreeMap<TransactionId, Timestamp>,
+    /// How many bytes each transaction keeps of an outcome; ids are in the order of time.
+    kept: BTreeMap<TransactionId, usize>,
+    /// All of them together.
+    kept_bytes: usize,
 }
 
 impl Partition {
@@ -109,6 +117,8 @@ impl Partition {
             removing: BTreeSet::new(),
             timers: BTreeSet::new(),
             wakes: BTreeMap::new(),
+            kept: BTreeMap::new(),
+            kept_bytes: 0,
         }
     }
 
@@ -143,6 +153,7 @@ impl Partition {
                 self.traces.clear();
                 self.timers.clear();
                 self.wakes.clear();
+                self.kept.clear();
                 out.push(Out::Lost);
             }
             Phase::Serving { .. } => return,
@@ -220,6 +231,21 @@ impl Partition {
         }
         if let Some(at) = self.wakes.remove(&id) {
             self.timers.remove(&(at, id));
+        }
+        self.keeps(id, 0);
+    }
+
+    /// A transaction keeps so many bytes of an outcome.
+    fn keeps(&mut self, id: TransactionId, bytes: usize) {
+        let before = if bytes == 0 { self.kept.remove(&id) } else { self.kept.insert(id, bytes) };
+        self.kept_bytes = self.kept_bytes.saturating_sub(before.unwrap_or(0)).saturating_add(bytes);
+        while self.kept_bytes > MAX_KEPT_BYTES
+            && let Some((oldest, bytes)) = self.kept.pop_first()
+        {
+            self.kept_bytes = self.kept_bytes.saturating_sub(bytes);
+            if let Some(machine) = self.machines.get_mut(&oldest) {
+                machine.drop_kept();
+            }
         }
     }
 
@@ -359,6 +385,7 @@ impl Partition {
         } else if machine.is_removable(now) && self.removing.insert(id) {
             out.push(Out::Append(Entry::Removed(id)));
         }
+        let kept_bytes = machine.kept_bytes();
         let wakes = machine.wakes_at().filter(|_| !self.removing.contains(&id));
         let before = match wakes {
             Some(at) => self.wakes.insert(id, at),
@@ -370,5 +397,6 @@ impl Partition {
             }
             self.timers.extend(wakes.map(|at| (at, id)));
         }
+        self.keeps(id, kept_bytes);
     }
 }

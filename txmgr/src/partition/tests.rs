@@ -260,3 +260,31 @@ fn no_trace_is_kept_of_what_is_not_there() {
     assert!(owner.ask(3, 3, Request::Status).is_err());
     assert_eq!([id(2), id(3)].map(|id| owner.partition.trace(id)), [None, None], "the second call has begun the first one's, and there is no third");
 }
+
+#[test]
+fn the_oldest_outcomes_are_dropped_where_there_are_too_many() {
+    use bluebox_core::ComponentName;
+    use bluebox_core::call::MAX_KEPT_OUTCOME_BYTES;
+
+    use crate::transaction::{Kept, OutcomeOf};
+
+    let of = OutcomeOf { call: CallId::from_bytes([1; 16]), replay: 0, component: ComponentName::try_new("trip").unwrap() };
+    let (mut log, longest) = (Log::default(), bytes::Bytes::from(vec![0; MAX_KEPT_OUTCOME_BYTES]));
+    let mut owner = serving(&mut log, 1);
+    let fit = u64::try_from(MAX_KEPT_BYTES / MAX_KEPT_OUTCOME_BYTES).unwrap();
+    for number in 1..=fit + 2 {
+        owner.start(2 * number, number, None);
+        owner.ask(2 * number + 1, number, Request::EndAndKeep(true, FAR, Box::new(Kept::new(of.clone(), longest.clone())))).unwrap();
+        owner.run(&mut log);
+        assert!(owner.answer(2 * number + 1).is_some());
+    }
+    let kept = |owner: &Owner| -> Vec<bool> {
+        let all = owner.partition.transactions();
+        all.map(|state| if let StateRef::Lra(lra) = state { lra.kept.as_ref().unwrap().outcome.is_some() } else { panic!("a saga") }).collect()
+    };
+    let expected: Vec<bool> = (1..=fit + 2).map(|number| number > 2).collect();
+    assert_eq!(kept(&owner), expected);
+    // And so it is for the next owner, though their last records have them.
+    let next = serving(&mut log, 2);
+    assert_eq!(kept(&next), expected);
+}

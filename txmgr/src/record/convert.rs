@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bluebox_core::log::{Offset, Timestamp};
-use bluebox_core::{CallId, InstanceId};
+use bluebox_core::{CallId, ComponentName, InstanceId};
 use bluebox_observe::trace::Context;
 use bytes::Bytes;
 
@@ -14,7 +14,7 @@ use crate::callback::{Callee, Phase};
 use crate::gate::Version;
 use crate::line::Line;
 use crate::saga::{Plan, PlannedStep, Saga, Step, StepRequest, StepStatus};
-use crate::transaction::{Links, Lra, Parent, Participant};
+use crate::transaction::{Kept, Links, Lra, OutcomeOf, Parent, Participant};
 use crate::wire::status::{LraStatus, ParticipantStatus};
 
 fn id_of(text: &str) -> Result<TransactionId, Unreadable> {
@@ -161,9 +161,27 @@ impl TryFrom<proto::Participant> for Participant {
     }
 }
 
+impl From<&Kept> for proto::Kept {
+    fn from(kept: &Kept) -> Self {
+        let Kept { of: OutcomeOf { call, replay, component }, outcome, written } = kept;
+        let (call, component) = (Bytes::copy_from_slice(call.as_bytes()), component.as_str().to_owned());
+        Self { call, replay: *replay, component, outcome: outcome.clone(), written: *written }
+    }
+}
+
+impl TryFrom<proto::Kept> for Kept {
+    type Error = Unreadable;
+
+    fn try_from(kept: proto::Kept) -> Result<Self, Unreadable> {
+        let proto::Kept { call, replay, component, outcome, written } = kept;
+        let component = ComponentName::try_new(&component).map_err(|_| Unreadable("no name of a component"))?;
+        Ok(Self { of: OutcomeOf { call: CallId::from_bytes(sixteen(&call)?), replay, component }, outcome, written })
+    }
+}
+
 impl From<&Lra> for proto::Lra {
     fn from(lra: &Lra) -> Self {
-        let Lra { id, origin, client, base, status, started, deadline, ended, parent, participants, next_callee, left, forgotten } = lra;
+        let Lra { id, origin, client, base, status, started, deadline, ended, parent, participants, next_callee, left, forgotten, kept } = lra;
         let parent = parent.as_ref().map(|Parent { id, url, enlisted, settled, line }| proto::Parent {
             id: id.key(),
             url: url.as_ref().to_owned(),
@@ -185,6 +203,7 @@ impl From<&Lra> for proto::Lra {
             next_callee: *next_callee,
             left: left.iter().map(|url| url.as_ref().to_owned()).collect(),
             forgotten: *forgotten,
+            kept: kept.as_ref().map(Into::into),
         }
     }
 }
@@ -193,8 +212,22 @@ impl TryFrom<proto::Lra> for Lra {
     type Error = Unreadable;
 
     fn try_from(lra: proto::Lra) -> Result<Self, Unreadable> {
-        let proto::Lra { id, origin, client, base, status, started_millis, deadline_millis, ended_millis, parent, participants, next_callee, left, forgotten } =
-            lra;
+        let proto::Lra {
+            id,
+            origin,
+            client,
+            base,
+            status,
+            started_millis,
+            deadline_millis,
+            ended_millis,
+            parent,
+            participants,
+            next_callee,
+            left,
+            forgotten,
+            kept,
+        } = lra;
         let parent_of = |proto::Parent { id, url, enlisted, settled, line }| -> Result<Parent, Unreadable> {
             Ok(Parent { id: id_of(&id)?, url: Arc::from(url), enlisted, settled, line: line.try_into()? })
         };
@@ -212,6 +245,7 @@ impl TryFrom<proto::Lra> for Lra {
             next_callee,
             left: left.into_iter().map(Arc::from).collect(),
             forgotten,
+            kept: kept.map(TryInto::try_into).transpose()?,
         })
     }
 }

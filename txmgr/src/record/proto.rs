@@ -123,6 +123,23 @@ pub(super) struct Lra {
     pub next_callee: u32,
     #[prost(bool, tag = "11")]
     pub forgotten: bool,
+    /// Not in records of before it was kept.
+    #[prost(message, optional, tag = "14")]
+    pub kept: Option<Kept>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Kept {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub call: Bytes,
+    #[prost(uint32, tag = "2")]
+    pub replay: u32,
+    #[prost(string, tag = "3")]
+    pub component: String,
+    #[prost(bytes = "bytes", optional, tag = "4")]
+    pub outcome: Option<Bytes>,
+    #[prost(uint32, tag = "5")]
+    pub written: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]

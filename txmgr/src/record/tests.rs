@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
-use bluebox_core::CallId;
 use bluebox_core::log::Timestamp;
+use bluebox_core::{CallId, ComponentName};
 use proptest::prelude::*;
 
 use super::words::Word;
@@ -9,7 +9,7 @@ use super::*;
 use crate::callback::{Callee, Phase};
 use crate::line::Line;
 use crate::saga::{Plan, PlannedStep, Step, StepRequest, StepStatus};
-use crate::transaction::{Links, Parent, Participant};
+use crate::transaction::{Kept, Links, OutcomeOf, Parent, Participant};
 use crate::wire::status::{LraStatus, ParticipantStatus};
 
 fn id(random: u64) -> TransactionId {
@@ -46,15 +46,22 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn kept()(call: [u8; 16], replay: u32, outcome: Option<Vec<u8>>, written: u32) -> Kept {
+        let of = OutcomeOf { call: CallId::from_bytes(call), replay, component: ComponentName::try_new("trip").unwrap() };
+        Kept { of, outcome: outcome.map(Into::into), written }
+    }
+}
+
+prop_compose! {
     fn lra()(
         random: u64, origin: Option<[u8; 16]>, client: String, base: String, status in word::<LraStatus>(), started in moment(), deadline in proptest::option::of(moment()),
         ended in proptest::option::of(moment()), parent in proptest::option::of((any::<u64>(), any::<String>(), any::<bool>(), any::<bool>(), line())),
-        participants in proptest::collection::vec(participant(), 0..4), next_callee: u32, left: Vec<String>, forgotten: bool,
+        participants in proptest::collection::vec(participant(), 0..4), next_callee: u32, left: Vec<String>, forgotten: bool, kept in proptest::option::of(kept()),
     ) -> State {
         let left = left.into_iter().map(Arc::from).collect();
         let parent = parent.map(|(random, url, enlisted, settled, line)| Parent { id: id(random), url: Arc::from(url), enlisted, settled, line });
         let origin = origin.map(CallId::from_bytes);
-        State::Lra(Box::new(Lra { id: id(random), origin, client: Arc::from(client), base: Arc::from(base), status, started, deadline, ended, parent, participants, next_callee, left, forgotten }))
+        State::Lra(Box::new(Lra { id: id(random), origin, client: Arc::from(client), base: Arc::from(base), status, started, deadline, ended, parent, participants, next_callee, left, forgotten, kept }))
     }
 }
 
@@ -121,6 +128,7 @@ fn a_record(epoch: u64, version: u64) -> Record {
         next_callee: 0,
         left: Vec::new(),
         forgotten: false,
+        kept: None,
     };
     Record { epoch: Offset::new(epoch), version: Version::new(version), state: State::Lra(Box::new(lra)), trace: None }
 }
@@ -134,6 +142,23 @@ fn a_trace_that_is_none_makes_no_record_unreadable() {
         let log = LogRecord::keyed(record.state.id().key().into(), prost::Message::encode_to_vec(&entry).into());
         assert_eq!(Entry::decode(log), Ok(Entry::State(Box::new(record.clone()))), "{text}");
     }
+}
+
+/// As the version wrote them that kept no outcomes, byte for byte.
+#[test]
+fn a_record_of_before_outcomes_were_kept_is_read_and_keeps_none() {
+    let mut lra = vec![0x0a, 34];
+    lra.extend_from_slice(id(1).key().as_bytes());
+    // client, status 1 (active), started 77, next callee 2, not forgotten, base.
+    lra.extend_from_slice(b"\x1a\x04trip\x20\x01\x28\x4d\x50\x02\x6a\x08http://x");
+    let mut entry = vec![0x12, u8::try_from(lra.len()).unwrap()];
+    entry.extend_from_slice(&lra);
+    entry.extend_from_slice(b"\x20\x05\x28\x03");
+    let read = Entry::decode(LogRecord::keyed(id(1).key().into(), entry.into())).unwrap();
+    let Entry::State(record) = read else { panic!("{read:?}") };
+    let State::Lra(lra) = record.state else { panic!("no LRA") };
+    assert_eq!((record.epoch, record.version), (Offset::new(5), Version::new(3)));
+    assert_eq!((&*lra.client, lra.started, lra.next_callee, &*lra.base, lra.kept), ("trip", Timestamp::from_millis(77), 2, "http://x", None));
 }
 
 #[test]

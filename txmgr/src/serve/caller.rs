@@ -1,10 +1,12 @@
 //! Makes the callbacks: each is one durable call, repeated under its key until it has an outcome.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bluebox_core::ComponentName;
 use bluebox_core::clock::wall_clock;
+use bluebox_core::log::Timestamp;
 use bluebox_observe::chain;
 use bluebox_observe::trace::{Context, TRACEPARENT};
 use bytes::Bytes;
@@ -22,8 +24,9 @@ use super::counts::Counts;
 use super::own_proxy::{self, OwnProxy};
 use super::{Settings, Surroundings};
 use crate::TransactionId;
-use crate::callback::{Callback, Outcome, Phase};
+use crate::callback::{Callback, CallbackKey, Outcome, Phase};
 use crate::components::Components;
+use crate::time::later;
 use crate::wire::answer::meaning;
 use crate::wire::participant::{Allowed, Callable};
 use crate::wire::{BASE_PATH, CONTEXT, DATA, ENDED, PARENT, RECOVERY};
@@ -42,6 +45,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const PLAIN_PATIENCE: Duration = Duration::from_secs(30);
 /// More of an answer is not looked at.
 const MAX_ANSWER_BYTES: usize = 64 << 10;
+/// The longest text of a reason that is kept.
+const MAX_WHY: usize = 300;
 
 type Http = Client<HttpConnector, Full<Bytes>>;
 
@@ -55,7 +60,50 @@ pub(super) struct Caller {
     allowed: Vec<Allowed>,
     /// Callbacks that are under way at once; further ones wait for their turn.
     places: Semaphore,
+    /// Those that have no outcome yet.
+    under_way: Mutex<HashMap<CallbackKey, UnderWay>>,
     counts: Counts,
+}
+
+/// A callback that has no outcome yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct UnderWay {
+    /// Since when this process makes it.
+    pub(super) since: Timestamp,
+    /// Why it is made again: nobody has got it, or it is not known whether somebody has.
+    pub(super) again: Option<Again>,
+}
+
+/// Why a callback is made again, under the same key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Again {
+    /// What was said last.
+    pub(super) why: String,
+    /// How often that was so.
+    pub(super) tries: u32,
+    /// When it is, or was, made again.
+    pub(super) at: Timestamp,
+}
+
+/// A callback is under way as long as this is there.
+struct Noted<'a> {
+    caller: &'a Caller,
+    key: CallbackKey,
+}
+
+impl Noted<'_> {
+    fn again(&self, why: String, pause: Duration) {
+        if let Some(under_way) = self.caller.under_way().get_mut(&self.key) {
+            let tries = under_way.again.as_ref().map_or(0, |again| again.tries).saturating_add(1);
+            under_way.again = Some(Again { why, tries, at: later(wall_clock(), pause) });
+        }
+    }
+}
+
+impl Drop for Noted<'_> {
+    fn drop(&mut self) {
+        self.caller.under_way().remove(&self.key);
+    }
 }
 
 /// What was answered, as far as it is looked at.
@@ -84,12 +132,25 @@ impl Caller {
             components: Arc::clone(&around.components),
             allowed: settings.allowed.clone(),
             places: Semaphore::new(own_proxy::AT_ONCE),
+            under_way: Mutex::default(),
             counts,
         }
     }
 
+    fn under_way(&self) -> MutexGuard<'_, HashMap<CallbackKey, UnderWay>> {
+        // Nothing in there can panic half-way.
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is known of a callback of this process that has no outcome yet.
+    pub(super) fn of_under_way(&self, key: CallbackKey) -> Option<UnderWay> {
+        self.under_way().get(&key).cloned()
+    }
+
     /// Makes a callback, until it has an outcome; in this trace.
     pub(super) async fn call(&self, callback: &Callback, trace: Option<Context>) -> Outcome {
+        self.under_way().insert(callback.key, UnderWay { since: wall_clock(), again: None });
+        let noted = Noted { caller: self, key: callback.key };
         // Never closed.
         let _place = self.places.acquire().await;
         let began = tokio::time::Instant::now();
@@ -100,7 +161,10 @@ impl Caller {
         let outcome = loop {
             match self.once(callback, &url, trace).await {
                 Ok(outcome) => break outcome,
-                Err(pause) => tokio::time::sleep(pause).await,
+                Err((pause, why)) => {
+                    noted.again(why, pause);
+                    tokio::time::sleep(pause).await;
+                }
             }
         };
         self.counts.called(callback.key.phase, &outcome, began.elapsed());
@@ -108,8 +172,8 @@ impl Caller {
         outcome
     }
 
-    /// One try. The error is the pause before the next: this one has no outcome, or none that is known.
-    async fn once(&self, callback: &Callback, url: &str, trace: Option<Context>) -> Result<Outcome, Duration> {
+    /// One try. The error is the pause before the next, and why: this one has no outcome, or none that is known.
+    async fn once(&self, callback: &Callback, url: &str, trace: Option<Context>) -> Result<Outcome, (Duration, String)> {
         let (way, request) = match self.request(callback, url, trace) {
             Ok(request) => request,
             // It was checked when it was taken in: what may be called has changed since.
@@ -125,13 +189,13 @@ impl Caller {
             Err(why) if plain => return Ok(Outcome::Again(why)),
             Err(why) => {
                 debug!(callback = %callback.key, why, "the own proxy did not answer");
-                return Err(PAUSE);
+                return Err((PAUSE, format!("the transaction manager's own proxy did not answer: {why}")));
             }
         };
         let own = answered.headers.contains_key(&ERROR) && !plain;
         if own && [StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT].contains(&answered.status) {
             let asked = answered.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok()).map_or(PAUSE, Duration::from_secs);
-            return Err(asked.min(LONGEST_PAUSE));
+            return Err((asked.min(LONGEST_PAUSE), why(&answered)));
         }
         let location = answered.headers.get(LOCATION).and_then(|value| value.to_str().ok());
         let location = location.and_then(|location| self.callable().check_location(callback.key.transaction, url, location));
@@ -238,6 +302,14 @@ impl Caller {
     }
 }
 
+/// What a proxy says: the word and the text of its problem document.
+fn why(answered: &Answered) -> String {
+    let word = answered.headers.get(&ERROR).and_then(|word| word.to_str().ok()).unwrap_or_default();
+    let problem: serde_json::Value = serde_json::from_slice(&answered.body).unwrap_or_default();
+    let detail = problem.get("detail").and_then(serde_json::Value::as_str).unwrap_or_default();
+    format!("{} {word}: {detail}", answered.status.as_u16()).chars().take(MAX_WHY).collect()
+}
+
 fn addressed(to: Authority, path: Option<PathAndQuery>) -> Result<Uri, String> {
     let mut parts = http::uri::Parts::default();
     (parts.scheme, parts.authority, parts.path_and_query) = (Some(Scheme::HTTP), Some(to), Some(path.unwrap_or_else(|| PathAndQuery::from_static("/"))));
@@ -248,4 +320,19 @@ fn addressed(to: Authority, path: Option<PathAndQuery>) -> Result<Uri, String> {
 fn nested_links(name: &ComponentName, child: TransactionId) -> String {
     let link = |phase: Phase| format!("<http://{name}{BASE_PATH}/nested/{child}/{0}>; rel=\"{0}\"", phase.name());
     [Phase::Compensate, Phase::Complete, Phase::Status, Phase::Forget].map(link).join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proxy_that_says_no_is_quoted() {
+        let headers = HeaderMap::from_iter([(ERROR, HeaderValue::from_static("recorded-full"))]);
+        let body = Bytes::from_static(br#"{"type": "urn:x", "detail": "this box remembers as many recorded calls as it may"}"#);
+        let answered = Answered { status: StatusCode::SERVICE_UNAVAILABLE, headers, body };
+        assert_eq!(why(&answered), "503 recorded-full: this box remembers as many recorded calls as it may");
+        let long = format!(r#"{{"detail": "{}"}}"#, "\u{e4}".repeat(1_000));
+        assert_eq!(why(&Answered { body: long.into(), ..answered }).chars().count(), MAX_WHY);
+    }
 }

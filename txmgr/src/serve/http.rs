@@ -8,7 +8,7 @@ use std::time::Duration;
 use bluebox_core::clock::wall_clock;
 use bluebox_core::log::Timestamp;
 use bluebox_core::topics::partition_of;
-use bluebox_core::{CallId, InstanceId};
+use bluebox_core::{CallId, ComponentName, InstanceId};
 use bluebox_observe::trace::Context;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue};
@@ -87,6 +87,11 @@ impl Asked {
     /// A header field as text.
     pub(super) fn header(&self, name: &HeaderName) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// The component that calls, as the proxy that delivers says.
+    pub(super) fn caller(&self) -> Option<ComponentName> {
+        self.header(&CALLER)?.parse().ok()
     }
 
     /// The trace that it is in.

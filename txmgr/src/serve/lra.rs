@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use bluebox_core::log::Timestamp;
 use http::header::{ACCEPT, LINK, LOCATION};
-use http::{Method, StatusCode};
+use http::{Method, Response, StatusCode};
+use http_body_util::Full;
 use serde_json::Value;
 
 use super::http::{Asked, Service, empty, json, text, with};
@@ -14,15 +14,15 @@ use super::problem::{Answered, Problem};
 use super::view;
 use crate::TransactionId;
 use crate::callback::{Callee, Phase};
-use crate::effect::Answer;
+use crate::effect::{Answer, Refusal};
 use crate::partition::Ask;
-use crate::transaction::{Join, Links, Request, Start};
+use crate::transaction::{Join, Kept, Links, OutcomeOf, Request, Start};
 use crate::wire::limit::time_limit;
 use crate::wire::link::{InvalidLinks, RawLinks, links_of_join};
 use crate::wire::path::{Resource, Verb, lra_of_url, resource, status_filter};
 use crate::wire::status::ParticipantStatus;
 use crate::wire::version::ApiVersion;
-use crate::wire::{CONTEXT, DATA, RECOVERY, VERSION};
+use crate::wire::{CONTEXT, DATA, OUTCOME, OUTCOME_OF, RECOVERY, VERSION};
 
 /// The most that a participant can leave to be told again.
 const MAX_DATA_BYTES: usize = 16 * 1024;
@@ -39,14 +39,15 @@ pub(super) async fn answer(service: &Service, asked: &Asked, path: &str) -> Resu
         Resource::Lra(id) if is(Method::GET) => it.read(id).await,
         Resource::Lra(id) if is(Method::PUT) => it.join(id).await,
         Resource::Of(id, Verb::Status) if is(Method::GET) => it.status(id).await,
-        Resource::Of(id, verb) if is(Method::PUT) && verb != Verb::Status => it.change(id, verb).await,
+        Resource::Of(id, Verb::Outcome) if is(Method::GET) => it.outcome(id).await,
+        Resource::Of(id, verb) if is(Method::PUT) && !matches!(verb, Verb::Status | Verb::Outcome) => it.change(id, verb).await,
         Resource::Recovering if is(Method::GET) => it.recovering().await,
         Resource::Failed if is(Method::GET) => it.gathered("kind=lra&failed").await,
         Resource::Recovery(id) if is(Method::DELETE) => it.forget(id).await,
         Resource::Participant(id, callee) if is(Method::GET) => it.participant(id, callee).await,
         Resource::Participant(id, callee) if is(Method::PUT) => it.move_to(id, callee).await,
         Resource::Nested(id, phase) if it.fits_nested(phase) => it.nested(id, phase).await,
-        Resource::All | Resource::Recovering | Resource::Failed | Resource::Of(_, Verb::Status) | Resource::Nested(_, Phase::Status) => {
+        Resource::All | Resource::Recovering | Resource::Failed | Resource::Of(_, Verb::Status | Verb::Outcome) | Resource::Nested(_, Phase::Status) => {
             Err(Problem::method("GET"))
         }
         Resource::Start => Err(Problem::method("POST")),
@@ -145,8 +146,8 @@ impl Coordinator<'_> {
 
     async fn change(&self, id: TransactionId, verb: Verb) -> Result<Answered, Problem> {
         match verb {
-            Verb::Close => self.end(id, Request::Close).await,
-            Verb::Cancel => self.end(id, Request::Cancel).await,
+            Verb::Close => self.end(id, true).await,
+            Verb::Cancel => self.end(id, false).await,
             Verb::Renew => {
                 let limit = time_limit(self.asked.query.get("TimeLimit")).map_err(|invalid| Problem::malformed(invalid.to_string()))?;
                 self.ask(id, Request::Renew(limit)).await?;
@@ -154,16 +155,43 @@ impl Coordinator<'_> {
             }
             Verb::Remove => self.leave(id).await,
             Verb::Status => self.status(id).await,
+            Verb::Outcome => self.outcome(id).await,
         }
     }
 
-    async fn end(&self, id: TransactionId, request: fn(Timestamp) -> Request) -> Result<Answered, Problem> {
-        match self.ask(id, request(self.service.end_by())).await? {
-            Answer::Status(status) => {
-                let code = StatusCode::from_u16(self.version.end_status_code(status)).unwrap_or(StatusCode::OK);
-                let answered = self.in_the_form_that_is_accepted(code, status.name());
-                Ok(if code == StatusCode::ACCEPTED { with(answered, LOCATION, &format!("{}/status", self.url(id))) } else { answered })
-            }
+    async fn end(&self, id: TransactionId, close: bool) -> Result<Answered, Problem> {
+        let by = self.service.end_by();
+        let request = match self.outcome_of()? {
+            Some(of) => Request::EndAndKeep(close, by, Box::new(Kept::new(of, self.asked.body.clone()))),
+            None if close => Request::Close(by),
+            None => Request::Cancel(by),
+        };
+        let (status, other) = match self.ask(id, request).await? {
+            Answer::Status(status) => (status, false),
+            Answer::EndedOtherwise(status) => (status, true),
+            answer => return Err(unexpected(&answer)),
+        };
+        let code = StatusCode::from_u16(self.version.end_status_code(status)).unwrap_or(StatusCode::OK);
+        let mut answered = self.in_the_form_that_is_accepted(code, status.name());
+        if code == StatusCode::ACCEPTED {
+            answered = with(answered, LOCATION, &format!("{}/status", self.url(id)));
+        }
+        Ok(if other { with(answered, OUTCOME, "other") } else { answered })
+    }
+
+    /// Whose outcome a request is about. Only a proxy that is another component's has any: what comes to the plain listener comes in the transaction manager's own name, whoever sent it.
+    fn outcome_of(&self) -> Result<Option<OutcomeOf>, Problem> {
+        let Some(text) = self.asked.header(&OUTCOME_OF) else { return Ok(None) };
+        let Some(component) = self.asked.caller().filter(|caller| *caller != self.service.settings.name) else { return Ok(None) };
+        let named = text.split_once('/').and_then(|(call, replay)| Some(OutcomeOf { call: call.parse().ok()?, replay: replay.parse().ok()?, component }));
+        named.map(Some).ok_or_else(|| Problem::malformed(format!("{OUTCOME_OF} is a call's id, '/' and the number of its replay")))
+    }
+
+    /// The outcome that is kept for a call, to the component that it is of.
+    async fn outcome(&self, id: TransactionId) -> Result<Answered, Problem> {
+        let of = self.outcome_of()?.ok_or_else(|| Problem::refusal(&Refusal::NoOutcome(id)))?;
+        match self.ask(id, Request::Outcome(of)).await? {
+            Answer::Kept(kept) => Ok(Response::new(Full::from(kept.outcome.unwrap_or_default()))),
             answer => Err(unexpected(&answer)),
         }
     }

@@ -118,9 +118,10 @@ pub(super) async fn one(service: &Service, asked: &Asked, id: &str) -> Result<An
     if asked.method != Method::GET {
         return Err(Problem::method("GET"));
     }
+    let of_call = |key| service.caller.of_under_way(key);
     match either(service, id, Request::Read, SagaRequest::Read).await? {
-        Answer::Lra(lra) => Ok(answer_json(StatusCode::OK, &view::lra_in_full(&lra))),
-        Answer::Saga(saga) => Ok(answer_json(StatusCode::OK, &view::saga(&saga))),
+        Answer::Lra(lra) => Ok(answer_json(StatusCode::OK, &view::lra_in_full(&lra, &of_call))),
+        Answer::Saga(saga) => Ok(answer_json(StatusCode::OK, &view::saga(&saga, &of_call))),
         _ => Err(Problem::not_served()),
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bluebox_core::InstanceId;
 use bluebox_core::clock::wall_clock;
-use bluebox_core::log::{AppendError, Entry as LogEntry, Log, Read, Record as LogRecord, Timestamp, TopicPartition};
+use bluebox_core::log::{AppendError, Entry as LogEntry, Log, Offset, Read, Record as LogRecord, Timestamp, TopicPartition};
 use bluebox_observe::trace::Context;
 use bytes::Bytes;
 use serde_json::Value;
@@ -16,6 +16,7 @@ use tracing::{debug, error, info, warn};
 
 use super::caller::Caller;
 use super::counts::Counts;
+use super::position::Position;
 use super::view::{self, Filter};
 use crate::TransactionId;
 use crate::callback::{CallbackKey, Outcome};
@@ -84,13 +85,22 @@ pub(super) struct Owning {
 
 enum Event {
     Outcome(CallbackKey, Outcome),
+    /// This append was acknowledged: it lies there.
+    Appended(Bytes, u64, Offset),
     /// This append has failed: it is made again, if it is still wanted.
     NotAppended(Bytes, u64),
     /// It is not known whether the fence was appended.
     NotFenced,
 }
 
-/// A record that was not read back yet.
+/// A record that lies in the log, and was not read back yet.
+struct Acknowledged {
+    key: Bytes,
+    number: u64,
+    entry: Entry,
+}
+
+/// A record of which it is not known yet where it lies, or what lies before it.
 struct Unread {
     number: u64,
     entry: Entry,
@@ -105,6 +115,7 @@ struct Owner<'a> {
     asked: HashMap<RequestId, Reply>,
     last_request: u64,
     unread: HashMap<Bytes, Unread>,
+    position: Position<Acknowledged>,
     last_append: u64,
     /// Bounded by the calls and appends that are under way.
     tell: mpsc::UnboundedSender<Event>,
@@ -116,8 +127,19 @@ pub(super) async fn run(owning: &Owning, commands: &mut mpsc::Receiver<Command>,
     let (tell, mut events) = mpsc::unbounded_channel();
     let mut out = Vec::new();
     let partition = Partition::new(Arc::clone(&owning.rules), InstanceId::random(), &mut out);
-    let mut owner =
-        Owner { owning, serving, partition, out, asked: HashMap::new(), last_request: 0, unread: HashMap::new(), last_append: 0, tell, tasks: JoinSet::new() };
+    let mut owner = Owner {
+        owning,
+        serving,
+        partition,
+        out,
+        asked: HashMap::new(),
+        last_request: 0,
+        unread: HashMap::new(),
+        position: Position::new(Offset::new(0)),
+        last_append: 0,
+        tell,
+        tasks: JoinSet::new(),
+    };
     let end = owner.run(commands, &mut events).await;
     serving.send_replace(false);
     owning.counts.forget(owning.place.partition);
@@ -133,7 +155,8 @@ impl Owner<'_> {
             }
             tokio::time::sleep(APPEND_AGAIN).await;
         };
-        let mut reader = self.owning.log.read(&self.owning.place, start);
+        self.position.skip_to(start);
+        let mut reader = self.owning.log.read_late(&self.owning.place, start);
         let began = tokio::time::Instant::now();
         let mut count = tokio::time::interval(COUNT_EVERY);
         count.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -149,7 +172,11 @@ impl Owner<'_> {
                             return end;
                         }
                     },
-                    Some(Read::Truncated { start, .. }) => warn!(partition = %self.owning.place, %start, "the start of the partition was removed while it was read"),
+                    Some(Read::Truncated { start, .. }) => {
+                        warn!(partition = %self.owning.place, %start, "the start of the partition was removed while it was read");
+                        self.position.skip_to(start);
+                        self.take_acknowledged();
+                    }
                     None => return End::Closed,
                 },
                 command = commands.recv() => match command {
@@ -182,6 +209,9 @@ impl Owner<'_> {
     /// One record of the log.
     fn read(&mut self, entry: LogEntry) -> Option<End> {
         let (offset, key) = (entry.offset, entry.record.key.clone());
+        if !self.position.read(offset) {
+            return None;
+        }
         let entry = match Entry::decode(entry.record) {
             Ok(entry) => entry,
             Err(problem) => {
@@ -198,7 +228,26 @@ impl Owner<'_> {
             self.unread.remove(&key);
         }
         self.partition.read(wall_clock(), offset, entry, &mut self.out);
+        self.take_acknowledged();
         None
+    }
+
+    /// An append was acknowledged.
+    fn appended(&mut self, key: Bytes, number: u64, offset: Offset) {
+        if let Some(unread) = self.unread.get(&key).filter(|unread| unread.number == number) {
+            self.position.acknowledged(offset, Acknowledged { entry: unread.entry.clone(), key, number });
+            self.take_acknowledged();
+        }
+    }
+
+    /// What is known to come next because it is this owner's.
+    fn take_acknowledged(&mut self) {
+        while let Some((offset, Acknowledged { key, number, entry })) = self.position.pop() {
+            if self.unread.get(&key).is_some_and(|unread| unread.number == number) {
+                self.unread.remove(&key);
+            }
+            self.partition.read(wall_clock(), offset, entry, &mut self.out);
+        }
     }
 
     fn asked(&mut self, command: Command) {
@@ -215,7 +264,8 @@ impl Owner<'_> {
             // Who has not read all of it must not show a part for the whole: the reply is dropped.
             Command::Show(..) if !self.partition.is_serving() => return,
             Command::Show(filter, reply) => {
-                let shown = self.partition.transactions().filter(|state| filter.passes(state, now)).map(view::transaction).collect();
+                let of_call = |key| self.owning.caller.of_under_way(key);
+                let shown = self.partition.transactions().filter(|state| filter.passes(state, now)).map(|state| view::transaction(state, &of_call)).collect();
                 // Who asked may have gone.
                 let _ = reply.send(shown);
                 return;
@@ -239,6 +289,7 @@ impl Owner<'_> {
     fn happened(&mut self, event: Event) -> Option<End> {
         match event {
             Event::Outcome(key, outcome) => self.partition.outcome(wall_clock(), key, outcome, &mut self.out),
+            Event::Appended(key, number, offset) => self.appended(key, number, offset),
             Event::NotAppended(key, number) => {
                 if let Some(unread) = self.unread.get(&key).filter(|unread| unread.number == number) {
                     let record = unread.record.clone();
@@ -282,7 +333,11 @@ impl Owner<'_> {
     fn send(&mut self, key: Bytes, number: u64, record: LogRecord, is_fence: bool) {
         let (append, tell, place) = (self.owning.log.append(&self.owning.place, record), self.tell.clone(), self.owning.place.clone());
         self.tasks.spawn(async move {
-            let Err(problem) = append.await else { return };
+            let problem = match append.await {
+                // Nobody there to be told: the partition was given up.
+                Ok(appended) => return drop(tell.send(Event::Appended(key, number, appended.offset))),
+                Err(problem) => problem,
+            };
             if matches!(problem, AppendError::TooLarge { .. }) {
                 error!(partition = %place, %problem, "a transaction does not fit into a record; it stands still. Raise max.message.bytes of the topic");
             } else {

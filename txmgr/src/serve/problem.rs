@@ -86,6 +86,8 @@ impl Problem {
             Refusal::NotEnding(..) => ("not-ending", "The transaction waits for nobody"),
             Refusal::NotFailed(..) => ("not-failed", "The transaction has not failed"),
             Refusal::OtherKind(_) => ("other-kind", "The transaction is of another kind"),
+            Refusal::NoOutcome(_) => ("no-outcome", "No outcome of this call is kept"),
+            Refusal::OutcomeNotKept(_) => ("outcome-not-kept", "The outcome of this call is not kept"),
         };
         Self::new(refusal.status_code(), word, title, refusal.to_string())
     }

@@ -124,7 +124,7 @@ pub(super) async fn read(service: &Service, asked: &Asked, id: &str) -> Result<A
         return Err(Problem::method("GET"));
     }
     let saga = saga(service, asked, id, wait(asked).map_or(SagaRequest::Read, SagaRequest::Await)).await?;
-    Ok(json(StatusCode::OK, &shown(asked, &saga)))
+    Ok(json(StatusCode::OK, &shown(service, asked, &saga)))
 }
 
 /// `POST /v1/sagas/ID/cancel`.
@@ -136,7 +136,7 @@ pub(super) async fn cancel(service: &Service, asked: &Asked, id: &str) -> Result
     let by = wait(asked).unwrap_or_else(|| service.end_by());
     let saga = saga(service, asked, id, SagaRequest::Cancel(by)).await?;
     let code = if saga.status.is_final() { StatusCode::OK } else { StatusCode::ACCEPTED };
-    Ok(json(code, &shown(asked, &saga)))
+    Ok(json(code, &shown(service, asked, &saga)))
 }
 
 async fn saga(service: &Service, asked: &Asked, id: TransactionId, request: SagaRequest) -> Result<Saga, Problem> {
@@ -150,7 +150,7 @@ async fn saga(service: &Service, asked: &Asked, id: TransactionId, request: Saga
 async fn tell(service: &Service, asked: &Asked, id: TransactionId, until: Option<Timestamp>) -> Result<Answered, Problem> {
     let saga = saga(service, asked, id, until.map_or(SagaRequest::Read, SagaRequest::Await)).await?;
     let ended = until.is_some() && saga.status.is_final();
-    let answered = json(if ended { StatusCode::OK } else { StatusCode::ACCEPTED }, &shown(asked, &saga));
+    let answered = json(if ended { StatusCode::OK } else { StatusCode::ACCEPTED }, &shown(service, asked, &saga));
     let answered = with(answered, LOCATION, &url(asked, id));
     Ok(if until.is_some() { with(answered, PREFERENCE_APPLIED, "wait") } else { answered })
 }
@@ -159,8 +159,8 @@ fn url(asked: &Asked, id: TransactionId) -> String {
     format!("{}/v1/sagas/{id}", asked.origin)
 }
 
-fn shown(asked: &Asked, saga: &Saga) -> Value {
-    let mut shown = view::saga(saga);
+fn shown(service: &Service, asked: &Asked, saga: &Saga) -> Value {
+    let mut shown = view::saga(saga, &|key| service.caller.of_under_way(key));
     if let Some(object) = shown.as_object_mut() {
         object.insert("url".to_owned(), Value::from(url(asked, saga.id)));
     }

@@ -5,8 +5,10 @@ use std::time::Duration;
 use bluebox_core::log::Timestamp;
 use serde_json::{Value, json};
 
+use super::caller::{Again, UnderWay};
 use super::http::Query;
 use crate::TransactionId;
+use crate::callback::{CallbackKey, Callee};
 use crate::line::Line;
 use crate::partition::{Ask, StateRef};
 use crate::saga::{Saga, SagaRequest};
@@ -69,11 +71,14 @@ pub(super) fn id_of(state: StateRef<'_>) -> (TransactionId, Ask) {
     }
 }
 
+/// What is known of a callback that has no outcome yet, by whoever makes it.
+pub(super) type OfCall<'a> = &'a dyn Fn(CallbackKey) -> Option<UnderWay>;
+
 /// All of a transaction, for operators.
-pub(super) fn transaction(state: StateRef<'_>) -> Value {
+pub(super) fn transaction(state: StateRef<'_>, of_call: OfCall<'_>) -> Value {
     match state {
-        StateRef::Lra(lra) => lra_in_full(lra),
-        StateRef::Saga(saga) => self::saga(saga),
+        StateRef::Lra(lra) => lra_in_full(lra, of_call),
+        StateRef::Saga(saga) => self::saga(saga, of_call),
     }
 }
 
@@ -94,38 +99,43 @@ pub(super) fn as_on_the_wire(view: &Value) -> Value {
     view.get("lra").cloned().unwrap_or(Value::Null)
 }
 
-fn line(line: &Line) -> Value {
+fn line(line: &Line, key: Option<CallbackKey>, of_call: OfCall<'_>) -> Value {
+    let under_way = key.and_then(of_call).map(|UnderWay { since, again }| {
+        let again = again.map(|Again { why, tries, at }| json!({ "why": why, "tries": tries, "at_ms": at.as_millis() }));
+        json!({ "since_ms": since.as_millis(), "again": again })
+    });
     json!({
         "asked": line.phase.map(|phase| phase.name()), "outcomes": line.n, "failures": line.failures, "not_before_ms": line.not_before.as_millis(),
-        "last_error": line.last_error,
+        "last_error": line.last_error, "under_way": under_way,
     })
 }
 
 /// All of an LRA.
-pub(super) fn lra_in_full(all: &Lra) -> Value {
+pub(super) fn lra_in_full(all: &Lra, of_call: OfCall<'_>) -> Value {
+    let line = |line: &Line, callee: Callee| self::line(line, line.key(all.id, callee), of_call);
     let participant = |participant: &Participant| {
         let links = &participant.links;
         json!({
             "number": participant.callee.0, "status": participant.status.name(), "compensate": links.compensate.as_deref(), "complete": links.complete.as_deref(),
             "status_url": participant.status_url().map(|url| &**url), "forget": links.forget.as_deref(), "after": links.after.as_deref(),
-            "nested": links.nested.map(|id| id.to_string()), "line": line(&participant.line),
+            "nested": links.nested.map(|id| id.to_string()), "line": line(&participant.line, participant.callee),
         })
     };
     json!({
         "id": all.id.to_string(), "kind": "lra", "status": all.status.name(), "client": &*all.client, "started_ms": all.started.as_millis(), "deadline_ms": millis(all.deadline),
         "ended_ms": millis(all.ended), "recovering": all.is_recovering(), "forgotten": all.forgotten,
-        "parent": all.parent.as_ref().map(|parent| json!({ "id": parent.id.to_string(), "enlisted": parent.enlisted, "settled": parent.settled, "line": line(&parent.line) })),
+        "parent": all.parent.as_ref().map(|parent| json!({ "id": parent.id.to_string(), "enlisted": parent.enlisted, "settled": parent.settled, "line": line(&parent.line, Callee::PARENT) })),
         "participants": all.participants.iter().map(participant).collect::<Vec<_>>(), "lra": lra(all),
     })
 }
 
 /// All of a saga.
-pub(super) fn saga(all: &Saga) -> Value {
-    let steps = all.plan.steps().iter().zip(&all.steps).map(|(planned, step)| {
+pub(super) fn saga(all: &Saga, of_call: OfCall<'_>) -> Value {
+    let steps = (0..).map(Callee).zip(all.plan.steps().iter().zip(&all.steps)).map(|(callee, (planned, step))| {
         let after: Vec<&str> = planned.after.iter().filter_map(|at| all.plan.steps().get(*at)).map(|before| before.name.as_str()).collect();
         json!({
             "name": planned.name, "status": format!("{:?}", step.status), "after": after, "still_going": step.still_going, "action": planned.action.url,
-            "compensation": planned.compensation.as_ref().map(|request| request.url.clone()), "line": line(&step.line),
+            "compensation": planned.compensation.as_ref().map(|request| request.url.clone()), "line": line(&step.line, step.line.key(all.id, callee), of_call),
         })
     });
     json!({
@@ -144,6 +154,36 @@ mod tests {
 
     fn filter(query: &str) -> Result<Filter, String> {
         Filter::of(&Query::parse(query).unwrap())
+    }
+
+    #[test]
+    fn why_a_callback_waits_is_shown_and_no_outcome_that_is_kept() {
+        use bluebox_core::{CallId, ComponentName};
+
+        use crate::callback::Phase;
+        use crate::transaction::{Join, Kept, Links, OutcomeOf};
+
+        const SECRET: &str = "geheim";
+        let at = Timestamp::from_millis;
+        let id = TransactionId::new(0, at(1), None, 1);
+        let start = Start { id, origin: None, client: Arc::from(""), base: Arc::from("http://txmgr/lra-coordinator"), limit: None, parent: None };
+        let mut effects = Vec::new();
+        let mut transaction = Transaction::start(Arc::new(Rules::default()), at(1), crate::effect::RequestId(0), start, &mut effects);
+        let links = Links { complete: Some(Arc::from("http://hotel/complete")), compensate: Some(Arc::from("http://hotel/undo")), ..Links::default() };
+        let of = OutcomeOf { call: CallId::from_bytes([1; 16]), replay: 0, component: ComponentName::try_new("trip").unwrap() };
+        let close = Request::EndAndKeep(true, at(9), Box::new(Kept::new(of, SECRET.into())));
+        for (number, request) in [(1, Request::Join(Join { links, limit: None, data: None })), (2, close)] {
+            transaction.request(at(2), crate::effect::RequestId(number), request, &mut effects);
+        }
+        let key = CallbackKey { transaction: id, callee: Callee(0), phase: Phase::Complete, n: 0 };
+        let again = Again { why: "503 recorded-full: no room".to_owned(), tries: 4, at: at(70) };
+        let of_call = |asked| (asked == key).then(|| UnderWay { since: at(3), again: Some(again.clone()) });
+        let shown = lra_in_full(transaction.lra(), &of_call);
+        assert_eq!(
+            shown.pointer("/participants/0/line/under_way"),
+            Some(&json!({ "since_ms": 3, "again": { "why": "503 recorded-full: no room", "tries": 4, "at_ms": 70 } }))
+        );
+        assert!(!shown.to_string().contains(SECRET) && !format!("{transaction:?}").contains(SECRET));
     }
 
     #[test]

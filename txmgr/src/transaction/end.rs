@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bluebox_core::log::Timestamp;
 use bluebox_core::planted;
 
-use super::{Lra, Participant, Transaction, Waiter, Waits};
+use super::{Kept, Lra, Participant, Transaction, WRITTEN_WITHIN, Waiter, Waits};
 use crate::callback::{Callback, CallbackKey, Callee, Phase};
 use crate::effect::{Answer, Effect, Refusal, RequestId};
 use crate::time::later;
@@ -13,7 +13,9 @@ use crate::wire::status::{LraStatus, ParticipantStatus};
 
 impl Transaction {
     /// Close or cancel. Both can be asked for again and again; whoever asks for the other end comes too late (412).
-    pub(super) fn end(&mut self, now: Timestamp, request: RequestId, to: LraStatus, answer_by: Timestamp, out: &mut Vec<Effect>) {
+    ///
+    /// The first outcome that comes with the end that is decided is kept: in the record of the decision, where it came with that.
+    pub(super) fn end(&mut self, now: Timestamp, request: RequestId, to: LraStatus, answer_by: Timestamp, kept: Option<Kept>, out: &mut Vec<Effect>) {
         let status = self.lra.status;
         let same_end = status.is_cancel() == to.is_cancel();
         if status == LraStatus::Active || (planted!(TxnDecidesTwice) && !same_end) {
@@ -21,7 +23,16 @@ impl Transaction {
         } else if !same_end {
             return self.answer(request, Answer::Refused(Refusal::OtherEnd(self.lra.id, status)), out);
         }
-        self.waiters.push(Waiter { request, waits: Waits::ForEnd, answer_by });
+        let mut waits = Waits::ForEnd;
+        match (&self.lra.kept, kept) {
+            (None, Some(kept)) => {
+                self.lra.kept = Some(kept);
+                self.gate.change();
+            }
+            (Some(there), Some(kept)) if there.overrules(&kept) => waits = Waits::ForEndOverruled,
+            _ => {}
+        }
+        self.waiters.push(Waiter { request, waits, answer_by });
     }
 
     /// "When the timeout is reached, the LRA moves to the state Cancelling" ("Timing out LRAs"). It is looked at before whatever else happens, so that a close that comes later finds it cancelled
@@ -62,6 +73,17 @@ impl Transaction {
         self.tell(now);
         self.send(now, out);
         self.answer_waiters(now, out);
+        self.write_late(now);
+    }
+
+    /// What can be written later has its time.
+    fn write_late(&mut self, now: Timestamp) {
+        if !self.gate.can_wait() {
+            self.write_by = None;
+        } else if *self.write_by.get_or_insert_with(|| later(now, WRITTEN_WITHIN)) <= now {
+            self.gate.hurry();
+            self.write_by = None;
+        }
     }
 
     /// Ended is who has asked everybody and got a last answer from everybody; failed is who got a failure ("LRA State Model").
@@ -162,6 +184,7 @@ impl Transaction {
             }
             let answer = match waiter.waits {
                 Waits::ForEnd => Answer::Status(self.lra.status),
+                Waits::ForEndOverruled => Answer::EndedOtherwise(self.lra.status),
                 Waits::ForParent(phase) => self.answer_to_parent(phase),
             };
             self.answer(waiter.request, answer, out);

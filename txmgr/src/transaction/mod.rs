@@ -18,6 +18,7 @@
 //! - `state`: what the records say.
 //! - `join`: join, leave, renew.
 //! - `end`: the decision, whom to ask and in which order, and when it is over.
+//! - `kept`: the outcome of the call that ended it.
 //! - `outcome`: what the outcome of a callback changes.
 //! - `nested`: an LRA as participant of another one.
 
@@ -37,6 +38,7 @@ use crate::wire::status::{LraStatus, ParticipantStatus};
 
 mod end;
 mod join;
+mod kept;
 mod nested;
 mod outcome;
 mod state;
@@ -44,7 +46,12 @@ mod state;
 mod tests;
 
 pub use join::{Join, MAX_LRA_BYTES};
+pub use kept::{Kept, OutcomeOf};
 pub use state::{Links, Lra, Parent, Participant};
+
+/// How long it is not written that a participant is done, while others are still asked: each outcome of theirs, and the end, makes a record that says it too. Should its owner die before, the
+/// participant is asked again under the same key, and the log has that outcome.
+const WRITTEN_WITHIN: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// The longest name that a client can give itself.
 pub const MAX_CLIENT_BYTES: usize = 256;
@@ -79,6 +86,10 @@ pub enum Request {
     Close(Timestamp),
     /// To cancel. Answered when it has ended, or else then.
     Cancel(Timestamp),
+    /// To close, or (`false`) to cancel, and to keep with that decision the outcome of the call that asks for it. Answered as `Close` and `Cancel` are.
+    EndAndKeep(bool, Timestamp, Box<Kept>),
+    /// To tell the outcome that is kept for this call.
+    Outcome(OutcomeOf),
     /// To tell its status.
     Status,
     /// To tell all of it.
@@ -100,6 +111,8 @@ pub enum Request {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Waits {
     ForEnd,
+    /// The same, and another outcome is kept than the one it came with.
+    ForEndOverruled,
     ForParent(Phase),
 }
 
@@ -119,6 +132,8 @@ pub struct Transaction {
     /// Callees with a call of this owner that has no outcome yet, and when it left: not before its record is durable.
     under_way: BTreeMap<Callee, Option<Timestamp>>,
     waiters: Vec<Waiter>,
+    /// When what can be written later is written at last.
+    write_by: Option<Timestamp>,
     /// Who has begun it and waits for the parent to take it in.
     starters: BTreeSet<RequestId>,
 }
@@ -150,6 +165,7 @@ impl Transaction {
             next_callee: 0,
             left: Vec::new(),
             forgotten: false,
+            kept: None,
         };
         let mut transaction = Self::owned(rules, lra, Version::default());
         transaction.set_status(LraStatus::Active, out);
@@ -166,7 +182,7 @@ impl Transaction {
     }
 
     fn owned(rules: Arc<Rules>, lra: Lra, version: Version) -> Self {
-        Self { rules, lra, gate: Gate::new(version), under_way: BTreeMap::new(), waiters: Vec::new(), starters: BTreeSet::new() }
+        Self { rules, lra, gate: Gate::new(version), under_way: BTreeMap::new(), waiters: Vec::new(), write_by: None, starters: BTreeSet::new() }
     }
 
     /// The call that began it has come again: the box that served it has died, or another owner has taken over.
@@ -190,8 +206,20 @@ impl Transaction {
             Request::Join(join) => self.join(now, request, join, out),
             Request::Leave(url) => self.leave(request, &url, out),
             Request::Renew(limit) => self.renew(now, request, limit, out),
-            Request::Close(answer_by) => self.end(now, request, LraStatus::Closing, answer_by, out),
-            Request::Cancel(answer_by) => self.end(now, request, LraStatus::Cancelling, answer_by, out),
+            Request::Close(answer_by) => self.end(now, request, LraStatus::Closing, answer_by, None, out),
+            Request::Cancel(answer_by) => self.end(now, request, LraStatus::Cancelling, answer_by, None, out),
+            Request::EndAndKeep(close, answer_by, kept) => {
+                let to = if close { LraStatus::Closing } else { LraStatus::Cancelling };
+                self.end(now, request, to, answer_by, Some(*kept), out);
+            }
+            Request::Outcome(of) => {
+                let answer = match self.lra.kept.as_ref().filter(|kept| kept.of == of) {
+                    Some(kept) if kept.outcome.is_some() => Answer::Kept(Box::new(kept.clone())),
+                    Some(_) => Answer::Refused(Refusal::OutcomeNotKept(self.lra.id)),
+                    None => Answer::Refused(Refusal::NoOutcome(self.lra.id)),
+                };
+                self.answer(request, answer, out);
+            }
             Request::Status => self.answer(request, Answer::Status(self.lra.status), out),
             Request::Read => self.answer(request, Answer::Lra(Box::new(self.lra.clone())), out),
             Request::ReadParticipant(callee) => {
@@ -228,7 +256,19 @@ impl Transaction {
 
     /// The next record to be appended, if one is to be made now: all of it is in [`Self::lra`].
     pub fn take_record(&mut self) -> Option<Version> {
-        self.gate.take()
+        let version = self.gate.take()?;
+        self.write_by = None;
+        if let Some(kept) = &mut self.lra.kept {
+            kept.is_written();
+        }
+        Some(version)
+    }
+
+    /// Keeps the outcome of the call that ended it no more: the next record is without.
+    pub fn drop_kept(&mut self) {
+        if let Some(kept) = &mut self.lra.kept {
+            kept.outcome = None;
+        }
     }
 
     /// A record has been read back, with no fence of a newer owner before it.
@@ -273,7 +313,7 @@ impl Transaction {
         let deadline = lra.deadline.filter(|_| lra.status == LraStatus::Active);
         let waiters = self.waiters.iter().map(|w| w.answer_by);
         let removable = self.removable_at().filter(|_| self.gate.is_durable());
-        deadline.into_iter().chain(self.next_call_at()).chain(waiters).chain(removable).min()
+        deadline.into_iter().chain(self.next_call_at()).chain(waiters).chain(removable).chain(self.write_by).min()
     }
 
     /// Answers when all that the answer can depend on is durable: a reader must not be told what a crash takes back.

@@ -41,7 +41,8 @@ impl Transaction {
             Phase::After | Phase::Forget => participant.line.ask_again(key.phase, now, &self.rules, Some(in_words(&outcome))),
             _ => participant.answered(now, key.phase, outcome, nested, &self.rules),
         }
-        self.gate.change();
+        // The number of the next call must be durable before it is used. That nothing more is asked can be learned again.
+        if participant.line.phase.is_some() { self.gate.change() } else { self.gate.change_by_and_by() }
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bluebox_core::CallId;
 use bluebox_core::log::Timestamp;
 
+use super::Kept;
 use crate::TransactionId;
 use crate::callback::Callee;
 use crate::line::Line;
@@ -136,6 +137,8 @@ pub struct Lra {
     pub left: Vec<Arc<str>>,
     /// An operator has said that its failure may be forgotten.
     pub forgotten: bool,
+    /// The outcome of the call that ended it, if that was said with the end.
+    pub kept: Option<Kept>,
 }
 
 impl Lra {

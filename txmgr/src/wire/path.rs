@@ -36,6 +36,8 @@ pub enum Resource {
 pub enum Verb {
     /// `GET` its status as a text.
     Status,
+    /// `GET` the outcome that is kept for a call: for proxies.
+    Outcome,
     /// `PUT`: close it.
     Close,
     /// `PUT`: cancel it.
@@ -78,6 +80,7 @@ pub fn resource(path: &str) -> Result<Resource, NoSuchPath> {
         [lra, what] => {
             let verb = match what {
                 "status" => Verb::Status,
+                "outcome" => Verb::Outcome,
                 "close" => Verb::Close,
                 "cancel" => Verb::Cancel,
                 "renew" => Verb::Renew,
@@ -153,6 +156,7 @@ mod tests {
             (format!("/{encoded}/close"), Resource::Of(id, Verb::Close)),
             (format!("/{id}/cancel"), Resource::Of(id, Verb::Cancel)),
             (format!("/{id}/status"), Resource::Of(id, Verb::Status)),
+            (format!("/{id}/outcome"), Resource::Of(id, Verb::Outcome)),
             (format!("/{id}/renew"), Resource::Of(id, Verb::Renew)),
             (format!("/{id}/remove"), Resource::Of(id, Verb::Remove)),
             ("/recovery".to_owned(), Resource::Recovering),

@@ -247,7 +247,7 @@ impl Space for Scenario {
                 asked_to_end = true;
                 for (number, want) in self.wants.iter().enumerate() {
                     let parent_goes_on = matches!(want, Want::ParentCompletes | Want::ParentCompensates) && world.asked[number];
-                    if parent_goes_on || matches!(want, Want::Cancel | Want::Close | Want::CancelSaga) {
+                    if parent_goes_on || matches!(want, Want::Cancel | Want::Close | Want::Tells(..) | Want::CancelSaga) {
                         world.asks(self, 0, number)?;
                     }
                 }

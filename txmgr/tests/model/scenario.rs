@@ -20,6 +20,8 @@ pub(crate) enum Want {
     Leave(usize),
     Close,
     Cancel,
+    /// A delivery of the call whose rule began it ends it (`true`: closes), and tells this outcome.
+    Tells(bool, &'static str),
     ParentCompletes,
     ParentCompensates,
     ParentForgets,
@@ -151,6 +153,20 @@ pub(crate) fn all() -> Vec<Scenario> {
         },
         Scenario { participants: vec![plain("a")], ..base("a participant leaves", vec![Start, Join(0), Leave(0), Cancel]) },
         Scenario {
+            participants: vec![plain("a")],
+            budget: Budget { boots: 2, crashes: 1, asked_again: 1, ..Budget::default() },
+            ..base(
+                "deliveries of one call that tell its outcome with the end",
+                vec![Start, Join(0), Tells(true, "yes"), Tells(true, "also"), Tells(false, "no")],
+            )
+        },
+        Scenario {
+            participants: vec![plain("a")],
+            limit: Some(Duration::from_millis(100)),
+            budget: Budget { boots: 2, twice: 1, compactions: 1, ..Budget::default() },
+            ..base("an outcome that is kept, a deadline, a zombie, and compaction", vec![Start, Join(0), Tells(true, "yes")])
+        },
+        Scenario {
             plan: saga(vec![step("a", None), step("b", None)]),
             max_tries: 1,
             answers: |key| match key {
@@ -209,7 +225,7 @@ pub(crate) fn large() -> Vec<Scenario> {
             max_tries: 3,
             answers,
             budget,
-            ..base("three participants", vec![Start, Join(0), Join(1), Join(2), Leave(1), Close, Cancel, GiveUp])
+            ..base("three participants", vec![Start, Join(0), Join(1), Join(2), Leave(1), Close, Cancel, Tells(true, "yes"), Tells(false, "no"), GiveUp])
         },
         Scenario {
             participants: three,

@@ -33,6 +33,8 @@ pub(crate) struct Witness {
     pub(crate) may_be_given_up: bool,
     /// The end that was answered.
     pub(crate) ended: Option<LraStatus>,
+    /// The outcomes that came with requests to end it, by the number of the request.
+    pub(crate) told: BTreeMap<usize, &'static str>,
 }
 
 impl Witness {
@@ -95,7 +97,13 @@ impl Witness {
                 LraStatus::Closed => nested && is.is_cancel(),
                 _ => false,
             };
-        if legal { Ok(()) } else { Err(format!("decided twice: {was}, then {is}")) }
+        if !legal {
+            return Err(format!("decided twice: {was}, then {is}"));
+        }
+        match (kept(before.state), kept(after.state.clone())) {
+            (Some(was), is) if !again && is.as_ref() != Some(&was) => Err(format!("the outcome that was kept is {is:?}, and was {was:?}")),
+            _ => Ok(()),
+        }
     }
 
     /// A call is made.
@@ -176,7 +184,14 @@ impl Witness {
     }
 
     /// An answer has left.
-    pub(crate) fn answered(&mut self, answer: &Answer) -> Result<(), String> {
+    pub(crate) fn answered(&mut self, number: usize, answer: &Answer) -> Result<(), String> {
+        if let (Some(told), Answer::Status(_) | Answer::EndedOtherwise(_)) = (self.told.get(&number), answer) {
+            let other = matches!(answer, Answer::EndedOtherwise(_));
+            let is_kept = |record: &Record| kept(record.state.clone()).is_some_and(|kept| (kept != told.as_bytes()) == other);
+            if !self.counting().any(is_kept) {
+                return Err(format!("{answer:?} is answered to who has told {told:?}, and that is not what is kept"));
+            }
+        }
         match answer {
             Answer::Started(id) => {
                 if self.last().is_none_or(|record| record.state.id() != *id) {
@@ -193,7 +208,7 @@ impl Witness {
                 }
                 self.joined.insert(*callee);
             }
-            Answer::Status(said) if said.is_final() => {
+            Answer::Status(said) | Answer::EndedOtherwise(said) if said.is_final() => {
                 // A former owner may still answer what was so when it was one: a nested one may be cancelled by now, and its two decisions may lie in one record.
                 let nested = self.lra().is_some_and(|lra| lra.parent.is_some());
                 let so = |is: LraStatus| is == *said || (nested && *said == LraStatus::Closed && is.is_cancel());
@@ -274,6 +289,14 @@ impl Witness {
             }
         }
         Ok(())
+    }
+}
+
+/// The outcome of the call that ended it, as it is kept.
+fn kept(state: State) -> Option<bytes::Bytes> {
+    match state {
+        State::Lra(lra) => lra.kept?.outcome,
+        State::Saga(_) => None,
     }
 }
 

@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use bluebox_core::CallId;
 use bluebox_core::log::Timestamp;
+use bluebox_core::{CallId, ComponentName};
 use bluebox_txmgr::TransactionId;
 use bluebox_txmgr::callback::{CallbackKey, Callee, Phase};
 use bluebox_txmgr::effect::{Effect, RequestId};
 use bluebox_txmgr::partition::{Ask, Out, Partition};
 use bluebox_txmgr::record::Entry;
 use bluebox_txmgr::saga::{SagaRequest, StartSaga};
-use bluebox_txmgr::transaction::{Join, Request, Start};
+use bluebox_txmgr::transaction::{Join, Kept, OutcomeOf, Request, Start};
 
 use crate::scenario::{Budget, PATIENCE, Scenario, Want, parent_id};
 use crate::witness::Witness;
@@ -86,7 +86,7 @@ impl World {
                 Out::Do(Effect::Answer(RequestId(number), answer)) => {
                     let number = usize::try_from(number).unwrap();
                     self.answered[number] = true;
-                    self.witness.answered(&answer)?;
+                    self.witness.answered(number, &answer)?;
                 }
                 Out::Do(Effect::Changed(..)) | Out::Serving => {}
                 Out::Lost => {
@@ -125,7 +125,7 @@ impl World {
             Want::ParentCompensates => started && !asked(&Want::ParentCompletes),
             Want::ParentForgets => answered(&Want::ParentCompletes),
             Want::GiveUp => asked(&Want::Close) || asked(&Want::CancelSaga),
-            Want::Close | Want::Cancel | Want::CancelSaga => started,
+            Want::Close | Want::Cancel | Want::Tells(..) | Want::CancelSaga => started,
         }
     }
 
@@ -142,6 +142,9 @@ impl World {
             self.witness.left.insert(Callee(u32::try_from(*at).unwrap()));
         }
         self.witness.may_be_given_up |= want == Want::GiveUp;
+        if let Want::Tells(_, outcome) = &want {
+            self.witness.told.insert(number, outcome);
+        }
         let fresh = TransactionId::new(0, Timestamp::from_millis(1), None, u64::from(self.starts));
         let participants = &scenario.participants;
         self.with(at, |partition, now, out| {
@@ -168,6 +171,10 @@ impl World {
                 Want::Leave(at) => lra(Request::Leave(participants[at].compensate.clone().unwrap())),
                 Want::Close => lra(Request::Close(FAR)),
                 Want::Cancel => lra(Request::Cancel(FAR)),
+                Want::Tells(close, outcome) => {
+                    let of = OutcomeOf { call: CallId::from_bytes([9; 16]), replay: 0, component: ComponentName::try_new("trip").unwrap() };
+                    lra(Request::EndAndKeep(close, FAR, Box::new(Kept::new(of, bytes::Bytes::from_static(outcome.as_bytes())))))
+                }
                 Want::ParentCompletes => lra(Request::OfParent(Phase::Complete, FAR)),
                 Want::ParentCompensates => lra(Request::OfParent(Phase::Compensate, FAR)),
                 Want::ParentForgets => lra(Request::OfParent(Phase::Forget, FAR)),

@@ -120,13 +120,17 @@ impl KafkaConfig {
     pub(super) fn reader(&self, pace: Pace) -> ClientConfig {
         let mut config = self.base("read");
         let longest_wait = match pace {
-            Pace::Busy => "100",
+            Pace::Busy | Pace::Late => "100",
             Pace::Rare => "500",
+        };
+        let least_bytes = match pace {
+            Pace::Busy | Pace::Rare => "1",
+            Pace::Late => "1048576",
         };
         config
             // A fetch that waits for new records holds up a partition that joins or resumes meanwhile; this is how long at most.
             .set("fetch.wait.max.ms", longest_wait)
-            .set("fetch.min.bytes", "1")
+            .set("fetch.min.bytes", least_bytes)
             .set("fetch.message.max.bytes", "1048576")
             .set("fetch.max.bytes", "8388608")
             .set("queued.min.messages", "1000")
@@ -257,6 +261,7 @@ mod tests {
             config.producer(),
             config.reader(Pace::Busy),
             config.reader(Pace::Rare),
+            config.reader(Pace::Late),
             config.control(),
             config.admin(),
             config.outsider("g"),

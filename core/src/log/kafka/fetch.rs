@@ -1,7 +1,7 @@
 //! Reading: one OS thread tells the consumers what to fetch, for all readers and all members of groups. What they fetch it does not touch: see [`pump`](super::pump).
 //!
 //! A consumer can read a partition only once, so there are *lanes*: a stream goes to the first lane that does not read its partition yet. Almost always
-//! there is one lane, and one more for partitions in which something comes [seldom](Pace). A stream that can't hand over its records is paused; the others go on.
+//! there is one lane, one more for partitions in which something comes [seldom](Pace), and one for those whose end nobody waits for. A stream that can't hand over its records is paused; the others go on.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};

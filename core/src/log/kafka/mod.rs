@@ -84,6 +84,10 @@ impl Log for KafkaLog {
         self.fetcher.read(from, at, Pace::Rare)
     }
 
+    fn read_late(&self, from: &TopicPartition, at: Offset) -> Reader {
+        self.fetcher.read(from, at, Pace::Late)
+    }
+
     fn bounds(&self, of: &TopicPartition) -> Pending<Bounds> {
         let of = of.clone();
         self.control.ask(move |control| control.bounds(&of))

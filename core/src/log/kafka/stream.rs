@@ -23,6 +23,8 @@ pub(super) type StreamId = u64;
 pub(super) enum Pace {
     Busy,
     Rare,
+    /// Much comes, and nobody waits for it: the broker gathers it for a while.
+    Late,
 }
 
 pub(super) struct Stream {

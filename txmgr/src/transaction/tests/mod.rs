@@ -9,6 +9,7 @@ use crate::effect::seen;
 mod ending;
 mod family;
 mod joining;
+mod keeping;
 
 const SECOND: u64 = 1_000;
 /// Answers are given when all is over.
