@@ -41,8 +41,9 @@ impl Transaction {
             Phase::After | Phase::Forget => participant.line.ask_again(key.phase, now, &self.rules, Some(in_words(&outcome))),
             _ => participant.answered(now, key.phase, outcome, nested, &self.rules),
         }
-        // The number of the next call must be durable before it is used. That nothing more is asked can be learned again.
-        if participant.line.phase.is_some() { self.gate.change() } else { self.gate.change_by_and_by() }
+        // The number of the next call must be durable before it is used. That nothing more is asked can be learned again, and what others say makes a record soon.
+        let again = participant.line.phase.is_some();
+        if !again && self.lra.participants.iter().any(|p| p.line.phase.is_some()) { self.gate.change_by_and_by() } else { self.gate.change() }
     }
 }
 

@@ -267,3 +267,36 @@ fn an_operator_gives_up_on_who_does_not_answer() {
     assert_eq!(bench.ask(Request::Forget), Some(Answer::Done));
     assert!(bench.transaction.is_removable(FAR) && bench.urls().is_empty());
 }
+
+#[test]
+fn who_is_done_first_is_written_with_who_is_done_next_or_soon() {
+    for next_comes in [true, false] {
+        let mut bench = Bench::start(None, false);
+        bench.join("a", &["compensate", "complete"]);
+        bench.join("b", &["compensate", "complete"]);
+        bench.ask(Request::Close(FAR));
+        let calls = bench.calls();
+        bench.transaction.outcome(at(bench.now), calls[0].key, Outcome::Done, &mut bench.effects);
+        assert_eq!(bench.transaction.take_record(), None);
+        assert_eq!(bench.transaction.wakes_at(), Some(at(bench.now + 100)));
+        if next_comes {
+            bench.transaction.outcome(at(bench.now), calls[1].key, Outcome::Done, &mut bench.effects);
+            assert_eq!(bench.status(), LraStatus::Closed);
+        } else {
+            bench.now += 100;
+            bench.transaction.tick(at(bench.now), &mut bench.effects);
+        }
+        assert!(bench.transaction.take_record().is_some());
+    }
+    // Who is told what it is by then is told what is durable.
+    let mut bench = Bench::start(None, false);
+    bench.join("a", &["compensate", "complete"]);
+    bench.join("b", &["compensate", "complete"]);
+    bench.ask(Request::Close(FAR));
+    let calls = bench.calls();
+    bench.outcome(calls[0].key, Outcome::Done);
+    bench.transaction.request(at(bench.now), RequestId(90), Request::Read, &mut bench.effects);
+    assert_eq!(bench.answer(RequestId(90)), None);
+    bench.settle();
+    assert!(bench.answer(RequestId(90)).is_some());
+}
