@@ -342,7 +342,7 @@ mod tests {
             json!({ "since_ms": 1, "again": { "why": "503 recorded-full: no room", "tries": 4, "at_ms": millis(3_600) } });
         let said = |one: &Value| {
             let mut out = Vec::new();
-            list(&mut out, &[one.clone()], false).unwrap();
+            list(&mut out, std::slice::from_ref(one), false).unwrap();
             show(&mut out, one).unwrap();
             String::from_utf8(out).unwrap()
         };

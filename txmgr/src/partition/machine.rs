@@ -64,7 +64,7 @@ impl Machine {
     /// How much it keeps of an outcome, in bytes.
     pub(super) fn kept_bytes(&self) -> usize {
         match self {
-            Self::Lra(transaction) => transaction.lra().kept.as_ref().map_or(0, Kept::len_bytes),
+            Self::Lra(transaction) => transaction.lra().kept.as_deref().map_or(0, Kept::len_bytes),
             Self::Saga(_) => 0,
         }
     }

@@ -203,7 +203,7 @@ impl From<&Lra> for proto::Lra {
             next_callee: *next_callee,
             left: left.iter().map(|url| url.as_ref().to_owned()).collect(),
             forgotten: *forgotten,
-            kept: kept.as_ref().map(Into::into),
+            kept: kept.as_deref().map(|kept| Box::new(kept.into())),
         }
     }
 }
@@ -245,7 +245,7 @@ impl TryFrom<proto::Lra> for Lra {
             next_callee,
             left: left.into_iter().map(Arc::from).collect(),
             forgotten,
-            kept: kept.map(TryInto::try_into).transpose()?,
+            kept: kept.map(|kept| (*kept).try_into().map(Box::new)).transpose()?,
         })
     }
 }

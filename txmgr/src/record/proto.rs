@@ -124,8 +124,8 @@ pub(super) struct Lra {
     #[prost(bool, tag = "11")]
     pub forgotten: bool,
     /// Not in records of before it was kept.
-    #[prost(message, optional, tag = "14")]
-    pub kept: Option<Kept>,
+    #[prost(message, optional, boxed, tag = "14")]
+    pub kept: Option<Box<Kept>>,
 }
 
 #[derive(Clone, PartialEq, Message)]

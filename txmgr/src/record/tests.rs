@@ -61,7 +61,7 @@ prop_compose! {
         let left = left.into_iter().map(Arc::from).collect();
         let parent = parent.map(|(random, url, enlisted, settled, line)| Parent { id: id(random), url: Arc::from(url), enlisted, settled, line });
         let origin = origin.map(CallId::from_bytes);
-        State::Lra(Box::new(Lra { id: id(random), origin, client: Arc::from(client), base: Arc::from(base), status, started, deadline, ended, parent, participants, next_callee, left, forgotten, kept }))
+        State::Lra(Box::new(Lra { id: id(random), origin, client: Arc::from(client), base: Arc::from(base), status, started, deadline, ended, parent, participants, next_callee, left, forgotten, kept: kept.map(Box::new) }))
     }
 }
 

@@ -15,7 +15,7 @@ impl Transaction {
     /// Close or cancel. Both can be asked for again and again; whoever asks for the other end comes too late (412).
     ///
     /// The first outcome that comes with the end that is decided is kept: in the record of the decision, where it came with that.
-    pub(super) fn end(&mut self, now: Timestamp, request: RequestId, to: LraStatus, answer_by: Timestamp, kept: Option<Kept>, out: &mut Vec<Effect>) {
+    pub(super) fn end(&mut self, now: Timestamp, request: RequestId, to: LraStatus, answer_by: Timestamp, kept: Option<Box<Kept>>, out: &mut Vec<Effect>) {
         let status = self.lra.status;
         let same_end = status.is_cancel() == to.is_cancel();
         if status == LraStatus::Active || (planted!(TxnDecidesTwice) && !same_end) {
@@ -23,13 +23,13 @@ impl Transaction {
         } else if !same_end {
             return self.answer(request, Answer::Refused(Refusal::OtherEnd(self.lra.id, status)), out);
         }
-        let mut waits = Waits::ForEnd;
+        let mut waits = Waits::End;
         match (&self.lra.kept, kept) {
             (None, Some(kept)) => {
                 self.lra.kept = Some(kept);
                 self.gate.change();
             }
-            (Some(there), Some(kept)) if there.overrules(&kept) => waits = Waits::ForEndOverruled,
+            (Some(there), Some(kept)) if there.overrules(&kept) => waits = Waits::EndOverruled,
             _ => {}
         }
         self.waiters.push(Waiter { request, waits, answer_by });
@@ -183,9 +183,9 @@ impl Transaction {
                 continue;
             }
             let answer = match waiter.waits {
-                Waits::ForEnd => Answer::Status(self.lra.status),
-                Waits::ForEndOverruled => Answer::EndedOtherwise(self.lra.status),
-                Waits::ForParent(phase) => self.answer_to_parent(phase),
+                Waits::End => Answer::Status(self.lra.status),
+                Waits::EndOverruled => Answer::EndedOtherwise(self.lra.status),
+                Waits::Parent(phase) => self.answer_to_parent(phase),
             };
             self.answer(waiter.request, answer, out);
         }

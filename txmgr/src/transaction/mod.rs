@@ -110,10 +110,10 @@ pub enum Request {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Waits {
-    ForEnd,
+    End,
     /// The same, and another outcome is kept than the one it came with.
-    ForEndOverruled,
-    ForParent(Phase),
+    EndOverruled,
+    Parent(Phase),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -210,11 +210,11 @@ impl Transaction {
             Request::Cancel(answer_by) => self.end(now, request, LraStatus::Cancelling, answer_by, None, out),
             Request::EndAndKeep(close, answer_by, kept) => {
                 let to = if close { LraStatus::Closing } else { LraStatus::Cancelling };
-                self.end(now, request, to, answer_by, Some(*kept), out);
+                self.end(now, request, to, answer_by, Some(kept), out);
             }
             Request::Outcome(of) => {
                 let answer = match self.lra.kept.as_ref().filter(|kept| kept.of == of) {
-                    Some(kept) if kept.outcome.is_some() => Answer::Kept(Box::new(kept.clone())),
+                    Some(kept) if kept.outcome.is_some() => Answer::Kept(kept.clone()),
                     Some(_) => Answer::Refused(Refusal::OutcomeNotKept(self.lra.id)),
                     None => Answer::Refused(Refusal::NoOutcome(self.lra.id)),
                 };

@@ -82,7 +82,7 @@ impl Transaction {
             (Phase::Complete | Phase::Compensate, _) => {}
             (_, status) => return self.answer(request, Answer::Refused(Refusal::NotActive(self.lra.id, status)), out),
         }
-        self.waiters.push(Waiter { request, waits: Waits::ForParent(phase), answer_by });
+        self.waiters.push(Waiter { request, waits: Waits::Parent(phase), answer_by });
     }
 
     /// What the parent is told now.

@@ -138,7 +138,7 @@ pub struct Lra {
     /// An operator has said that its failure may be forgotten.
     pub forgotten: bool,
     /// The outcome of the call that ended it, if that was said with the end.
-    pub kept: Option<Kept>,
+    pub kept: Option<Box<Kept>>,
 }
 
 impl Lra {
