@@ -199,6 +199,7 @@ fn cart_under_load(cluster: &Cluster, report: &Report, name: &str, meanwhile: im
     report.found(name, json!({"load": loaded, "ledger": ledger}));
     assert_eq!((&loaded["answered"]["200"], &loaded["failed"]), (&json!(SECONDS * 10), &json!([])), "calls were lost");
     assert_eq!((&ledger["ended"], &ledger["againAfterEnd"]), (&json!(SECONDS * 10), &json!([])), "a call was delivered again after it had completed");
+    assert_eq!(ledger["straight"], 0, "calls came past the log");
 }
 
 fn rolling_update(cluster: &Cluster, report: &Report) {
