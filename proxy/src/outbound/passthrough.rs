@@ -380,12 +380,13 @@ mod tests {
     async fn what_became_a_component_while_it_was_connected_to_is_not_sent_past_the_log() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let to: Uri = format!("http://localhost:{port}/").parse().unwrap();
+        // A name that a component can have, and that every machine knows: 127.0.0.1 in another form.
+        let (name, to) = (b"0x7f000001", Uri::try_from(format!("http://0x7f000001:{port}/")).unwrap());
         let directory = watch::Sender::new(Directory { complete: true, ..Directory::default() });
         let mut connector = Connector { http: HttpConnector::new(), own: Arc::default(), directory: directory.subscribe(), timeout: Duration::from_secs(20) };
         let register = |ports: Vec<u16>| {
             let mut registry = Registry::default();
-            registry.apply(b"localhost", Some(&serde_json::to_vec(&Component { ports, ..Component::default() }).unwrap())).unwrap();
+            registry.apply(name, Some(&serde_json::to_vec(&Component { ports, ..Component::default() }).unwrap())).unwrap();
             directory.send_modify(|directory| directory.registry = Arc::new(registry));
         };
 
