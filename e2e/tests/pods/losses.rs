@@ -174,10 +174,6 @@ fn one(cluster: &Cluster, report: &Report, Case { name: case, loss, probe, way }
     assert_eq!((&after["metadata"]["uid"], &after["status"]["podIP"]), (&before["metadata"]["uid"], &before["status"]["podIP"]), "{case}");
     let said = cluster.run(&["logs", "-n", "losses", name(&after), "-c", "proxy"], None);
     assert!(said.contains("was started again") && said.contains("the last words of the former proxy"), "{case}: the new proxy doesn't say why: {said}");
-    // Rules take what the kubelet keeps of former containers with them.
-    if *way == "probes" {
-        cluster.run(&["logs", "-n", "losses", name(&after), "-c", "proxy", "--previous"], None);
-    }
 }
 
 /// The same, one after the other, in one of two boxes of a component, under load: all calls are answered, and how long the slowest had to wait for another box, or for this one.
