@@ -37,6 +37,11 @@ impl Directory {
         let longer = || self.registry.get(self.names.hosted(host)?).map(|(name, component)| (name, component, None));
         self.registry.find(host).or_else(longer)
     }
+
+    /// The same, if all these ports are the component's: at another one it is a server like any other.
+    pub fn component_at(&self, host: &str, ports: &[u16]) -> Option<(&ComponentName, &Component, Option<u32>)> {
+        self.component(host).filter(|(_, component, _)| ports.iter().all(|port| component.ports.contains(port)))
+    }
 }
 
 /// Why this box can't be what it is told to be. Trying again does not help.

@@ -340,7 +340,7 @@ impl Connector {
     /// Whether a request to there is a call, as far as is known now.
     fn is_a_component(&self, to: &Uri) -> bool {
         let (host, port) = (to.host().unwrap_or_default().to_ascii_lowercase(), to.port_u16().unwrap_or(80));
-        self.directory.borrow().component(&host).is_some_and(|(_, component, _)| component.ports.contains(&port))
+        self.directory.borrow().component_at(&host, &[port]).is_some()
     }
 }
 

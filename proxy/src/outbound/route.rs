@@ -85,8 +85,7 @@ pub fn decide_at(head: &request::Parts, directory: &Directory, at: Option<u16>) 
     if label == Some(RESERVED) && port == 80 && at == 80 && !tunnel {
         return Ok(Route::Own(target.target));
     }
-    let called = directory.component(&host).filter(|(_, c, _)| c.ports.contains(&port) && c.ports.contains(&at));
-    let Some((name, component, ordinal)) = called else {
+    let Some((name, component, ordinal)) = directory.component_at(&host, &[port, at]) else {
         if !directory.complete && may_be_a_component(&host, &directory.names).is_some() {
             let detail = format!("{host:?} may be a component, but the registry has not been read yet; try again");
             return Err(Problem::new(Kind::NotReady, detail));

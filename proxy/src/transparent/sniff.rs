@@ -74,10 +74,7 @@ pub fn names_a_component(bytes: &[u8], port: u16, directory: &Directory) -> bool
     };
     let Ok(host) = Authority::try_from(host) else { return false };
     let name = host.host().to_ascii_lowercase();
-    directory.component(&name).is_some_and(|(_, component, _)| {
-        let ports = &component.ports;
-        ports.contains(&port) && ports.contains(&host.port_u16().unwrap_or(80))
-    })
+    directory.component_at(&name, &[port, host.port_u16().unwrap_or(80)]).is_some()
 }
 
 #[cfg(test)]

@@ -268,18 +268,23 @@ fn says(status: u16, body: &str) -> http::Response<String> {
     http::Response::builder().status(status).header("x-made-by", "the app").header("content-type", "text/plain").body(body.to_owned()).unwrap()
 }
 
+/// A call's answer, when its box dies after the app has said this: its transaction has ended by then, and the call has no outcome.
+async fn answer_without_its_box(world: &mut World, verb: &str, (path, lra): (&str, Option<&str>), said: http::Response<String>) -> Answer {
+    let mut stopped = world.coordinator.stop_at(verb);
+    let call = world.call(path, lra);
+    world.trip.next().await.says(said);
+    let go_on = stopped.recv().await.unwrap();
+    world.trip_box.kill();
+    go_on.send(()).unwrap();
+    world.start_trip().await;
+    answered(call).await
+}
+
 #[tokio::test]
 async fn a_box_that_dies_between_the_end_and_the_outcome_leaves_the_apps_own_answer() {
     for (verb, status, end) in [("close", 201, "Closed"), ("cancel", 409, "Cancelled")] {
         let mut world = World::with(all_rules()).await;
-        let mut stopped = world.coordinator.stop_at(verb);
-        let call = world.call("/whole/1", None);
-        world.trip.next().await.says(says(status, "as it was said"));
-        let go_on = stopped.recv().await.unwrap();
-        world.trip_box.kill();
-        go_on.send(()).unwrap();
-        world.start_trip().await;
-        let answer = answered(call).await;
+        let answer = answer_without_its_box(&mut world, verb, ("/whole/1", None), says(status, "as it was said")).await;
         assert_eq!((answer.status, answer.header("x-made-by"), answer.header("bluebox-error")), (status, Some("the app".to_owned()), None), "{answer:?}");
         assert_eq!((&answer.body[..], answer.header("long-running-action")), (&b"as it was said"[..], Some(url("1"))), "{answer:?}");
         assert!(world.trip.is_idle(), "the app must not do it again outside of the transaction");
@@ -334,14 +339,7 @@ async fn an_answer_that_is_not_kept_is_told_to_be_lost() {
         if !keeps {
             world.coordinator.keeps_nothing();
         }
-        let mut stopped = world.coordinator.stop_at("close");
-        let call = world.call("/whole/1", None);
-        world.trip.next().await.says(says(200, body));
-        let go_on = stopped.recv().await.unwrap();
-        world.trip_box.kill();
-        go_on.send(()).unwrap();
-        world.start_trip().await;
-        let answer = answered(call).await;
+        let answer = answer_without_its_box(&mut world, "close", ("/whole/1", None), says(200, body)).await;
         assert_eq!((answer.status, answer.problem().as_str()), (502, "answer"), "it is done, and its answer is lost");
         let text = String::from_utf8_lossy(&answer.body);
         assert!(text.contains("has closed") && text.contains(said), "{text}");
@@ -354,14 +352,7 @@ async fn an_answer_that_is_not_kept_is_told_to_be_lost() {
 async fn an_answer_that_is_not_in_the_record_is_found_as_well() {
     let mut world = World::with(all_rules()).await;
     let long = "x".repeat(1 << 20);
-    let mut stopped = world.coordinator.stop_at("close");
-    let call = world.call("/whole/1", None);
-    world.trip.next().await.says(says(200, &long));
-    let go_on = stopped.recv().await.unwrap();
-    world.trip_box.kill();
-    go_on.send(()).unwrap();
-    world.start_trip().await;
-    let answer = answered(call).await;
+    let answer = answer_without_its_box(&mut world, "close", ("/whole/1", None), says(200, &long)).await;
     assert_eq!((answer.status, answer.body.len()), (200, long.len()), "{:?}", answer.header("bluebox-error"));
     assert!(world.trip.is_idle());
 }
@@ -374,14 +365,7 @@ async fn no_other_call_is_given_the_answer_that_is_kept() {
     let first = world.call("/ends", Some(&lra));
     world.trip.next().await.says(says(200, "the first"));
     assert_eq!(answered(first).await.body, b"the first");
-    let mut stopped = world.coordinator.stop_at("close");
-    let second = world.call("/ends", Some(&lra));
-    world.trip.next().await.says(says(200, "the second"));
-    let go_on = stopped.recv().await.unwrap();
-    world.trip_box.kill();
-    go_on.send(()).unwrap();
-    world.start_trip().await;
-    let answer = answered(second).await;
+    let answer = answer_without_its_box(&mut world, "close", ("/ends", Some(&lra)), says(200, "the second")).await;
     assert_eq!((answer.status, answer.problem().as_str()), (502, "answer"), "{answer:?}");
     assert!(world.trip.is_idle());
 }
