@@ -6,8 +6,6 @@
 
 mod cluster;
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-
 use bluebox_e2e::control_plane::{Check, check_all, wait};
 use cluster::Cluster;
 use serde_json::{Value, json};
@@ -15,7 +13,7 @@ use serde_json::{Value, json};
 #[test]
 fn the_box_on_a_real_api_server() {
     let Some(mut cluster) = Cluster::start() else { return };
-    let checks: [(&str, Check<Cluster>); 15] = [
+    let checks: [(&str, Check<Cluster>); 14] = [
         ("an unannotated Deployment in a labelled namespace", unannotated_deployment),
         ("what was injected twice is as if once", idempotent),
         ("a labelled pod elsewhere, and one that says nothing", pod_label),
@@ -29,7 +27,6 @@ fn the_box_on_a_real_api_server() {
         ("a pod that passes the standard `restricted` passes it with the proxy", restricted),
         ("two injectors agree on their certificates", two_injectors),
         ("a certificate that was lost is made anew, and the API server trusts it", certificates),
-        ("certificates are rotated under load, and no pod is denied", rotation),
         ("with the injector away labelled pods wait, everything else starts", injector_away),
     ];
     check_all(&mut cluster, &checks);
@@ -287,62 +284,6 @@ fn certificates(cluster: &mut Cluster) {
             .ok()
     });
     assert!(proxy(&made.0).is_some());
-}
-
-/// Each certificate comes to its end, the webhook's and the authority's, while pods are made all the time.
-fn rotation(cluster: &mut Cluster) {
-    const DAY: u64 = 24 * 3600;
-    let kubectl = cluster.kubectl.clone();
-    let in_secret = || -> Value {
-        let template = "go-template={{index .data \"certificates.json\" | base64decode}}";
-        serde_json::from_str(&kubectl.must(&["get", "secret", "bluebox-injector-certificates", "-n", "bluebox", "-o", template], None)).unwrap()
-    };
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
-    let aged = |which: &str, made: u64| {
-        let mut all = in_secret();
-        all[which]["made"] = made.into();
-        if which != "next" {
-            all[which]["until"] = (now + DAY).into();
-        }
-        let patch = json!({"stringData": {"certificates.json": all.to_string()}}).to_string();
-        kubectl.must(&["patch", "secret", "bluebox-injector-certificates", "-n", "bluebox", "--type=merge", "-p", &patch], None);
-        all
-    };
-    let (over, made) = (AtomicBool::new(false), AtomicUsize::new(0));
-    std::thread::scope(|scope| {
-        let load = scope.spawn(|| {
-            let mut wrong = Vec::new();
-            while !over.load(Ordering::Relaxed) {
-                let done = kubectl.run(&["create", "--dry-run=server", "-n", "shop", "-o", "json", "-f", "-"], Some(&pod("rotation")));
-                if !done.right || !done.output.contains("bluebox-redirect") {
-                    wrong.push(done.errors);
-                }
-                made.fetch_add(1, Ordering::Relaxed);
-            }
-            wrong
-        });
-        let rotated = std::panic::catch_unwind(|| {
-            let before = aged("shown", now - 25 * DAY);
-            wait("a new certificate is shown", || (in_secret()["shown"]["certificate"] != before["shown"]["certificate"]).then_some(()));
-            let before = aged("authority", now - 300 * DAY);
-            wait("there is the next authority", || (!in_secret()["next"].is_null()).then_some(()));
-            // It is known for an hour before it is used; so long nobody waits here.
-            aged("next", now - 7200);
-            wait("the next authority is used", || {
-                let all = in_secret();
-                let used = all["next"].is_null() && all["authority"]["certificate"] != before["authority"]["certificate"];
-                (used && all["retired"][0][0] == before["authority"]["certificate"]).then_some(())
-            });
-            // What the API server is asked after that goes to the new one.
-            let after = made.load(Ordering::Relaxed);
-            wait("pods are made with it", || (made.load(Ordering::Relaxed) > after + 5).then_some(()));
-        });
-        over.store(true, Ordering::Relaxed);
-        let wrong = load.join().unwrap();
-        assert!(wrong.is_empty(), "{} of {} pods: {}", wrong.len(), made.load(Ordering::Relaxed), wrong[0]);
-        rotated.unwrap();
-    });
-    println!("        {} pods while certificates were rotated", made.load(Ordering::Relaxed));
 }
 
 /// With nobody to put it right, the policy lets the one container with a right over the network through as Bluebox makes it, and in no other way.

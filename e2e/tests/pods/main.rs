@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a check that can't go on says why and ends")]
 
 mod cluster;
+mod injector;
 mod install;
 mod kafka;
 mod losses;
@@ -13,7 +14,7 @@ mod scaling;
 mod transactions;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use cluster::{BUSYBOX, Cluster, app, has_proxy, is_ready, name, statuses, wait};
 use report::Report;
@@ -27,7 +28,7 @@ type Check = fn(&Cluster, &Report);
 fn real_pods() {
     let Some(cluster) = Cluster::start() else { return };
     let report = Report::default();
-    let checks: [(&str, Check); 21] = [
+    let checks: [(&str, Check); 22] = [
         ("the five commands of docs/install.md", install::five_commands),
         ("an unannotated Deployment gets its proxies and serves", deployment),
         ("a call between two apps that know nothing of Bluebox", call),
@@ -46,7 +47,8 @@ fn real_pods() {
         ("with nothing to do there is no pod, and what is accepted wakes one", scaling::to_nothing),
         ("what a proxy adds to the start of a pod", start_up),
         ("Kafka is killed in the midst of calls; with it away pods start, and new calls get 503", kafka::killed),
-        ("with the injector away labelled pods wait, and others start", injector_away),
+        ("certificates are rotated while pods are made, and none is denied", injector::certificates_are_rotated),
+        ("with the injector away for two minutes labelled pods wait, others start, and calls go on", injector::is_away),
         ("the logs of a proxy can be read", logs),
         // Last: what is at an address afterwards is another pod.
         ("a node that starts again", reboot::check),
@@ -243,33 +245,6 @@ fn start_up(cluster: &Cluster, report: &Report) {
     let all = times.clone();
     let [without, with] = times.map(|times| (times[PAIRS / 2 - 1] + times[PAIRS / 2]) / 2);
     report.found("startUpMs", json!({"without": without, "with": with, "added": with.saturating_sub(without), "all": {"without": all[0], "with": all[1]}}));
-}
-
-fn injector_away(cluster: &Cluster, _: &Report) {
-    let injectors = cluster.get(&["deployment", "bluebox-injector", "-n", "bluebox"])["spec"]["replicas"].clone();
-    cluster.run(&["scale", "deployment/bluebox-injector", "-n", "bluebox", "--replicas=0"], None);
-    wait("no injector is left", || {
-        let list = cluster.get(&["pods", "-n", "bluebox", "-l", "app.kubernetes.io/name=bluebox-injector"]);
-        list["items"].as_array().is_some_and(Vec::is_empty).then_some(())
-    });
-    cluster.deployment("shop", "waiting", 1, |_| {});
-    cluster.namespace("unlabelled", &[]);
-    cluster.deployment("unlabelled", "bare", 1, |_| {});
-    assert!(!has_proxy(&cluster.ready("unlabelled", "bare", 1)[0]));
-    wait("the ReplicaSet says why it waits", || {
-        let events = cluster.get(&["events", "-n", "shop"]).to_string();
-        events.contains("should have Bluebox's proxy").then_some(())
-    });
-    if std::env::var_os("FULL").is_some() {
-        // Long enough for controllers to lose their patience.
-        std::thread::sleep(Duration::from_secs(120));
-    }
-    assert!(cluster.pods("shop", "waiting").is_empty());
-    cluster.run(&["scale", "deployment/bluebox-injector", "-n", "bluebox", &format!("--replicas={injectors}")], None);
-    cluster.run(&["rollout", "status", "deployment/bluebox-injector", "-n", "bluebox", "--timeout=240s"], None);
-    // It would get its pod by itself too, but with the controller's pause.
-    cluster.run(&["rollout", "restart", "deployment/waiting", "-n", "shop"], None);
-    assert!(has_proxy(&cluster.ready("shop", "waiting", 1)[0]));
 }
 
 fn logs(cluster: &Cluster, _: &Report) {
