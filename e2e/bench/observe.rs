@@ -1,4 +1,5 @@
-//! What it costs to be looked at: the same load on proxies that nobody asks, on some whose metrics are read every second, and on some that send a trace of every call.
+//! What it costs to be looked at: the same load on proxies that nobody asks, on some whose metrics are read every second, and on some that send traces: as many as they do if only told
+//! where to, of one call in twenty, and of every call.
 //!
 //! Counting itself can't be switched off in a proxy; what a call counts is done here alone, many times, and its time is told beside the processor time of a call.
 
@@ -42,13 +43,15 @@ pub(crate) async fn measure(options: &RunOptions, report: &mut Report) -> anyhow
         ("OTEL_TRACES_SAMPLER", "parentbased_traceidratio".to_owned()),
         ("OTEL_TRACES_SAMPLER_ARG", "0.05".to_owned()),
     ];
+    let every = [traces[0].clone(), ("OTEL_TRACES_SAMPLER", "parentbased_always_on".to_owned())];
     let mut kinds = Vec::new();
     // The first once more at the end: what the two differ by is what this machine makes of the same.
     for (name, environment) in [
         ("not_looked_at", &[][..]),
         ("metrics_read", &[][..]),
+        ("traced", &traces[..]),
         ("every_20th_traced", &some[..]),
-        ("every_call_traced", &traces[..]),
+        ("every_call_traced", &every[..]),
         ("not_looked_at_again", &[][..]),
     ] {
         let system = System::start(options).await?.with_environment(environment);

@@ -77,7 +77,14 @@ impl Spans {
     pub fn calls(&self, call: &Calling<'_>, headers: &mut HeaderMap, began: Instant) -> Option<Box<Called>> {
         let shared = self.0.as_deref()?;
         let name = format!("{} {}", known(call.method), call.callee);
-        let mut span = shared.tracer.begin(Kind::Client, &name, Context::of(headers), trace_of(&call.id))?.since(began);
+        let (parent, root) = (Context::of(headers), trace_of(&call.id));
+        let Some(span) = shared.tracer.begin(Kind::Client, &name, parent, root) else {
+            if parent.is_none() {
+                headers.insert(TRACEPARENT, shared.tracer.not_kept(root).value());
+            }
+            return None;
+        };
+        let mut span = span.since(began);
         span.set("http.request.method", known(call.method));
         span.set("url.path", line::path(call.target));
         span.set("server.address", call.callee.as_str());

@@ -13,6 +13,7 @@ use bluebox_core::Log;
 use bluebox_core::log::embedded::Embedded;
 use bluebox_core::registry::Component;
 use bluebox_observe::trace::Context;
+use bluebox_observe::trace::sampler::Sampler;
 use bluebox_proxy::Proxy;
 use bluebox_proxy::config::{AppProtocol, Inbound, ProxyConfig, Served};
 use bluebox_proxy::spans::Traces;
@@ -40,6 +41,11 @@ struct System {
 
 impl System {
     async fn start(resets: usize, traces: Option<Traces>, inbound: Inbound) -> Self {
+        Self::start_with(resets, [traces.clone(), traces], inbound).await
+    }
+
+    /// With traces of the gateway, and of the box.
+    async fn start_with(resets: usize, [of_gateway, of_box]: [Option<Traces>; 2], inbound: Inbound) -> Self {
         let log = Embedded::in_memory();
         let stop = CancellationToken::new();
         let seen = Arc::new(Mutex::new(Vec::new()));
@@ -49,8 +55,8 @@ impl System {
         let mut running = Vec::new();
         let mut at = None;
         for config in [
-            ProxyConfig { name: name("cart"), serves: vec![served], traces: traces.clone(), inbound, ..common::config() },
-            ProxyConfig { traces, ..common::config() },
+            ProxyConfig { name: name("cart"), serves: vec![served], traces: of_box, inbound, ..common::config() },
+            ProxyConfig { traces: of_gateway, ..common::config() },
         ] {
             let proxy = Proxy::bind(config).await.unwrap();
             at = Some((proxy.listen(), proxy.admin().unwrap()));
@@ -195,6 +201,25 @@ async fn what_its_caller_does_not_keep_is_passed_on_as_it_is_and_not_kept_here()
         assert_eq!(collector.named(name).await.trace(), call.trace());
     }
     assert_ne!(call.trace(), of(CALLER).trace);
+}
+
+#[tokio::test]
+async fn a_trace_that_is_one_too_many_where_it_begins_is_kept_nowhere_and_counted() {
+    let collector = Collector::start().await;
+    let mut limited = collector.traces(SOON);
+    limited.settings.sampler = Sampler::USUAL.limited_to(0);
+    let system = System::start_with(0, [Some(limited), Some(collector.traces(SOON))], Inbound::default()).await;
+    assert_eq!(system.ask("").await.status, 200);
+    assert_eq!(system.ask(&format!("traceparent: {CALLER}\r\n")).await.status, 200);
+    assert_eq!(system.metric("bluebox_trace_spans_total{result=\"limited\"}").await, 1);
+    let (handed, id) = system.seen().remove(0);
+    let handed = of(&handed.unwrap());
+    assert_eq!((format!("{:032x}", handed.trace), handed.sampled), (id, false), "the app is told of it too");
+    // All that comes is of the other, which somebody else began.
+    system.end().await;
+    for name in ["POST cart", "send bluebox.cart.calls", "process bluebox.cart.calls", "send bluebox.gateway.replies"] {
+        assert_eq!(collector.named(name).await.trace(), of(CALLER).trace);
+    }
 }
 
 #[tokio::test]

@@ -38,12 +38,16 @@ impl Counts {
     /// # Errors
     /// When they are there already.
     pub fn try_new(counts: &crate::Counts) -> Result<Self, prometheus::Error> {
-        let help = "Spans of traces: `sent` (a collector took them), `refused` (it did not, or not in time), `dropped` (more waited to be sent than OTEL_BSP_MAX_QUEUE_SIZE)";
-        Ok(Self(counts.words("bluebox_trace_spans_total", help, "result")?.from_zero(&["sent", "refused", "dropped"])))
+        let help = "Spans of traces: `sent` (a collector took them), `refused` (it did not, or not in time), `dropped` (more waited to be sent than OTEL_BSP_MAX_QUEUE_SIZE), `limited` (the first of traces that were not begun, because as many as may had begun in that second)";
+        Ok(Self(counts.words("bluebox_trace_spans_total", help, "result")?.from_zero(&["sent", "refused", "dropped", "limited"])))
     }
 
     pub(super) fn dropped(&self) {
         self.0.inc("dropped");
+    }
+
+    pub(super) fn limited(&self) {
+        self.0.inc("limited");
     }
 }
 
@@ -88,18 +92,18 @@ impl Export {
             let Some(batch) = waiting.take() else { continue };
             let longest = self.settings.timeout.min(LAST_TRY);
             tokio::select! {
-                () = self.send(batch) => {}
+                () = self.send(batch, waiting) => {}
                 // What is being tried has no time any more.
                 () = closed_for(&mut closing, longest) => {}
             }
         }
         while let Some(batch) = waiting.take() {
-            self.send(batch).await;
+            self.send(batch, waiting).await;
         }
     }
 
-    /// One request, tried until it was taken, refused for good, or the time is over.
-    async fn send(&mut self, batch: Batch) {
+    /// One request, tried until it was taken, refused for good, or the time is over. The room that it took is given back.
+    async fn send(&mut self, batch: Batch, waiting: &Waiting) {
         let count = batch.spans as u64;
         let (before, spans) = (Bytes::from(self.source.before(batch.bytes.len())), Bytes::from(batch.bytes));
         let until = Instant::now() + self.settings.timeout;
@@ -111,7 +115,10 @@ impl Export {
                     self.counts.0.inc_by("sent", count - rejected_count);
                     match rejected {
                         Some((_, why)) => break format!("it refused {rejected_count} of {count} spans: {why}"),
-                        None => return self.worked(),
+                        None => {
+                            self.worked();
+                            return waiting.give_back(spans);
+                        }
                     }
                 }
                 Ok(Err(refused)) => refused,

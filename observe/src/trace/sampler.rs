@@ -1,5 +1,8 @@
 //! Which traces are kept (OpenTelemetry: *Built-in samplers*).
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
 use super::context::Context;
 
 /// Decides for a trace.
@@ -9,6 +12,8 @@ pub struct Sampler {
     below: u64,
     /// Whether who has begun a trace decides for everybody.
     parent_decides: bool,
+    /// Of the traces that begin here, so many are kept in a second at most.
+    pub(super) most_begun: Option<u32>,
 }
 
 /// What is wrong with the name of a sampler.
@@ -21,8 +26,15 @@ pub enum Samples {
 }
 
 impl Sampler {
-    /// One that keeps everything.
-    pub const ALL: Self = Self { below: ALL_IDS, parent_decides: true };
+    /// Where nobody says which: all, as long as they are not so many that it shows in what else gets done.
+    pub const USUAL: Self = Self { below: ALL_IDS, parent_decides: true, most_begun: Some(1_000) };
+
+    /// With a limit: of the traces that begin here, so many are kept in a second at most.
+    #[must_use]
+    pub const fn limited_to(mut self, most_begun: u32) -> Self {
+        self.most_begun = Some(most_begun);
+        self
+    }
 
     /// By its name, and its argument.
     ///
@@ -42,7 +54,7 @@ impl Sampler {
             },
             _ => return Err(Samples::NoName),
         };
-        Ok(Self { below: (ratio * ALL_IDS as f64) as u64, parent_decides })
+        Ok(Self { below: (ratio * ALL_IDS as f64) as u64, parent_decides, most_begun: None })
     }
 
     /// Whether a span of this trace is kept, which `parent` is above, if it came from elsewhere.
@@ -58,8 +70,40 @@ impl Sampler {
 /// How many values 56 bits have.
 const ALL_IDS: u64 = 1 << 56;
 
+/// No more than so many in a second.
+#[derive(Debug)]
+pub(super) struct Limit {
+    most: u32,
+    began: Instant,
+    /// The second since it began, and how many there were in it: 32 bits each.
+    state: AtomicU64,
+}
+
+impl Limit {
+    pub(super) fn new(most: u32, now: Instant) -> Self {
+        Self { most, began: now, state: AtomicU64::new(0) }
+    }
+
+    /// How many.
+    pub(super) const fn most(&self) -> u32 {
+        self.most
+    }
+
+    /// Whether there may be one more.
+    pub(super) fn takes(&self, now: Instant) -> bool {
+        let second = now.saturating_duration_since(self.began).as_secs() << 32;
+        let one_more = |state: u64| {
+            let next = if state >= second { state + 1 } else { second + 1 };
+            (next as u32 <= self.most).then_some(next)
+        };
+        self.state.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -74,7 +118,19 @@ mod tests {
         assert_eq!(decided("parentbased_always_on", None), (true, true, false));
         assert_eq!(decided("parentbased_always_off", None), (false, true, false));
         assert_eq!(decided("parentbased_traceidratio", Some("0")), (false, true, false));
-        assert_eq!(Sampler::ALL, Sampler::read("parentbased_always_on", None).unwrap());
+        assert_eq!(Sampler { most_begun: None, ..Sampler::USUAL }, Sampler::read("parentbased_always_on", None).unwrap());
+    }
+
+    #[test]
+    fn each_second_has_its_own_number() {
+        let began = Instant::now();
+        let limit = Limit::new(2, began);
+        let taken = |milliseconds: u64| limit.takes(began + Duration::from_millis(milliseconds));
+        assert_eq!(
+            [0, 1, 999, 1_000, 1_001, 900, 1_999, 7_000].map(taken),
+            [true, true, false, true, true, false, false, true],
+            "who looks late counts as now"
+        );
     }
 
     #[test]

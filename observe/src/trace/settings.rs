@@ -100,7 +100,10 @@ impl Settings {
             Some((name, _)) => number(name, 10_000, 1)?,
         };
         let samples = variable("OTEL_TRACES_SAMPLER");
-        let sampler = Sampler::read(samples.as_deref().unwrap_or("parentbased_always_on"), variable("OTEL_TRACES_SAMPLER_ARG").as_deref());
+        let sampler = match samples.as_deref() {
+            None => Ok(Sampler::USUAL),
+            Some(name) => Sampler::read(name, variable("OTEL_TRACES_SAMPLER_ARG").as_deref()),
+        };
         let sampler = sampler.map_err(|wrong| match wrong {
             Samples::NoName => unusable(
                 "OTEL_TRACES_SAMPLER",

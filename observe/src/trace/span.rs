@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::watch;
@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::context::Context;
 use super::encode;
 use super::export::{self, Counts};
-use super::sampler::Sampler;
+use super::sampler::{Limit, Sampler};
 use super::settings::Settings;
 use super::waiting::Waiting;
 
@@ -91,6 +91,9 @@ pub struct Tracer(Arc<Shared>);
 
 struct Shared {
     sampler: Sampler,
+    limit: Option<Limit>,
+    /// Whether it was told that there is a limit.
+    told: AtomicBool,
     ids: Ids,
     ended: Arc<Waiting>,
     counts: Counts,
@@ -147,18 +150,37 @@ impl Tracer {
             // Nobody may wait for it.
             let _ = tell_closed.send(true);
         });
-        Self(Arc::new(Shared { sampler, ids: Ids::new(), ended, counts, closing, closed }))
+        let limit = sampler.most_begun.map(|most| Limit::new(most, Instant::now()));
+        Self(Arc::new(Shared { sampler, limit, told: AtomicBool::new(false), ids: Ids::new(), ended, counts, closing, closed }))
     }
 
-    /// Begins a span: below `parent`, or at the root of the trace `root`, which must not be 0. `None` if it is not to be kept.
+    /// Begins a span: below `parent`, or at the root of the trace `root`, which must not be 0. `None` if it is not to be kept; [what tells so](Self::not_kept) is to be handed on.
     pub fn begin(&self, kind: Kind, name: &str, parent: Option<Context>, root: u128) -> Option<Span> {
         let trace = parent.map_or(root, |parent| parent.trace);
-        if !self.0.sampler.keeps(trace, parent) {
+        if !self.0.sampler.keeps(trace, parent) || (parent.is_none() && !self.has_room_for_another()) {
             return None;
         }
         let context = Context { trace, span: self.0.ids.next(), sampled: true };
         let parent = parent.map(|parent| Parent { span: parent.span, elsewhere: true });
         Some(self.made(kind, name, context, parent))
+    }
+
+    /// Whether not as many traces have begun in this second as may.
+    fn has_room_for_another(&self) -> bool {
+        let Some(limit) = self.0.limit.as_ref().filter(|limit| !limit.takes(Instant::now())) else { return true };
+        self.0.counts.limited();
+        if !self.0.told.swap(true, Ordering::Relaxed) {
+            let most = limit.most();
+            tracing::info!(
+                "more than {most} traces a second begin here, of which no more are kept; OTEL_TRACES_SAMPLER=parentbased_always_on keeps all. Told once; bluebox_trace_spans_total counts them"
+            );
+        }
+        false
+    }
+
+    /// What a request carries on whose trace `root` began here and is not kept, so that nobody keeps a part of it.
+    pub fn not_kept(&self, root: u128) -> Context {
+        Context { trace: root, span: self.0.ids.next(), sampled: false }
     }
 
     /// Begins a span below one of this process that is kept.

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::encode;
@@ -35,7 +36,12 @@ struct Batches {
     whole: VecDeque<Batch>,
     /// What comes goes in here, until it is whole.
     last: Batch,
+    /// Room of a batch that was sent, for the next one.
+    spare: Vec<u8>,
 }
+
+/// Of more room than this nothing is kept.
+const MAX_SPARE_BYTES: usize = 1 << 20;
 
 impl Waiting {
     pub(super) fn new(batch: usize, most: usize) -> Self {
@@ -58,7 +64,8 @@ impl Waiting {
         batches.spans += 1;
         let is_whole = batches.last.spans >= self.batch;
         if is_whole {
-            let whole = std::mem::take(&mut batches.last);
+            let next = Batch { spans: 0, bytes: std::mem::take(&mut batches.spare) };
+            let whole = std::mem::replace(&mut batches.last, next);
             batches.whole.push_back(whole);
         }
         let is_news = is_whole || batches.spans == 1;
@@ -75,6 +82,18 @@ impl Waiting {
         let taken = batches.whole.pop_front().or_else(|| Some(std::mem::take(&mut batches.last)).filter(|last| last.spans > 0))?;
         batches.spans -= taken.spans;
         Some(taken)
+    }
+
+    /// A batch was sent that took this room.
+    pub(super) fn give_back(&self, sent: Bytes) {
+        // Nothing else has it any more, but for a connection that is slow to let go.
+        if let Ok(room) = sent.try_into_mut()
+            && room.capacity() <= MAX_SPARE_BYTES
+        {
+            let mut room = Vec::from(room);
+            room.clear();
+            self.batches().spare = room;
+        }
     }
 
     /// Done when there is one. Cancel safe, as is the next; for one task.
@@ -114,6 +133,21 @@ mod tests {
         let taken: Vec<_> = std::iter::from_fn(|| waiting.take()).map(|batch| (batch.spans, batch.bytes.len())).collect();
         assert_eq!(taken, [(2, 6), (2, 6), (1, 3)]);
         assert!(waiting.push(b"g"), "there is room again");
+    }
+
+    #[test]
+    fn the_room_of_a_batch_is_used_again() {
+        let waiting = Waiting::new(1, 5);
+        waiting.push(&[b'a'; 1000]);
+        let sent = waiting.take().unwrap();
+        let room = sent.bytes.capacity();
+        waiting.give_back(sent.bytes.into());
+        waiting.push(b"b");
+        waiting.push(b"c");
+        let taken: Vec<_> = std::iter::from_fn(|| waiting.take()).map(|batch| (batch.bytes.len(), batch.bytes.capacity() == room)).collect();
+        assert_eq!(taken, [(3, false), (3, true)]);
+        waiting.give_back(vec![0; MAX_SPARE_BYTES + 1].into());
+        assert_eq!(waiting.batches().spare.capacity(), 0);
     }
 
     #[test]
