@@ -7,7 +7,6 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::task::AtomicWaker;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
@@ -21,6 +20,7 @@ use super::config::KafkaConfig;
 use super::control::Control;
 use super::link::{Link, Observer};
 use super::stream::{Pace, Stream, StreamId};
+use super::wake::Bell;
 use crate::log::{Entry, Offset, Record, Timestamp, Topic, TopicPartition};
 
 /// A partition that should be fetched and is not, for this long, is started again; a consumer that hears nothing for this long is given up.
@@ -129,12 +129,12 @@ impl ClientContext for LaneEvents {
 impl ConsumerContext for LaneEvents {}
 
 impl Lane {
-    /// `woken` is who is to be woken when there is something to take.
-    pub(super) fn create(config: &KafkaConfig, link: &Arc<Link>, control: &Arc<Control>, pace: Pace, woken: Arc<AtomicWaker>) -> Result<Self, KafkaError> {
+    /// `bell` rings when there is something to take.
+    pub(super) fn create(config: &KafkaConfig, link: &Arc<Link>, control: &Arc<Control>, pace: Pace, bell: Bell) -> Result<Self, KafkaError> {
         let events = Arc::new(Shared::default());
         let context = LaneEvents { observer: Observer::new(link, "read"), shared: events.clone() };
         let mut consumer: BaseConsumer<LaneEvents> = config.reader(pace).create_with_context(context)?;
-        consumer.set_nonempty_callback(move || woken.wake());
+        consumer.set_nonempty_callback(move || bell.ring());
         Ok(Self {
             consumer: Arc::new(consumer),
             known: HashSet::new(),

@@ -20,7 +20,7 @@ use super::control::Control;
 use super::lane::Lane;
 use super::link::Link;
 use super::stream::{Pace, Stream};
-use super::wake::block_on;
+use super::wake::{Hearing, bell, block_on};
 
 /// How long a task that is ended may take to notice.
 const END_LIMIT: Duration = Duration::from_secs(10);
@@ -43,8 +43,8 @@ pub(super) struct Clients {
 
 struct Shared {
     lane: Mutex<Lane>,
-    /// The task.
-    woken: Arc<AtomicWaker>,
+    /// The task, for the thread.
+    woken: AtomicWaker,
     /// Does what the task must not do.
     thread: Thread,
 }
@@ -52,10 +52,13 @@ struct Shared {
 impl Pump {
     /// Begins, with a lane for nothing yet; `thread` is unparked when the lane is to be tended.
     pub(super) fn start(clients: &Clients, pace: Pace, thread: Thread) -> Result<Self, KafkaError> {
-        let woken = Arc::new(AtomicWaker::new());
-        let lane = Mutex::new(Lane::create(&clients.config, &clients.link, &clients.control, pace, Arc::clone(&woken))?);
-        let shared = Arc::new(Shared { lane, woken, thread });
-        let task = clients.runtime.spawn(Pumping(Arc::clone(&shared)));
+        let (bell, hearing) = {
+            let _runtime = clients.runtime.enter();
+            bell().map_err(|error| KafkaError::ClientCreation(format!("nothing that it could wake somebody by: {error}")))?
+        };
+        let lane = Mutex::new(Lane::create(&clients.config, &clients.link, &clients.control, pace, bell)?);
+        let shared = Arc::new(Shared { lane, woken: AtomicWaker::new(), thread });
+        let task = clients.runtime.spawn(Pumping { shared: Arc::clone(&shared), fetched: hearing });
         Ok(Self { pace, shared, task })
     }
 
@@ -86,14 +89,20 @@ impl Pump {
     }
 }
 
-struct Pumping(Arc<Shared>);
+struct Pumping {
+    shared: Arc<Shared>,
+    /// librdkafka has fetched something.
+    fetched: Hearing,
+}
 
 impl Future for Pumping {
     type Output = ();
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let Shared { lane, woken, thread } = &*self.0;
-        // First: whatever happens from here on wakes it again.
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Self { shared, fetched } = &mut *self;
+        let Shared { lane, woken, thread } = &**shared;
+        // First: whatever happens from here on wakes it again. (The bell goes with the lane, which is there.)
+        fetched.listen(cx);
         woken.register(cx.waker());
         let mut lane = match lane.try_lock() {
             Ok(lane) => lane,
