@@ -1,7 +1,9 @@
 //! Appends: one idempotent producer, a gate in front of it, and the reports that come back.
 
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
@@ -9,6 +11,7 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{DeliveryResult, Message};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tracing::{error, warn};
 
@@ -17,6 +20,7 @@ use super::config::{KafkaConfig, MAX_RECORD_BYTES};
 use super::error::append_error;
 use super::link::{Link, Observer};
 use super::statistics;
+use super::wake::{Bell, bell};
 use crate::log::{Append, AppendError, Appended, Offset, Pending, Record, Statistics, Timestamp, TopicPartition};
 
 /// Appends that may wait behind the gate, together with those in the producer's own queue.
@@ -29,7 +33,8 @@ const QUICK: Duration = Duration::from_millis(500);
 /// After this long without any acknowledgement, with some due, the broker is suspected.
 const SILENCE: Duration = Duration::from_secs(1);
 
-type Reply = oneshot::Sender<Result<Appended, AppendError>>;
+type Outcome = Result<Appended, AppendError>;
+type Reply = oneshot::Sender<Outcome>;
 type KafkaProducer = BaseProducer<Reports>;
 
 pub(super) struct Appender {
@@ -37,6 +42,7 @@ pub(super) struct Appender {
     config: KafkaConfig,
     link: Arc<Link>,
     load: Arc<Load>,
+    results: Arc<Results>,
 }
 
 struct Inner {
@@ -73,12 +79,12 @@ pub(super) struct InFlight {
 }
 
 impl Appender {
-    pub(super) fn start(config: &KafkaConfig, link: &Arc<Link>) -> Result<Arc<Self>, KafkaError> {
-        let load = Arc::new(Load::default());
-        let (producer, known) = create(config, link, &load)?;
+    pub(super) fn start(config: &KafkaConfig, link: &Arc<Link>, runtime: &Handle) -> Result<Arc<Self>, KafkaError> {
+        let (load, results) = (Arc::new(Load::default()), Results::start(runtime)?);
+        let (producer, known) = create(config, link, &load, &results)?;
         // Nothing is known yet: a probe opens it, or shuts it.
         let inner = RwLock::new(Inner { gate: Gate::Held(Vec::new(), 0), producer, known });
-        let appender = Arc::new(Self { inner, config: config.clone(), link: link.clone(), load });
+        let appender = Arc::new(Self { inner, config: config.clone(), link: link.clone(), load, results });
         let weak = Arc::downgrade(&appender);
         std::thread::Builder::new()
             .name("kafka-append".to_owned())
@@ -202,17 +208,17 @@ impl Appender {
 
     /// Another producer takes the place of one that has ended. What was on its way in the old one ends as unknown.
     fn replace_producer(&self) -> Result<Arc<KafkaProducer>, KafkaError> {
-        let (new, known) = create(&self.config, &self.link, &self.load)?;
+        let (new, known) = create(&self.config, &self.link, &self.load, &self.results)?;
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
         (inner.producer, inner.known) = (new.clone(), known);
         Ok(new)
     }
 }
 
-fn create(config: &KafkaConfig, link: &Arc<Link>, load: &Arc<Load>) -> Result<(Arc<KafkaProducer>, Known), KafkaError> {
+fn create(config: &KafkaConfig, link: &Arc<Link>, load: &Arc<Load>, results: &Arc<Results>) -> Result<(Arc<KafkaProducer>, Known), KafkaError> {
     let observer = Observer::new(link, "append");
     let known = observer.known();
-    Ok((Arc::new(config.producer().create_with_context(Reports { observer, load: load.clone() })?), known))
+    Ok((Arc::new(config.producer().create_with_context(Reports { observer, load: load.clone(), results: results.clone() })?), known))
 }
 
 /// Takes the reports, as they come, until the appender is gone.
@@ -252,6 +258,7 @@ fn report_loop(appender: &Weak<Appender>) {
 pub(super) struct Reports {
     observer: Observer,
     load: Arc<Load>,
+    results: Arc<Results>,
 }
 
 impl ClientContext for Reports {
@@ -293,6 +300,45 @@ impl ProducerContext for Reports {
                 Err(append_error(code, since.elapsed() < QUICK, &to.to_string(), size_bytes, MAX_RECORD_BYTES))
             }
         };
-        let _ = reply.send(result);
+        self.results.tell(reply, result);
     }
+}
+
+/// What came of appends, on its way from the producer's thread to a task of the runtime, which tells whoever waits for it: see [`Bell`].
+struct Results {
+    told: Arc<Mutex<Vec<(Reply, Outcome)>>>,
+    bell: Bell,
+}
+
+impl Results {
+    /// The task ends with it.
+    fn start(runtime: &Handle) -> Result<Arc<Self>, KafkaError> {
+        let _runtime = runtime.enter();
+        let (bell, mut hearing) = bell()?;
+        let told = Arc::default();
+        let results = Arc::new(Self { told: Arc::clone(&told), bell });
+        runtime.spawn(poll_fn(move |cx| {
+            let is_over = !hearing.listen(cx);
+            for (reply, outcome) in std::mem::take(&mut *all(&told)) {
+                let _ = reply.send(outcome);
+            }
+            if is_over { Poll::Ready(()) } else { Poll::Pending }
+        }));
+        Ok(results)
+    }
+
+    fn tell(&self, reply: Reply, outcome: Outcome) {
+        let mut told = all(&self.told);
+        told.push((reply, outcome));
+        let is_first = told.len() == 1;
+        drop(told);
+        if is_first {
+            self.bell.ring();
+        }
+    }
+}
+
+fn all(told: &Mutex<Vec<(Reply, Outcome)>>) -> MutexGuard<'_, Vec<(Reply, Outcome)>> {
+    // Nothing in there can panic half-way.
+    told.lock().unwrap_or_else(PoisonError::into_inner)
 }

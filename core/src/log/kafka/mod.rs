@@ -45,7 +45,7 @@ use link::Link;
 use pump::Clients;
 use stream::Pace;
 
-/// A client of these brokers. It need not reach them now: [`Log::health`] says when it does. To be called in a tokio runtime, which passes on what is read.
+/// A client of these brokers. It need not reach them now: [`Log::health`] says when it does. To be called in a tokio runtime, which passes on what is read, and what came of appends.
 ///
 /// # Errors
 /// [`LogError::Refused`] when librdkafka does not take a property, or one is set that the promises rest on, and outside of a runtime.
@@ -55,7 +55,7 @@ pub fn connect(config: KafkaConfig) -> Result<Arc<dyn Log>, LogError> {
     let refuse = |error: rdkafka::error::KafkaError| LogError::Refused(format!("Kafka client: {error}"));
     let link = Link::new();
     let control = Control::start(&config, &link).map_err(refuse)?;
-    let appender = Appender::start(&config, &link).map_err(refuse)?;
+    let appender = Appender::start(&config, &link, &runtime).map_err(refuse)?;
     let clients = Clients { config: config.clone(), link: link.clone(), control: control.clone(), runtime };
     let fetcher = Fetcher::start(clients).map_err(refuse)?;
     let prober = link::start_prober(&link, Arc::downgrade(&control), Arc::downgrade(&appender));

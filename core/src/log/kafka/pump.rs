@@ -54,7 +54,7 @@ impl Pump {
     pub(super) fn start(clients: &Clients, pace: Pace, thread: Thread) -> Result<Self, KafkaError> {
         let (bell, hearing) = {
             let _runtime = clients.runtime.enter();
-            bell().map_err(|error| KafkaError::ClientCreation(format!("nothing that it could wake somebody by: {error}")))?
+            bell()?
         };
         let lane = Mutex::new(Lane::create(&clients.config, &clients.link, &clients.control, pace, bell)?);
         let shared = Arc::new(Shared { lane, woken: AtomicWaker::new(), thread });

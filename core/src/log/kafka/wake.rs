@@ -9,6 +9,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
+use rdkafka::error::KafkaError;
 use tokio::io::{AsyncRead as _, ReadBuf};
 use tokio::net::unix::pipe;
 
@@ -16,9 +17,12 @@ use tokio::net::unix::pipe;
 ///
 /// A waker would do it too. But a worker of the runtime that is woken from outside wakes another one as soon as it has found something to do, which for a single record is in vain.
 /// This one it waits for together with its sockets. To be made in a runtime.
-pub(super) fn bell() -> io::Result<(Bell, Hearing)> {
-    let (sender, receiver) = pipe::pipe()?;
-    Ok((Bell(sender.into_nonblocking_fd()?.into()), Hearing(receiver)))
+pub(super) fn bell() -> Result<(Bell, Hearing), KafkaError> {
+    let made = || {
+        let (sender, receiver) = pipe::pipe()?;
+        Ok((Bell(sender.into_nonblocking_fd()?.into()), Hearing(receiver)))
+    };
+    made().map_err(|error: io::Error| KafkaError::ClientCreation(format!("no pipe: {error}")))
 }
 
 /// Is rung.
