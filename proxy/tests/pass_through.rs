@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bluebox_core::registry::{Component, Streams};
 use bytes::Bytes;
-use common::{PATIENCE, System, read_head, read_response};
+use common::{PATIENCE, System, read_head, read_response, response};
 use http_body_util::BodyExt;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -269,6 +269,67 @@ async fn connect_makes_a_tunnel() {
     assert_eq!(read_head(&mut cut).await.status, 200);
     system.stop().await;
     assert_eq!(tokio::time::timeout(PATIENCE, cut.read(&mut [0; 1])).await.unwrap().unwrap_or(0), 0, "the end of the proxy ends the tunnel");
+}
+
+#[tokio::test]
+async fn what_is_http_in_a_tunnel_to_a_component_is_a_call() {
+    let (address, mut connections) = server().await;
+    for streams in [Streams::Refuse, Streams::Pass] {
+        let cart = Component { partitions: 1, streams, direct: vec![address.to_string()], ..Component::default() };
+        let system = System::start_with(|_| {}, cart).await;
+        let mut cart = system.answers(response(200, &[], b"done"));
+        let mut client = system.connect().await;
+        client.write_all(b"CONNECT cart:80 HTTP/1.1\r\nHost: cart:80\r\n\r\n").await.unwrap();
+        let opened = read_head(&mut client).await;
+        assert_eq!(opened.status, 200);
+        assert!(opened.header("content-length").is_none() && opened.header("transfer-encoding").is_none(), "{opened:?}");
+        for path in ["/one", "/two"] {
+            client.write_all(format!("POST {path} HTTP/1.1\r\nHost: cart\r\nContent-Length: 1\r\n\r\nx").as_bytes()).await.unwrap();
+            let answer = read_response(&mut client).await;
+            assert_eq!((answer.status, &answer.body[..]), (200, &b"done"[..]), "{answer:?}");
+            assert_eq!(cart.next().await.request.target, path, "through the log");
+        }
+        // What is no call goes where it would go on any connection.
+        client.write_all(b"GET /v1/calls/none HTTP/1.1\r\nHost: bluebox\r\n\r\n").await.unwrap();
+        assert_eq!(read_response(&mut client).await.status, 400, "Bluebox itself: that is no id");
+        // A tunnel in a tunnel, with what is said in it sent at once.
+        let nested = b"CONNECT bluebox:80 HTTP/1.1\r\nHost: bluebox:80\r\n\r\nCONNECT cart:80 HTTP/1.1\r\nHost: x\r\n\r\nGET /three HTTP/1.1\r\nHost: cart\r\nConnection: close\r\n\r\n";
+        client.write_all(nested).await.unwrap();
+        assert_eq!((read_head(&mut client).await.status, read_head(&mut client).await.status), (200, 200));
+        assert_eq!(&read_response(&mut client).await.body[..], b"done");
+        assert_eq!(cart.next().await.request.target, "/three");
+        assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0, "closed, as was asked for");
+        system.stop().await;
+    }
+    assert!(connections.try_recv().is_err(), "nothing went past the log");
+}
+
+#[tokio::test]
+async fn what_is_no_http_in_a_tunnel_to_a_component_passes_where_it_says_so() {
+    let (address, mut connections) = server().await;
+    for (streams, sent_with_the_head) in [(Streams::Pass, false), (Streams::Pass, true), (Streams::Refuse, false)] {
+        let cart = Component { partitions: 1, streams, direct: vec![address.to_string()], ..Component::default() };
+        let system = System::start_with(|_| {}, cart).await;
+        let mut client = system.connect().await;
+        client
+            .write_all([&b"CONNECT cart:80 HTTP/1.1\r\nHost: cart:80\r\n\r\n"[..], if sent_with_the_head { b"\x16\x03" } else { b"" }].concat().as_slice())
+            .await
+            .unwrap();
+        assert_eq!(read_head(&mut client).await.status, 200);
+        if !sent_with_the_head {
+            client.write_all(b"\x16\x03").await.unwrap();
+        }
+        if streams == Streams::Pass {
+            let mut stream = next(&mut connections).await;
+            assert_eq!(read_exactly(&mut stream, 2).await, b"\x16\x03");
+            stream.write_all(b"hello").await.unwrap();
+            assert_eq!(read_exactly(&mut client, 5).await, b"hello");
+        } else {
+            assert_eq!(read_head(&mut client).await.status, 400, "it is read as HTTP");
+        }
+        system.stop().await;
+    }
+    assert!(connections.try_recv().is_err());
 }
 
 #[tokio::test]

@@ -90,6 +90,11 @@ impl Framing {
         Self { state: State::Start(0), undecided: false, verdicts: VecDeque::new(), ready: VecDeque::new(), max_head_bytes, heads: 0 }
     }
 
+    /// What has come and nothing has read, of a connection that was let go.
+    pub fn left(&mut self) -> Vec<u8> {
+        self.ready.drain(..).collect()
+    }
+
     /// Which protocol is spoken, as soon as it is known; to be asked before the first request is given out.
     pub fn protocol(&self) -> Option<Protocol> {
         match self.state {

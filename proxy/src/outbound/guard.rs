@@ -120,6 +120,8 @@ pub struct Guarded {
     head_timeout: Duration,
     /// Set while a head arrives: which, and until when.
     deadline: Option<(u64, Pin<Box<Sleep>>)>,
+    /// What had come before it was guarded, and is not looked at yet.
+    before: Bytes,
     /// What is read before anything else.
     again: Bytes,
     lingering: Option<Lingering>,
@@ -149,7 +151,7 @@ impl Guarded {
     pub fn new(stream: TcpStream, max_head_bytes: usize, head_timeout: Duration) -> (Self, Watch) {
         let seen = Seen { framing: Framing::new(max_head_bytes), last_byte: Instant::now(), unflushed: false, interims: Queue::default(), task: None };
         let watch = Watch { seen: Arc::new(Mutex::new(seen)) };
-        (Self { stream, watch: watch.clone(), head_timeout, deadline: None, again: Bytes::new(), lingering: None }, watch)
+        (Self { stream, watch: watch.clone(), head_timeout, deadline: None, before: Bytes::new(), again: Bytes::new(), lingering: None }, watch)
     }
 
     /// Waits until it is known which protocol is spoken; `None` when the connection ends before. What has come is there for its next reader. Cancel safe.
@@ -177,7 +179,21 @@ impl Guarded {
     /// # Errors
     /// When it breaks off.
     pub(crate) async fn more(&self) -> io::Result<bool> {
+        if !self.before.is_empty() {
+            return Ok(true);
+        }
         self.stream.peek(&mut [0]).await.map(|there| there > 0)
+    }
+
+    /// The connection, and what has come on it and nobody has read; `read` was read already, but not used. For one that was let go.
+    pub(crate) fn into_stream(self, read: &[u8]) -> (TcpStream, Vec<u8>) {
+        let left = self.watch.seen().framing.left();
+        (self.stream, [read, &self.again, &left].concat())
+    }
+
+    /// What has come before it was guarded.
+    pub(crate) fn takes_up(&mut self, came: Vec<u8>) {
+        self.before = came.into();
     }
 
     /// Who reads next reads this first.
@@ -188,7 +204,13 @@ impl Guarded {
     /// Reads once, and follows what came.
     fn poll_stream(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<Came>> {
         let before = buffer.filled().len();
-        match Pin::new(&mut self.stream).poll_read(cx, buffer) {
+        let read = if self.before.is_empty() {
+            Pin::new(&mut self.stream).poll_read(cx, buffer)
+        } else {
+            buffer.put_slice(&self.before.split_to(self.before.len().min(buffer.remaining())));
+            Poll::Ready(Ok(()))
+        };
+        match read {
             Poll::Ready(Ok(())) => {
                 let mut seen = self.watch.seen();
                 let came = &buffer.filled()[before..];

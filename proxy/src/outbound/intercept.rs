@@ -29,6 +29,7 @@ use crate::outbound::interim::Interims;
 use crate::outbound::long_wait::{Answering, Head, UnderWay};
 use crate::outbound::passthrough::Place;
 use crate::outbound::respond::AnswerBody;
+use crate::outbound::tunnel::{Opened, Tunnel};
 use crate::outbound::{OutboundSide, Towards};
 use crate::target::RawTarget;
 
@@ -114,12 +115,39 @@ pub(crate) fn connection(
     towards: Option<SocketAddr>,
 ) -> impl Future<Output = ()> + Send {
     let _ = stream.set_nodelay(true);
+    let (stream, asker) = begun(stream, Vec::new(), side, place, towards);
+    async move {
+        serve_connection(stream, &http, &asker, &stop).await;
+        if let Some(tunnel) = asker.tunnel.take() {
+            Box::pin(in_tunnel(tunnel, asker, http, stop)).await;
+        }
+    }
+}
+
+/// A connection that begins, on which this has come already.
+fn begun(stream: TcpStream, came: Vec<u8>, side: Arc<OutboundSide>, place: Place, towards: Option<SocketAddr>) -> (Box<Guarded>, Asker) {
     let limits = &side.config.outbound;
-    let (stream, watch) = Guarded::new(stream, limits.max_head_bytes.max(LEAST_HEAD_BYTES), limits.head_timeout);
-    // Boxed, for the same reason: it is handed on.
-    let stream = Box::new(stream);
-    let asker = Asker { side, place, watch, towards, requests: Arc::default(), under_way: UnderWay::default() };
-    async move { serve_connection(stream, &http, &asker, &stop).await }
+    let (mut stream, watch) = Guarded::new(stream, limits.max_head_bytes.max(LEAST_HEAD_BYTES), limits.head_timeout);
+    stream.takes_up(came);
+    // Boxed: it is handed on, and each future that it is handed through would keep room for it.
+    (Box::new(stream), Asker { side, place, watch, towards, requests: Arc::default(), under_way: UnderWay::default(), tunnel: Tunnel::default() })
+}
+
+/// Goes on with a connection that has become a tunnel to a component, and, if it does so again, again.
+async fn in_tunnel(mut tunnel: Opened, mut asker: Asker, http: Arc<Http>, stop: CancellationToken) {
+    loop {
+        let (stream, came) = match tunnel.served(&asker.side, &asker.place).await {
+            Ok(Some(served)) => served,
+            Ok(None) => return,
+            Err(problem) => return debug!(%problem, "a tunnel to a component broke off"),
+        };
+        let Asker { side, place, .. } = asker;
+        let guarded;
+        (guarded, asker) = begun(stream, came, side, place, None);
+        serve_connection(guarded, &http, &asker, &stop).await;
+        let Some(next) = asker.tunnel.take() else { return };
+        tunnel = next;
+    }
 }
 
 async fn serve_connection(mut stream: Box<Guarded>, http: &Http, asked: &Asker, stop: &CancellationToken) {
@@ -249,6 +277,8 @@ struct Asker {
     requests: Arc<Requests>,
     /// The one that is under way, on a connection of HTTP/1.
     under_way: UnderWay,
+    /// What the connection becomes, if that is one to a component.
+    tunnel: Tunnel,
 }
 
 impl Asker {
@@ -268,10 +298,13 @@ impl Asker {
         if let Some(interims) = interims.clone() {
             request.extensions_mut().insert(interims);
         }
+        let (watch, connect) = (self.watch.clone(), request.method() == Method::CONNECT);
         if is_http1 {
             request.extensions_mut().insert(self.under_way.long_wait());
+            if connect {
+                request.extensions_mut().insert(self.tunnel.clone());
+            }
         }
-        let (watch, connect) = (self.watch.clone(), request.method() == Method::CONNECT);
         let (side, place, request) = (self.side.clone(), self.place.clone(), Box::new(request));
         Box::pin(async move {
             let answer = side.answer(request, place, refused).await;

@@ -4,7 +4,7 @@
 //!   Its connections are guarded ([`guard`]), which follows the requests ([`framing`]), judges their heads ([`head`](crate::head)) and writes interim responses
 //!   ([`interim`]). Those of callers that wait for long are held without hyper ([`long_wait`]).
 //! - [`decide`]: where it goes, as far as the registry has been read. [`route`] decides: durable call, pass-through, Bluebox's own API, or a clear no.
-//! - [`passthrough`]: what is no component goes its way, streaming.
+//! - [`passthrough`]: what is no component goes its way, streaming. A [`tunnel`] to one that is ends here: its connection begins anew.
 //! - [`calls`]: Bluebox's own API, `http://bluebox/v1/calls/ID`.
 //! - [`durable`]: what is a call, with these stages:
 //!   - [`envelope`]: makes a call out of a request, as its caller prefers ([`prefer`]). Where nothing says which partition it goes to, [`spread`] does.
@@ -25,7 +25,7 @@ use hyper::body::Incoming;
 use tokio::sync::watch;
 use tracing::{debug, error};
 
-use crate::bulk::Bulk;
+use crate::bulk::{Bulk, OutBody};
 use crate::config::ProxyConfig;
 use crate::context::Contexts;
 use crate::metrics::Metrics;
@@ -36,6 +36,7 @@ use crate::outbound::pending::Pending;
 use crate::outbound::respond::{AnswerBody, Asked};
 use crate::outbound::route::Route;
 use crate::outbound::spread::Spread;
+use crate::outbound::tunnel::Tunnel;
 use crate::problem::{Kind, Problem};
 use crate::registry::Directory;
 use crate::spans::Spans;
@@ -56,6 +57,7 @@ pub mod prefer;
 pub mod respond;
 pub mod route;
 pub mod spread;
+mod tunnel;
 
 tokio::task_local! {
     /// Set while the stages of a request run: a panic in there is answered.
@@ -127,7 +129,7 @@ impl OutboundSide {
     }
 
     async fn until_the_wait(&self, request: Box<Request<Incoming>>, asked: &Asked, place: Place, refused: Option<Box<Problem>>) -> Result<Begun, Problem> {
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         let towards = head.extensions.get().map(|Towards(towards)| *towards);
         fail_point_async!(OutIntercepted, return Err(Problem::new(Kind::Internal, "a fail point")));
         let route = match refused {
@@ -149,6 +151,15 @@ impl OutboundSide {
                 Ok(there) => self.passed(self.pass.pass(Request::from_parts(head, body), target, &there, place).await),
                 Err(problem) => self.passed(Err(problem)),
             },
+            Route::Tunnel { target, direct } => {
+                let (Some(tunnel), Some(connection)) = (head.extensions.remove::<Tunnel>(), head.extensions.remove()) else {
+                    return Err(Problem::new(Kind::Internal, "a tunnel on a connection that can't have one"));
+                };
+                debug!(to = %target.authority, "a tunnel to a component ends here");
+                tunnel.open(connection, direct);
+                // Any 2xx opens the tunnel, and has no content (RFC 9110, section 9.3.6).
+                Ok(Response::new(AnswerBody::Own(OutBody::empty())))
+            }
             Route::Stream { target, direct } => {
                 // Where the caller wanted to go is as good as any box of the component.
                 let direct = there(&target, towards).ok().filter(|there| !there.is_empty()).unwrap_or(direct);

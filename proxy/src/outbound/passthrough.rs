@@ -19,6 +19,7 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
@@ -83,15 +84,35 @@ impl PassThrough {
     /// # Errors
     /// When the server can't be reached, or breaks off before its answer.
     pub async fn pass(&self, request: Request<Incoming>, target: Target, direct: &[String], place: Place) -> Result<Response<AnswerBody>, Problem> {
-        // The boxes of a component take turns.
-        let direct = (!direct.is_empty()).then(|| &direct[self.turn.fetch_add(1, Ordering::Relaxed) % direct.len()]);
-        let to = match direct {
-            Some(address) => Authority::try_from(address.as_str()).map_err(|_| {
-                Problem::new(Kind::PassThroughFailed, format!("direct address {address:?} is no host:port; correct the component's registration"))
-            })?,
-            None => target.authority.clone(),
-        };
+        let to = self.one_of(direct)?.unwrap_or_else(|| target.authority.clone());
         if target.tunnel { self.tunnel(request, &to, place).await } else { self.forward(request, target, to, place).await }
+    }
+
+    /// The boxes of a component take turns.
+    fn one_of(&self, direct: &[String]) -> Result<Option<Authority>, Problem> {
+        if direct.is_empty() {
+            return Ok(None);
+        }
+        let address = &direct[self.turn.fetch_add(1, Ordering::Relaxed) % direct.len()];
+        Authority::try_from(address.as_str())
+            .map(Some)
+            .map_err(|_| Problem::new(Kind::PassThroughFailed, format!("direct address {address:?} is no host:port; correct the component's registration")))
+    }
+
+    /// Connects a caller to one of `direct`, with what has come from him already.
+    ///
+    /// # Errors
+    /// When none can be connected to.
+    pub(crate) async fn connect(&self, caller: TcpStream, came: Vec<u8>, direct: &[String], place: Place) -> Result<(), Problem> {
+        let nowhere = || Problem::new(Kind::PassThroughFailed, "no address of a box is known");
+        let to = self.one_of(direct)?.ok_or_else(nowhere)?;
+        let server = self.connector.clone().call(uri(&to, "")?.0).await.map_err(|e| failure(&to, &*e, true))?;
+        let server = async move {
+            let mut server = server.into_inner();
+            server.write_all(&came).await.map(|()| server)
+        };
+        self.splice("tunnelled", std::future::ready(Ok(caller)), server, place);
+        Ok(())
     }
 
     async fn forward(&self, mut request: Request<Incoming>, target: Target, to: Authority, place: Place) -> Result<Response<AnswerBody>, Problem> {
@@ -151,7 +172,7 @@ impl PassThrough {
                 return Err(Problem::new(Kind::PassThroughFailed, format!("{to} switched protocols unasked (RFC 9110, section 7.8)")));
             }
             let server_side = hyper::upgrade::on(&mut response);
-            self.splice("upgraded", caller_side, async move { server_side.await.map(TokioIo::new).map_err(std::io::Error::other) }, place);
+            self.splice("upgraded", upgraded(caller_side), upgraded(server_side), place);
             let protocols: Vec<HeaderValue> = response.headers().get_all(header::UPGRADE).iter().cloned().collect();
             let mut response = response.map(|_| AnswerBody::Own(OutBody::empty()));
             strip(response.headers_mut());
@@ -184,14 +205,20 @@ impl PassThrough {
     async fn tunnel(&self, mut request: Request<Incoming>, to: &Authority, place: Place) -> Result<Response<AnswerBody>, Problem> {
         let server = self.connector.clone().call(uri(to, "")?.0).await.map_err(|e| failure(to, &*e, true))?;
         let caller_side = hyper::upgrade::on(&mut request);
-        self.splice("tunnelled", caller_side, std::future::ready(Ok(server.into_inner())), place);
+        self.splice("tunnelled", upgraded(caller_side), std::future::ready(Ok(server.into_inner())), place);
         // Any 2xx opens the tunnel, and has no content (RFC 9110, section 9.3.6).
         Ok(Response::new(AnswerBody::Own(OutBody::empty())))
     }
 
     /// Copies bytes both ways until both sides have ended, or this proxy does.
-    fn splice<S>(&self, how: &'static str, caller: hyper::upgrade::OnUpgrade, server: impl Future<Output = std::io::Result<S>> + Send + 'static, place: Place)
-    where
+    fn splice<C, S>(
+        &self,
+        how: &'static str,
+        caller: impl Future<Output = std::io::Result<C>> + Send + 'static,
+        server: impl Future<Output = std::io::Result<S>> + Send + 'static,
+        place: Place,
+    ) where
+        C: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send,
         S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send,
     {
         self.metrics.passed.inc(how);
@@ -201,7 +228,7 @@ impl PassThrough {
             let (_place, _open) = (place, open);
             let copy = async {
                 let mut server = server.await?;
-                let mut caller = TokioIo::new(caller.await.map_err(std::io::Error::other)?);
+                let mut caller = caller.await?;
                 tokio::io::copy_bidirectional(&mut caller, &mut server).await
             };
             match stop.run_until_cancelled(copy).await {
@@ -211,6 +238,10 @@ impl PassThrough {
             }
         });
     }
+}
+
+async fn upgraded(side: hyper::upgrade::OnUpgrade) -> std::io::Result<TokioIo<hyper::upgrade::Upgraded>> {
+    side.await.map(TokioIo::new).map_err(std::io::Error::other)
 }
 
 fn strip(headers: &mut HeaderMap) {

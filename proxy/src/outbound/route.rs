@@ -34,6 +34,13 @@ pub enum Route {
         /// Where boxes of the component can be reached; any of them will do.
         direct: Vec<String>,
     },
+    /// Nowhere: a tunnel to a component ends here, and what is HTTP in it is served as on any connection.
+    Tunnel {
+        /// As the caller named it.
+        target: Target,
+        /// Where what is not HTTP can go, if the component takes such.
+        direct: Vec<String>,
+    },
 }
 
 /// What the caller asked for.
@@ -80,10 +87,12 @@ pub fn decide_at(head: &request::Parts, directory: &Directory, at: Option<u16>) 
     let target = Target { authority, target: if tunnel { String::new() } else { origin_form(head) }, tunnel };
 
     let label = directory.names.hosted(&host);
+    // Some clients ask for a tunnel whatever they want to say in it (those of Node's `fetch` up to 24). One that the redirect caught would have to be in another one.
+    let ends_here = tunnel && at.is_none() && head.version <= Version::HTTP_11;
     let at = at.unwrap_or(port);
 
-    if label == Some(RESERVED) && port == 80 && at == 80 && !tunnel {
-        return Ok(Route::Own(target.target));
+    if label == Some(RESERVED) && port == 80 && at == 80 && (!tunnel || ends_here) {
+        return Ok(if ends_here { Route::Tunnel { target, direct: Vec::new() } } else { Route::Own(target.target) });
     }
     let Some((name, component, ordinal)) = directory.component_at(&host, &[port, at]) else {
         if !directory.complete && may_be_a_component(&host, &directory.names).is_some() {
@@ -103,6 +112,10 @@ pub fn decide_at(head: &request::Parts, directory: &Directory, at: Option<u16>) 
             Some(ordinal) => component.direct.get(ordinal).map(std::slice::from_ref).unwrap_or_default(),
             None => &component.direct,
         };
+        if ends_here {
+            let direct = if component.streams == Streams::Pass { direct.to_vec() } else { Vec::new() };
+            return Ok(Route::Tunnel { target, direct });
+        }
         return match component.streams {
             Streams::Pass if !direct.is_empty() => Ok(Route::Stream { target, direct: direct.to_vec() }),
             Streams::Pass => Err(refused(name, what, "its registration names no address to reach it at directly (`direct`)")),
@@ -382,12 +395,24 @@ mod tests {
             assert!(matches!(to("chat"), Ok(Route::Stream { .. })), "{fields:?}");
             assert!(matches!(to("example.org"), Ok(Route::PassThrough(_))), "{fields:?}");
         }
-        let connect = head("CONNECT", "cart:80", Version::HTTP_11, &[("host", "cart:80")]);
-        assert_eq!(decide(&connect, &directory()).unwrap_err().kind(), Kind::StreamRefused);
+        let connect = |version| head("CONNECT", "cart:80", version, &[("host", "cart:80")]);
+        assert_eq!(decide(&connect(Version::HTTP_2), &directory()).unwrap_err().kind(), Kind::StreamRefused);
+        let caught = decide_at(&connect(Version::HTTP_11), &directory(), Some(80));
+        assert_eq!(caught.unwrap_err().kind(), Kind::StreamRefused);
         // Java's HttpClient offers h2c with every request.
         let java = [("host", "cart"), ("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c")];
         assert!(callee(&get("/", &java)).is_some());
         assert!(callee(&get("/", &[("host", "cart"), ("accept", "text/event-stream, */*")])).is_some());
+    }
+
+    #[test]
+    fn a_tunnel_to_a_component_ends_here() {
+        let connect = |to: &str| decide(&head("CONNECT", to, Version::HTTP_11, &[("host", to)]), &directory());
+        for (to, can_pass) in [("cart:80", false), ("cart:8080", false), ("chat:80", true), ("bluebox:80", false)] {
+            let Ok(Route::Tunnel { target, direct }) = connect(to) else { panic!("{to}") };
+            assert!(target.tunnel && direct.is_empty() != can_pass, "{to}");
+        }
+        assert!(matches!(connect("cart:443"), Ok(Route::PassThrough(_))), "that is no port of it");
     }
 
     #[test]

@@ -118,7 +118,7 @@ impl Drop for Server {
 
 /// What a client has said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Said {
+pub(crate) enum Said {
     /// Something of HTTP, which is served here.
     Http,
     /// Something else, or that it will say nothing: it may want to hear something all the same.
@@ -357,7 +357,7 @@ async fn once_connected(client: &TcpStream, server: Server, since: &watch::Recei
 /// Waits until it is clear what a client says first. Never ends while it says nothing.
 ///
 /// Cancel safe: nothing is taken out of the socket.
-async fn first_said(client: &TcpStream, look: impl Fn(&[u8]) -> Speaks) -> Said {
+pub(crate) async fn first_said(client: &TcpStream, look: impl Fn(&[u8]) -> Speaks) -> Said {
     // Before there is something to look at there is no memory for it.
     if client.readable().await.is_err() {
         return Said::Gone;
