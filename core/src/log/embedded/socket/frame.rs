@@ -2,7 +2,7 @@
 //!
 //! Both sides are always of one build of Bluebox, on one machine; [`VERSION`] tells when they are not.
 
-use bytes::{Buf as _, BufMut as _, BytesMut};
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use prost::{Message, Oneof};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
@@ -19,6 +19,8 @@ pub(super) const MAX_FRAME_BYTES: usize = 16 << 20;
 
 /// How much is read from the socket at once, at least.
 const READ_BYTES: usize = 64 << 10;
+/// A smaller frame is copied out of what was read.
+const SHARED_BYTES: usize = 64 << 10;
 
 /// From the client. `id` is what the answer refers to: a request, a reader, or a membership.
 #[derive(Clone, PartialEq, Message)]
@@ -171,7 +173,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         Self { from, buffer: BytesMut::new() }
     }
 
-    /// The next frame. Cancel safe. What is read shares the memory of the frame.
+    /// The next frame. Cancel safe. What is read shares the memory of the frame, and a large frame that of what was read with it: whoever keeps a small one keeps nothing else.
     pub(super) async fn next<M: Message + Default>(&mut self) -> Result<M, Broken> {
         loop {
             let mut wanted = 4;
@@ -183,7 +185,14 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
                 wanted += length;
                 if self.buffer.len() >= wanted {
                     self.buffer.advance(4);
-                    return Ok(M::decode(self.buffer.split_to(length).freeze())?);
+                    let frame = if length < SHARED_BYTES {
+                        let copied = Bytes::copy_from_slice(&self.buffer[..length]);
+                        self.buffer.advance(length);
+                        copied
+                    } else {
+                        self.buffer.split_to(length).freeze()
+                    };
+                    return Ok(M::decode(frame)?);
                 }
             }
             self.buffer.reserve(READ_BYTES.max(wanted - self.buffer.len()));
@@ -191,5 +200,30 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
                 return Err(Broken::Closed);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_keeps_a_small_record_keeps_nothing_that_was_read_with_it() {
+        let ask = |id, bytes| {
+            let record = AppendAsk { to: None, key: Bytes::new(), value: Some(vec![b'x'; bytes].into()) };
+            ToLog { id, ask: Some(Ask::Append(record)) }
+        };
+        let sent = [ask(1, 400_000), ask(2, 100), ask(3, 400_000), ask(4, 0)];
+        let mut bytes = BytesMut::new();
+        sent.iter().for_each(|frame| put_frame(&mut bytes, frame));
+        let mut frames = FrameReader::new(&bytes[..]);
+        let mut read = Vec::new();
+        for _ in &sent {
+            read.push(frames.next::<ToLog>().await.unwrap());
+        }
+        assert_eq!(read, sent);
+        let Some(Ask::Append(AppendAsk { value: Some(small), .. })) = &read[1].ask else { panic!() };
+        assert!(small.is_unique(), "it shares its memory with others");
+        assert!(matches!(frames.next::<ToLog>().await, Err(Broken::Closed)));
     }
 }
