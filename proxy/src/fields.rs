@@ -12,6 +12,8 @@ pub const CALL_ID: HeaderName = HeaderName::from_static("bluebox-call-id");
 pub const ATTEMPT: HeaderName = HeaderName::from_static("bluebox-attempt");
 /// On a delivery: `true` when an earlier one may have reached the app; else not there.
 pub const MAY_HAVE_STARTED: HeaderName = HeaderName::from_static("bluebox-may-have-started");
+/// On a delivery of a request that an app has passed on with the fields of its own delivery: through how many calls it had come by then.
+pub const HOPS: HeaderName = HeaderName::from_static("bluebox-hops");
 /// On a delivery: the component that calls.
 pub const CALLER: HeaderName = HeaderName::from_static("bluebox-caller");
 /// On a delivery to a component whose calls are routed by transactions: the partition that the call lies in.

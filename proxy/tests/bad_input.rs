@@ -6,7 +6,7 @@ mod common;
 use std::time::Duration;
 
 use bluebox_core::registry::Component;
-use common::{Answer, PATIENCE, System, read_head, response};
+use common::{Answer, PATIENCE, System, read_head, read_response, response};
 use http_body_util::BodyExt;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -544,6 +544,32 @@ async fn what_cant_be_durable_is_refused_and_counted() {
         assert_eq!((answer.status, answer.problem().as_str()), (501, "stream-refused"), "{request:?}: {answer:?}");
     }
     assert!(system.metrics().await.contains("bluebox_streams_total{result=\"refused\"} 3"));
+}
+
+#[tokio::test]
+async fn who_is_refused_before_his_body_was_read_is_told_that_the_connection_ends() {
+    let system = System::start().await;
+    let body = "x".repeat(100_000);
+    for (head, status) in [
+        ("POST / HTTP/1.1\r\nHost: cart\r\nContent-Type: application/grpc\r\n", 501),
+        ("POST / HTTP/1.1\r\nHost: cart\r\nIdempotency-Key: \r\n", 400),
+        ("POST / HTTP/1.1\r\nHost: bluebox\r\n", 400),
+    ] {
+        let mut stream = system.connect().await;
+        stream.write_all(format!("{head}Content-Length: 100000\r\n\r\n{body}").as_bytes()).await.unwrap();
+        let answer = read_response(&mut stream).await;
+        assert_eq!((answer.status, answer.header("connection").as_deref()), (status, Some("close")), "{head}: {answer:?}");
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(rest, b"");
+        // With all of it read it goes on.
+        let mut stream = system.connect().await;
+        for _ in 0..2 {
+            stream.write_all(format!("{head}Content-Length: 1\r\n\r\nx").as_bytes()).await.unwrap();
+            let answer = read_response(&mut stream).await;
+            assert_eq!((answer.status, answer.header("connection")), (status, None), "{head}: {answer:?}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -231,10 +231,14 @@ impl App {
                 return DeliveryEnd::Failed(format!("no answer within {}", humantime::format_duration(time)));
             }
             Ok(Err(e)) if e.is_connect() => return DeliveryEnd::NotThere,
-            Ok(Err(e)) if has_too_large_a_head(&e) => {
+            Ok(Err(e)) if of_hyper(&e).is_some_and(hyper::Error::is_parse_too_large) => {
                 self.is_alive();
                 let detail = format!("the head of the app's answer has more than the {MOST_FIELDS} fields or {ANSWER_HEAD_BYTES} bytes that are taken");
                 return self.no_answer(call, attempt, &detail);
+            }
+            Ok(Err(e)) if of_hyper(&e).is_some_and(hyper::Error::is_parse) => {
+                self.is_alive();
+                return self.no_answer(call, attempt, &format!("the app's answer can't be read as HTTP: {}", chain(&e)));
             }
             Ok(Err(e)) => return DeliveryEnd::Failed(chain(&e)),
             Ok(Ok(response)) => response,
@@ -343,12 +347,14 @@ fn client(idle_connections: usize) -> hyper_util::client::legacy::Builder {
     let mut builder = Client::builder(TokioExecutor::new());
     builder.pool_idle_timeout(POOL_IDLE).pool_timer(TokioTimer::new()).pool_max_idle_per_host(idle_connections);
     builder.http1_max_buf_size(ANSWER_HEAD_BYTES).http1_max_headers(MOST_FIELDS);
+    // Whoever passes a response on mends these (RFC 9112, sections 5.1 and 5.2).
+    builder.http1_allow_spaces_after_header_name_in_responses(true).http1_allow_obsolete_multiline_headers_in_responses(true);
     builder
 }
 
-/// Whether an answer came whose head can't be taken. The app has acted then.
-fn has_too_large_a_head(error: &hyper_util::client::legacy::Error) -> bool {
-    error.source().and_then(|source| source.downcast_ref::<hyper::Error>()).is_some_and(hyper::Error::is_parse_too_large)
+/// What hyper says of an answer that can't be taken. The app has acted then.
+fn of_hyper(error: &hyper_util::client::legacy::Error) -> Option<&hyper::Error> {
+    error.source().and_then(|source| source.downcast_ref::<hyper::Error>())
 }
 
 /// The outcome of a call that a proxy ends itself.

@@ -22,6 +22,9 @@ pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key
 /// The longest `Idempotency-Key` and the longest ordering key, in bytes.
 const LONGEST_KEY_BYTES: usize = 255;
 
+/// Through so many calls a request may come that is passed on with all of its fields. Who passes it on to himself would do so for ever.
+const MOST_HOPS: u32 = 16;
+
 /// Where a request goes, as [`crate::outbound::route`] found out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Destination {
@@ -75,7 +78,7 @@ impl Draft {
     /// drawn for it.
     ///
     /// # Errors
-    /// When a key is there twice, or is none.
+    /// When a key is there twice, or is none; when the request goes in a circle.
     pub fn new(head: request::Parts, destination: Destination, caller: Caller<'_>, limits: &Outbound, draw: impl FnOnce() -> CallId) -> Result<Self, Problem> {
         let request::Parts { method, mut headers, .. } = head;
         let says_length = headers.contains_key(header::CONTENT_LENGTH)
@@ -101,7 +104,11 @@ impl Draft {
         let ttl = if nobody_asks_later { wait } else { limits.ttl };
         let ttl = ttl_of(&headers)?.map_or(ttl, |asked| asked.min(ttl));
 
+        let hops = hops(&headers, &destination)?;
         fields::strip_request(&mut headers);
+        if let Some(hops) = hops {
+            headers.insert(fields::HOPS, hops.into());
+        }
         Ok(Self {
             id,
             preferences,
@@ -179,6 +186,23 @@ fn ttl_of(headers: &HeaderMap) -> Result<Option<Duration>, Problem> {
     let millis = value.to_str().ok().and_then(|text| text.trim().parse().ok());
     let malformed = || Problem::new(Kind::BadRequest, format!("{}: a whole number of milliseconds", fields::TTL));
     millis.map(|millis| Some(Duration::from_millis(millis))).ok_or_else(malformed)
+}
+
+/// Through how many calls a request has come, if it has the fields of one: a reverse proxy passes them on.
+fn hops(headers: &HeaderMap, destination: &Destination) -> Result<Option<u32>, Problem> {
+    if !headers.contains_key(fields::CALL_ID) {
+        return Ok(None);
+    }
+    let before = headers.get(&fields::HOPS).and_then(|value| value.to_str().ok()?.parse().ok()).unwrap_or(0_u32);
+    if before >= MOST_HOPS {
+        let Destination { callee, authority, .. } = destination;
+        let detail = format!(
+            "this request has come through {MOST_HOPS} calls, and would go to {callee} now: it goes in a circle. A reverse proxy that keeps the Host field ({authority}) calls whoever called it; \
+             have it name whom it wants to call"
+        );
+        return Err(Problem::new(Kind::Loop, detail).retry_safe(true));
+    }
+    Ok(Some(before + 1))
 }
 
 /// What must be the same when a recorded call comes again, but for the content, which follows. At a gateway the credentials count too, so that nobody gets
@@ -275,6 +299,19 @@ mod tests {
         let plain = call("POST", false, &[], b"one");
         assert_eq!(plain.recorded, None);
         assert_ne!(plain.id, call("POST", false, &[], b"one").id);
+    }
+
+    #[test]
+    fn a_request_that_is_passed_on_and_on_comes_to_an_end() {
+        assert_eq!(call("GET", false, &[("bluebox-hops", "3")], b"").request.headers.get(fields::HOPS), None, "it has no fields of a delivery");
+        let mut hops = String::from("none");
+        for expected in 1..=MOST_HOPS {
+            let passed_on = call("GET", false, &[("bluebox-call-id", "x"), ("bluebox-hops", &hops)], b"");
+            hops = passed_on.request.headers[fields::HOPS].to_str().unwrap().to_owned();
+            assert_eq!(hops, expected.to_string());
+        }
+        let refused = draft("GET", false, &[("bluebox-call-id", "x"), ("bluebox-hops", &hops)]).unwrap_err();
+        assert_eq!(refused.kind(), Kind::Loop);
     }
 
     #[test]

@@ -138,6 +138,11 @@ impl Framing {
         !matches!(self.state, State::Start(0) | State::Idle { .. } | State::LetGo)
     }
 
+    /// Whether the body of a request has not come to its end.
+    pub fn is_in_a_body(&self) -> bool {
+        matches!(self.state, State::Body(_) | State::ChunkSize { .. } | State::Chunk(_) | State::Trailers { .. } | State::Broken)
+    }
+
     /// Whether the head under way is one of HTTP/1, and not the preface of HTTP/2.
     pub fn is_head_of_http1(&self) -> bool {
         matches!(self.state, State::Head { .. })

@@ -85,6 +85,11 @@ impl Watch {
         seen.framing.is_between_messages() && !seen.unflushed
     }
 
+    /// Whether there is more to be read of the body of a request.
+    pub(crate) fn is_in_a_body(&self) -> bool {
+        self.seen().framing.is_in_a_body()
+    }
+
     /// Gives back the room that is kept for what comes: for long nothing will.
     pub(crate) fn take_little(&self) {
         self.seen().framing.take_little();

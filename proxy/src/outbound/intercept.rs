@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bluebox_observe::During;
 use bytes::Bytes;
+use http::header::{self, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+use crate::fields;
 use crate::head::MOST_FIELDS;
 use crate::outbound::framing::{Protocol, Verdict};
 use crate::outbound::guard::{Guarded, Watch};
@@ -307,7 +309,15 @@ impl Asker {
         }
         let (side, place, request) = (self.side.clone(), self.place.clone(), Box::new(request));
         Box::pin(async move {
-            let answer = side.answer(request, place, refused).await;
+            let mut answer = side.answer(request, place, refused).await;
+            // Of a request that was refused the rest of its body is not read, so there can be none after it (RFC 9112, section 9.6).
+            if let Ok(answer) = &mut answer
+                && is_http1
+                && answer.headers().contains_key(fields::ERROR)
+                && watch.is_in_a_body()
+            {
+                answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
             // From here on only its client can hold it up: such a connection is idle when no byte goes.
             drop(counted);
             if let Some(interims) = interims {

@@ -253,6 +253,8 @@ fn client(idle_per_host: usize) -> hyper_util::client::legacy::Builder {
     let mut builder = Client::builder(TokioExecutor::new());
     builder.pool_idle_timeout(IDLE_TIMEOUT).pool_max_idle_per_host(idle_per_host).pool_timer(TokioTimer::new()).timer(TokioTimer::new()).set_host(false);
     builder.http1_max_headers(MOST_FIELDS);
+    // Whoever passes a response on mends these (RFC 9112, sections 5.1 and 5.2).
+    builder.http1_allow_spaces_after_header_name_in_responses(true).http1_allow_obsolete_multiline_headers_in_responses(true);
     builder
 }
 

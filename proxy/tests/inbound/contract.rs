@@ -1,11 +1,14 @@
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bluebox_core::Log;
 use bluebox_core::call::{Call, Reason, Source};
 use bluebox_core::log::embedded::AppendFault;
 use bluebox_proxy::config::{Inbound, RouteLimits};
+use bluebox_proxy::spans::Spans;
 use bytes::Bytes;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::world::{Answer, App, Replica, World, limits, ok};
 
@@ -418,4 +421,37 @@ async fn records_that_the_log_deleted_without_an_outcome_are_counted() {
     let app = App::start().await;
     let replica = Replica::start(&world, &app, limits());
     replica.until("bluebox_inbound_records_lost_total", f64::from(lost)).await;
+}
+
+#[tokio::test]
+async fn an_answer_that_is_no_http_ends_the_call_and_what_is_only_old_is_mended() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = Vec::new();
+            while !head.windows(4).any(|bytes| bytes == b"\r\n\r\n") && stream.read_buf(&mut head).await.unwrap_or(0) > 0 {}
+            let answer = match head.split(|byte| *byte == b' ').nth(1) {
+                Some(b"/old") => "HTTP/1.1 200 OK\r\nx-folded: a\r\n  b\r\nx-space : c\r\ncontent-length: 2\r\n\r\nok",
+                Some(b"/odd") => "HTTP/1.1 099 Odd\r\ncontent-length: 2\r\n\r\nok",
+                // It only looks whether somebody is there.
+                _ => continue,
+            };
+            counted.fetch_add(1, Ordering::Relaxed);
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    let world = World::new().await;
+    let replica = Replica::start_before(&world, address, limits(), Spans::default());
+    let (old, odd) = (world.call_to("/old"), world.call_to("/odd"));
+    world.append(&old).await;
+    let outcome = world.outcome_of(&old).await;
+    assert_eq!((outcome.source, outcome.response.status.as_u16()), (Source::App, 200));
+    assert_eq!([&outcome.response.headers["x-folded"], &outcome.response.headers["x-space"]], ["a b", "c"]);
+    world.append(&odd).await;
+    let outcome = world.outcome_of(&odd).await;
+    assert_eq!((outcome.source, outcome.attempts, asked.load(Ordering::Relaxed)), (Source::Proxy(Reason::Answer), 1, 2));
+    replica.stopped().await;
 }

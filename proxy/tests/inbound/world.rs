@@ -275,9 +275,13 @@ impl Replica {
     }
 
     pub(crate) fn start_with(world: &World, app: &App, limits: Inbound, spans: Spans) -> Self {
+        Self::start_before(world, app.address, limits, spans)
+    }
+
+    pub(crate) fn start_before(world: &World, app: SocketAddr, limits: Inbound, spans: Spans) -> Self {
         let client = world.log.client();
         let log: Arc<dyn Log> = Arc::clone(&client) as Arc<dyn Log>;
-        let served = Served { name: name("cart"), component: Component::default(), ordinal: None, app: app.address, protocol: AppProtocol::Http1 };
+        let served = Served { name: name("cart"), component: Component::default(), ordinal: None, app, protocol: AppProtocol::Http1 };
         let metrics = Metrics::try_new(&name("cart")).unwrap();
         let bulk = Bulk::new(Arc::clone(&log), world.topics.bulk.partition(0), 64 << 20);
         let observe = Observe::new(&served.name, &metrics).unwrap();
