@@ -87,6 +87,9 @@ rules! {
     crashes: [
         it_dies_between_the_decision_and_the_end,
         a_participant_dies_while_it_compensates,
+        a_box_that_dies_after_its_close_was_decided_answers_as_it_had,
+        a_box_that_dies_after_its_cancel_was_decided_answers_as_it_had,
+        a_box_and_the_transaction_manager_die_after_the_decision_and_the_answer_is_kept,
         many_deaths_and_every_transaction_ends_one_way,
     ];
 }
