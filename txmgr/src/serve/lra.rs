@@ -120,7 +120,7 @@ impl Coordinator<'_> {
     async fn checked_links(&self, id: TransactionId) -> Result<Links, Problem> {
         let raw = self.links()?;
         self.service.learn(raw.called().map(String::as_str)).await?;
-        self.service.callable().check(id, raw).map_err(|refused| Problem::refused_url(refused.to_string()))
+        self.service.callable().check(id, raw).map_err(|refused| Problem::refused_url(format!("participant {refused}")))
     }
 
     async fn join(&self, id: TransactionId) -> Result<Answered, Problem> {

@@ -18,7 +18,7 @@ const MAX_URL_BYTES: usize = 2_048;
 
 /// A URL that nobody will be called at: 412, as Narayana answers what is no URL of a participant.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("participant {url:?}: {what}")]
+#[error("{url:?}: {what}")]
 pub struct RefusedUrl {
     url: String,
     what: &'static str,
@@ -270,7 +270,7 @@ mod tests {
             "http://bluebox/v1/calls",
             &format!("http://cart/{}", "x".repeat(MAX_URL_BYTES)),
         ] {
-            assert!(check(url, Phase::Compensate).unwrap_err().starts_with("participant"), "{url}");
+            assert!(check(url, Phase::Compensate).unwrap_err().starts_with(&format!("{:?}: ", excerpt(url))), "{url}");
         }
     }
 
