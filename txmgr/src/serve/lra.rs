@@ -48,10 +48,10 @@ pub(super) async fn answer(service: &Service, asked: &Asked, path: &str) -> Resu
         Resource::Participant(id, callee) if is(Method::PUT) => it.move_to(id, callee).await,
         Resource::Nested(id, phase) if it.fits_nested(phase) => it.nested(id, phase).await,
         Resource::All | Resource::Recovering | Resource::Failed | Resource::Of(_, Verb::Status | Verb::Outcome) | Resource::Nested(_, Phase::Status) => {
-            Err(Problem::method("GET"))
+            Err(Problem::method("GET, HEAD"))
         }
         Resource::Start => Err(Problem::method("POST")),
-        Resource::Lra(_) | Resource::Participant(..) => Err(Problem::method("GET, PUT")),
+        Resource::Lra(_) | Resource::Participant(..) => Err(Problem::method("GET, HEAD, PUT")),
         Resource::Of(..) => Err(Problem::method("PUT")),
         Resource::Recovery(_) => Err(Problem::method("DELETE")),
         Resource::Nested(_, Phase::Forget) => Err(Problem::method("DELETE, PUT")),

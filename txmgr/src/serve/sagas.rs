@@ -62,7 +62,7 @@ pub(super) async fn begin(service: &Service, asked: &Asked) -> Result<Answered, 
 pub(super) async fn read(service: &Service, asked: &Asked, id: &str) -> Result<Answered, Problem> {
     let id = id_in(&asked.path, id)?;
     if asked.method != Method::GET {
-        return Err(Problem::method("GET"));
+        return Err(Problem::method("GET, HEAD"));
     }
     let saga = saga(service, asked, id, wait(asked).map_or(SagaRequest::Read, SagaRequest::Await)).await?;
     Ok(json(StatusCode::OK, &shown(service, asked, &saga)))
