@@ -12,6 +12,7 @@
 //! - [`wire`]: how both are written into records.
 //! - [`log`]: the pub/sub substrate: topics of partitions of ordered records, groups, commits.
 //! - [`assigned`]: an owner for a partition that no group shares out.
+//! - [`mod@nearest`]: "did you mean".
 //! - [`clock`]: the clocks that the promises are kept by.
 //! - [`faults`]: faults on purpose, for tests only.
 
@@ -22,6 +23,7 @@ pub mod faults;
 pub mod id;
 pub mod log;
 pub mod name;
+pub mod nearest;
 pub mod registry;
 pub mod routing;
 pub mod topics;

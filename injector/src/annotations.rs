@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use bluebox_core::ComponentName;
+use bluebox_core::nearest::nearest;
 
 use crate::mistake::Mistake;
 use crate::quantity::Quantity;
@@ -352,11 +353,9 @@ fn list<T>(text: &str, read: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T
 
 fn did_you_mean(unknown: &str, limits: &[String]) -> String {
     let known = OWN.iter().copied().chain(limits.iter().map(String::as_str));
-    // The name comes from outside: what it is compared with must not cost more for a long one.
-    let near = known.filter(|_| unknown.len() <= 64).map(|name| (strsim::damerau_levenshtein(name, unknown), name)).min();
-    match near {
-        Some((distance, name)) if distance <= 3 => format!("there is no such annotation; did you mean {PREFIX}{name}?"),
-        _ => "there is no such annotation; docs/kubernetes.md has them all".to_owned(),
+    match nearest(unknown, known) {
+        Some(name) => format!("there is no such annotation; did you mean {PREFIX}{name}?"),
+        None => "there is no such annotation; docs/kubernetes.md has them all".to_owned(),
     }
 }
 

@@ -100,6 +100,8 @@ pub enum Refusal {
     NotFailed(TransactionId, LraStatus),
     /// Only on those that are ending, or whose end somebody has yet to be told, can be given up.
     NotEnding(TransactionId, LraStatus),
+    /// Only one that has ended can be forgotten by its parent.
+    NotEnded(TransactionId, LraStatus),
     /// It is another kind of transaction.
     OtherKind(TransactionId),
     /// It keeps no outcome of this call.
@@ -113,7 +115,7 @@ impl Refusal {
     pub fn status_code(&self) -> u16 {
         match self {
             // 412, the LRA is not active any more.
-            Self::NotActive(..) | Self::OtherEnd(..) | Self::NotFailed(..) | Self::NotEnding(..) => 412,
+            Self::NotActive(..) | Self::OtherEnd(..) | Self::NotFailed(..) | Self::NotEnding(..) | Self::NotEnded(..) => 412,
             // Narayana's answer to `remove` for a participant that is none.
             Self::NoSuchParticipant(_) => 400,
             Self::NoParent(_) | Self::OtherKind(_) | Self::NoOutcome(_) => 404,
@@ -135,6 +137,7 @@ impl fmt::Display for Refusal {
             Self::NotEnding(id, status) => {
                 write!(f, "transaction {id} is {status}: there is nobody to be given up; one that is active is closed or cancelled first")
             }
+            Self::NotEnded(id, status) => write!(f, "transaction {id} is {status}: what has ended can be forgotten"),
             Self::NoOutcome(id) => write!(f, "transaction {id} keeps no outcome of this call"),
             Self::OutcomeNotKept(id) => {
                 write!(
@@ -142,7 +145,7 @@ impl fmt::Display for Refusal {
                     "transaction {id} does not keep the outcome of this call (any more): it has more than {MAX_KEPT_OUTCOME_BYTES} bytes, or there are too many"
                 )
             }
-            Self::OtherKind(id) => write!(f, "transaction {id} is of another kind: a saga is no LRA"),
+            Self::OtherKind(id) => write!(f, "transaction {id} is of another kind: an LRA is no saga, a saga no LRA, and only what has a parent is nested"),
         }
     }
 }

@@ -29,6 +29,11 @@ impl Default for Rules {
     }
 }
 
+/// The end of a pause; now, if no pause that was begun by this clock could end so late.
+pub fn possible_pause(until: Timestamp, now: Timestamp, rules: &Rules) -> Timestamp {
+    if until > later(now, rules.longest_pause) { now } else { until }
+}
+
 /// The longest text of an error that is kept.
 const MAX_ERROR: usize = 300;
 
@@ -67,6 +72,11 @@ impl Line {
             }
             self.last_error = Some(error);
         }
+    }
+
+    /// Ends a pause that can't be: none is longer than the longest. A clock has begun it that was ahead of this one: that of a former owner, or this one before it was set.
+    pub fn end_impossible_pause(&mut self, now: Timestamp, rules: &Rules) {
+        self.not_before = possible_pause(self.not_before, now, rules);
     }
 
     /// Nothing more is asked for.

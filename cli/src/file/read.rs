@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use bluebox_core::nearest::nearest;
+
 use super::problem::{Place, Problem};
 use super::tree::{Key, Node, Value, shorten};
 
@@ -39,10 +41,9 @@ impl Reader {
     pub(crate) fn unknown<'a>(&mut self, path: &str, key: &Key, known: impl Iterator<Item = &'a str>) {
         let known: Vec<&str> = known.collect();
         let place = if path.is_empty() { shorten(&key.text) } else { format!("{path}.{}", shorten(&key.text)) };
-        let near = known.iter().map(|name| (strsim::damerau_levenshtein(&key.text.replace('_', "-"), name), *name)).min();
-        let remedy = match near {
-            Some((distance, name)) if distance <= 2.max(name.len() / 4) => format!("did you mean `{name}`?"),
-            _ => format!("known here: {}", known.join(", ")),
+        let remedy = match nearest(&key.text, known.iter().copied()) {
+            Some(name) => format!("did you mean `{name}`?"),
+            None => format!("known here: {}", known.join(", ")),
         };
         self.wrong(key.at, format!("{place}: unknown key; {remedy}"));
     }

@@ -61,7 +61,7 @@ enum Command {
         #[command(flatten)]
         asked: AskedOptions,
     },
-    /// Show one: its participants or steps, with state, tries and last error
+    /// Show one: its participants or steps, with state, tries, last error and next try
     #[command(after_help = "Example:
   bluebox txn show 0003-0198f0c2a1b3-00000000000004d2")]
     Show {
@@ -274,15 +274,20 @@ fn show(out: &mut impl std::io::Write, one: &Value) -> anyhow::Result<()> {
                 writeln!(out, "    {link}: {url}")?;
             }
         }
+        let before = member.get("after").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect::<Vec<_>>();
+        if !before.is_empty() {
+            writeln!(out, "    comes after: {}", before.join(", "))?;
+        }
         let Some(line) = member.get("line") else { continue };
-        if let Some(asked) = line.get("asked").and_then(Value::as_str) {
-            let number = |name: &str| line.get(name).and_then(Value::as_u64).unwrap_or(0);
-            writeln!(
-                out,
-                "    is asked for: {asked}; {} in vain, {} in all",
-                so_many(usize::try_from(number("failures")).unwrap_or(0), "try", "tries"),
-                number("outcomes")
-            )?;
+        let number = |name: &str| line.get(name).and_then(Value::as_u64).and_then(|number| usize::try_from(number).ok()).unwrap_or(0);
+        let (failures, outcomes) = (so_many(number("failures"), "try", "tries"), number("outcomes"));
+        match line.get("asked").and_then(Value::as_str) {
+            Some(asked) => writeln!(out, "    is asked for: {asked}; {failures} in vain, {outcomes} in all")?,
+            None if outcomes > 0 => writeln!(out, "    was asked again: {}", so_many(outcomes, "time", "times"))?,
+            None => {}
+        }
+        if member.get("still_going").and_then(Value::as_bool) == Some(true) {
+            writeln!(out, "    still going: it said so itself (425)")?;
         }
         waits(out, line)?;
         if let Some(error) = line.get("last_error").and_then(Value::as_str) {
@@ -358,6 +363,38 @@ mod tests {
         assert!(!said(&waits).contains("next try"), "{}", said(&waits));
         waits["participants"][0]["line"]["not_before_ms"] = json!(millis(3_600));
         assert!(said(&waits).contains("next try: in "), "{}", said(&waits));
+    }
+
+    #[test]
+    fn steps_of_a_saga_show_what_participants_show() {
+        let line = json!({ "asked": "action", "outcomes": 3, "failures": 3, "not_before_ms": wall_clock().as_millis() + 3_600_000, "last_error": "HTTP 500: boom", "under_way": null });
+        let saga = json!({
+            "id": "0001-000000000001-0000000000000001", "kind": "saga", "status": "Active", "started_ms": 1, "ended_ms": null, "why": null,
+            "steps": [
+                { "name": "room", "status": "Undone", "after": [], "still_going": false, "action": "http://hotel/do", "compensation": null,
+                  "line": { "asked": null, "outcomes": 1, "failures": 0, "not_before_ms": 1, "last_error": null, "under_way": null } },
+                { "name": "seat", "status": "Running", "after": ["room"], "still_going": true, "action": "http://flight/do", "compensation": "http://flight/undo", "line": line },
+            ],
+        });
+        let mut out = Vec::new();
+        list(&mut out, std::slice::from_ref(&saga), false).unwrap();
+        show(&mut out, &saga).unwrap();
+        let said = String::from_utf8(out).unwrap();
+        for part in [
+            "  HTTP 500: boom\n",
+            "\n  room: Undone\n",
+            "    was asked again: 1 time\n",
+            "\n  seat: Running\n",
+            "    action: http://flight/do\n",
+            "    compensation: http://flight/undo\n",
+            "    comes after: room\n",
+            "    is asked for: action; 3 tries in vain, 3 in all\n",
+            "    still going: it said so itself (425)\n",
+            "    next try: in ",
+            "    last error: HTTP 500: boom\n",
+        ] {
+            assert!(said.contains(part), "{part:?} is missing in\n{said}");
+        }
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Deaths in the middle: every transaction ends, and each participant gets complete xor compensate.
 
-use bluebox_e2e::{Call, World, eventually};
+use bluebox_e2e::{Call, Delivery, Running, World, eventually};
 use http::Method;
 
-use crate::scene::{COORDINATOR, PARTITIONS, Scene};
+use crate::scene::{COORDINATOR, PARTITIONS, Scene, Service, says};
 
 pub async fn it_dies_between_the_decision_and_the_end(world: World) {
     let mut scene = Scene::new(world).await;
@@ -34,6 +34,90 @@ pub async fn a_participant_dies_while_it_compensates(world: World) {
     assert_eq!((again.asked.target.as_str(), again.asked.may_have_started()), ("/compensate", true));
     again.answer(200, "");
     cancel.answer().await.is(200, "Cancelled");
+}
+
+/// A box whose rule ends the transaction of a call when its app has answered, and who takes part in it.
+struct Trip {
+    scene: Scene,
+    trip: Service,
+    hotel: Service,
+    flight: Service,
+    lra: String,
+}
+
+impl Trip {
+    /// The app has answered, and its box has died: after the end of the transaction was decided (the hotel is asked for it, and has not answered, so the transaction manager hasn't either), and before
+    /// the outcome of the call was recorded. With the call at its caller, and with what the hotel is asked.
+    async fn died_after(world: World, status: u16, answer: &'static str, participant: &str) -> (Self, Running, Delivery) {
+        let scene = Scene::with(world, |spec| spec.flag("--end-wait", "60s")).await;
+        let rule = format!("POST /book type=required cancel-on=409{participant}");
+        let mut trip = scene.service_with("trip", |spec| spec.flag("--transaction", &rule)).await;
+        let (mut hotel, flight) = (scene.service("hotel").await, scene.service("flight").await);
+        trip.app.rule(|_| None);
+        hotel.app.rule(|_| None);
+        let booking = scene.client.begin(Call::post("http://trip/book", ""));
+        let delivery = trip.app.next().await;
+        let lra = delivery.asked.header("long-running-action").to_owned();
+        // Compensations come in the reverse order of joining: so nobody is asked before the hotel.
+        scene.join(&lra, &flight).await;
+        let links = hotel.links_of(&["compensate", "complete", "status", "after", "forget"]);
+        let joined = scene.client.call(Call::new(Method::PUT, &lra).with("link", &links)).await;
+        assert_eq!(joined.status, 200, "{joined:?}");
+        delivery.answer(status, answer);
+        let asked = hotel.app.next().await;
+        trip.dies();
+        assert!(!booking.has_ended(), "its outcome is not recorded");
+        // An app that got the call once more would answer something else.
+        trip.app.rule(|asked| Some(if asked.target == "/book" { says(418, "another result") } else { says(200, "") }));
+        (Self { scene, trip, hotel, flight, lra }, booking, asked)
+    }
+
+    /// The hotel takes its time, which is why it is told to forget in the end.
+    async fn ends(&self, asked: Delivery, last: &str, done: &'static str) {
+        self.hotel.app.rule(move |asked| Some(says(200, if asked.target == "/status" { done } else { "" })));
+        asked.answer(202, "");
+        self.scene.becomes(&self.lra, last).await;
+        eventually("the hotel is told to forget", || async { self.hotel.asked().contains(&"/forget".to_owned()).then_some(()) }).await;
+    }
+
+    /// Each was asked for this one end, and for nothing after a forget.
+    fn went_one_way(&self, end: &str) {
+        self.hotel.was_asked_only(&[end, "/status", "/after", "/forget"]);
+        self.flight.was_asked_only(&[end]);
+    }
+}
+
+pub async fn a_box_that_dies_after_its_close_was_decided_answers_as_it_had(world: World) {
+    let (mut trip, booking, asked) = Trip::died_after(world, 201, "booked", "").await;
+    trip.ends(asked, "Closed", "Completed").await;
+    trip.trip.comes_back().await;
+    booking.answer().await.is(201, "booked");
+    trip.trip.was_asked_only(&["/book"]);
+    trip.went_one_way("/complete");
+    assert_eq!(trip.scene.status(&trip.lra).await, "Closed");
+}
+
+pub async fn a_box_that_dies_after_its_cancel_was_decided_answers_as_it_had(world: World) {
+    let (mut trip, booking, asked) = Trip::died_after(world, 409, "no seat", "").await;
+    trip.ends(asked, "Cancelled", "Compensated").await;
+    trip.trip.comes_back().await;
+    booking.answer().await.is(409, "no seat");
+    trip.trip.was_asked_only(&["/book"]);
+    trip.went_one_way("/compensate");
+    assert_eq!(trip.scene.status(&trip.lra).await, "Cancelled");
+}
+
+pub async fn a_box_and_the_transaction_manager_die_after_the_decision_and_the_answer_is_kept(world: World) {
+    let (mut trip, booking, asked) = Trip::died_after(world, 201, "booked", " compensate=/undo complete=/done").await;
+    trip.scene.txmgr.crash().await;
+    trip.trip.comes_back().await;
+    // It is told before the transaction has ended: the decision is all that it depends on.
+    booking.answer().await.is(201, "booked");
+    trip.ends(asked, "Closed", "Completed").await;
+    // It may have been told before it died, and again.
+    let asked = trip.trip.asked();
+    assert!(asked[0] == "/book" && asked.len() > 1 && asked[1..].iter().all(|path| path == "/done"), "{asked:?}");
+    trip.went_one_way("/complete");
 }
 
 pub async fn many_deaths_and_every_transaction_ends_one_way(world: World) {

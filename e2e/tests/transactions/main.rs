@@ -72,6 +72,7 @@ rules! {
         a_business_no_takes_back_what_was_done_and_nothing_else,
         the_same_key_is_the_same_saga,
         still_going_is_asked_again_and_a_deadline_cancels,
+        tries_of_a_step_are_shown_and_an_operator_has_it_tried_at_once,
         what_is_no_saga_is_refused,
         who_registered_a_moment_ago_takes_part_at_once,
         a_compensation_waits_until_it_is_known_what_the_action_did,
@@ -87,6 +88,9 @@ rules! {
     crashes: [
         it_dies_between_the_decision_and_the_end,
         a_participant_dies_while_it_compensates,
+        a_box_that_dies_after_its_close_was_decided_answers_as_it_had,
+        a_box_that_dies_after_its_cancel_was_decided_answers_as_it_had,
+        a_box_and_the_transaction_manager_die_after_the_decision_and_the_answer_is_kept,
         many_deaths_and_every_transaction_ends_one_way,
     ];
 }

@@ -17,6 +17,7 @@ pub async fn what_is_not_there_is_404_and_what_is_gone_410(world: World) {
     is_problem(&scene.put(&format!("{known}-ffffffffffffffff/cancel")).await, 404, "unknown");
     // There are not so many partitions.
     is_problem(&scene.get(&format!("{COORDINATOR}/00ff-000000000001-0123456789abcdef")).await, 404, "unknown");
+    is_problem(&scene.get("http://txmgr/v1/partitions/00ff-000000000001-0123456789abcdef").await, 404, "unknown");
     for nothing in ["/no-lra", "/no-lra/close", "/recovery/x/y/z", "/nested/x/status"] {
         is_problem(&scene.get(&format!("{COORDINATOR}{nothing}")).await, 404, "no-such-resource");
     }
@@ -68,6 +69,7 @@ pub async fn nobody_is_called_who_is_no_component_and_not_in_the_allow_list(worl
         "http://localhost/",
         "http://nobody/compensate",
         "http://hotel:81/compensate",
+        "http://hotel:99999/compensate",
         "https://hotel/compensate",
         "http://user@hotel/compensate",
         "file:///etc/passwd",
@@ -94,14 +96,19 @@ pub async fn limits_versions_and_methods_are_checked(world: World) {
     is_problem(&scene.client.call(Call::get(&lra).with("narayana-lra-api-version", "1.4")).await, 417, "unsupported-version");
     for (method, path, allow) in [
         (Method::GET, format!("{COORDINATOR}/start"), "POST"),
-        (Method::POST, lra.clone(), "GET, PUT"),
+        (Method::POST, lra.clone(), "GET, HEAD, PUT"),
         (Method::GET, format!("{lra}/close"), "PUT"),
-        (Method::DELETE, format!("{lra}/status"), "GET"),
-        (Method::POST, COORDINATOR.to_owned(), "GET"),
+        (Method::DELETE, format!("{lra}/status"), "GET, HEAD"),
+        (Method::POST, COORDINATOR.to_owned(), "GET, HEAD"),
     ] {
         let answer = scene.client.call(Call::new(method, &path)).await;
         is_problem(&answer, 405, "method-not-allowed");
         assert_eq!(answer.header("allow"), allow);
+    }
+    // The head of whatever can be read.
+    for (path, status) in [(lra.clone(), 200), (format!("{lra}/status"), 200), (format!("{lra}/close"), 405), (format!("{COORDINATOR}/nothing"), 404)] {
+        let answer = scene.client.call(Call::new(Method::HEAD, &path)).await;
+        assert_eq!((answer.status.as_u16(), answer.text()), (status, ""), "{path}: {answer:?}");
     }
 }
 

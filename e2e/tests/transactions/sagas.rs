@@ -107,6 +107,30 @@ pub async fn still_going_is_asked_again_and_a_deadline_cancels(world: World) {
     eventually("the hotel is taken back too", || async { (hotel.asked().last().unwrap() == "/undo").then_some(()) }).await;
 }
 
+pub async fn tries_of_a_step_are_shown_and_an_operator_has_it_tried_at_once(world: World) {
+    let scene = Scene::with(world, |spec| spec.flag("--first-pause", "1h").flag("--longest-pause", "1h")).await;
+    let hotel = scene.service("hotel").await;
+    hotel.app.rule(|_| Some(says(500, "boom")));
+    let begun = document(&scene.client.call(saga(&[step("hotel")])).await);
+    let transaction = format!("http://txmgr/v1/transactions/{}", begun["id"].as_str().unwrap());
+    let shown = eventually("the failure is shown", || async {
+        let shown = document(&scene.get(&transaction).await);
+        shown["steps"][0]["line"]["last_error"].is_string().then_some(shown)
+    })
+    .await;
+    let line = &shown["steps"][0]["line"];
+    let expected =
+        json!({ "asked": "action", "outcomes": 1, "failures": 1, "not_before_ms": line["not_before_ms"], "last_error": "HTTP 500: boom", "under_way": null });
+    assert_eq!(*line, expected, "{shown}");
+    assert!(line["not_before_ms"].as_u64().unwrap() >= shown["started_ms"].as_u64().unwrap() + 3_600_000, "{shown}");
+    hotel.app.rule(|_| Some(says(200, "")));
+    let retried = scene.client.call(Call::post(&format!("{transaction}/retry"), "")).await;
+    assert_eq!(retried.status, 200, "{retried:?}");
+    let ended = document(&scene.client.call(Call::get(&format!("{SAGAS}/{}", begun["id"].as_str().unwrap())).prefer("wait=60")).await);
+    assert_eq!((&ended["status"], &ended["steps"][0]["line"]["outcomes"]), (&json!("Closed"), &json!(1)), "{ended}");
+    hotel.was_asked_only(&["/do"; 2]);
+}
+
 pub async fn what_is_no_saga_is_refused(world: World) {
     let scene = Scene::new(world).await;
     scene.service("hotel").await;
@@ -124,6 +148,21 @@ pub async fn what_is_no_saga_is_refused(world: World) {
     refused(json!({ "steps": [{ "name": "a", "action": { "url": "http://txmgr/v1/sagas" } }] }), 412, "refused-url").await;
     refused(json!({ "steps": [{ "name": "a", "action": { "method": "GET", "url": "http://hotel/x" } }] }), 400, "malformed").await;
     refused(json!({ "steps": [step("hotel")], "surprise": 1 }), 400, "malformed").await;
+    // Which mistake it is, and where.
+    let says = async |body: Value, status: u16, detail: &str| {
+        let said = document(&scene.client.call(Call::post(SAGAS, body.to_string())).await);
+        assert!(said["status"] == status && said["detail"].as_str().unwrap().contains(detail), "{said}");
+    };
+    says(json!({ "steps": [["hotel", { "url": "http://hotel/do" }, null, null]] }), 400, "steps[0]: expected a step").await;
+    says(
+        json!({ "steps": [step("hotel"), { "name": "b", "action": { "ulr": "http://hotel/do" } }] }),
+        400,
+        "steps[1].action.ulr: unknown key; did you mean `url`?",
+    )
+    .await;
+    let mut unknown = step("hotel");
+    unknown["compensation"]["url"] = json!("http://nobody/undo");
+    says(json!({ "steps": [unknown] }), 412, "steps[0].compensation.url: \"http://nobody/undo\": there is no such component").await;
     let large = "x".repeat(600 * 1024);
     refused(json!({ "steps": [{ "name": "a", "action": { "url": "http://hotel/x", "body": large } }] }), 413, "too-large").await;
     // More than a request may have is refused by the proxy.

@@ -20,7 +20,7 @@ pub struct Scene {
 /// A participant: an app and its proxy.
 pub struct Service {
     pub app: App,
-    _proxy: Proxy,
+    pub proxy: Proxy,
     pub name: &'static str,
 }
 
@@ -45,11 +45,16 @@ impl Scene {
 
     /// A service whose every answer is 200.
     pub async fn service(&self, name: &'static str) -> Service {
+        self.service_with(name, |spec| spec).await
+    }
+
+    /// With more flags for its proxy.
+    pub async fn service_with(&self, name: &'static str, flags: impl FnOnce(ProxySpec) -> ProxySpec) -> Service {
         let app = self.world.app(name).await;
         app.rule(|_| Some(says(200, "")));
-        let proxy = self.world.proxy(name).serves(name, &app, 2).start().await;
+        let proxy = flags(self.world.proxy(name).serves(name, &app, 2)).start().await;
         self.client.knows(name).await;
-        Service { app, _proxy: proxy, name }
+        Service { app, proxy, name }
     }
 
     pub async fn put(&self, url: &str) -> Answer {
@@ -103,6 +108,18 @@ impl Service {
     /// With these relations, each at a path of its own.
     pub fn links_of(&self, relations: &[&str]) -> String {
         relations.iter().map(|rel| format!("<{}>; rel=\"{rel}\"", self.url(&format!("/{rel}")))).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Both halves of its box die.
+    pub fn dies(&mut self) {
+        self.proxy.kill();
+        self.app.kill();
+    }
+
+    /// And are started again, as they were.
+    pub async fn comes_back(&mut self) {
+        self.app.start_again().await;
+        self.proxy.start_again().await;
     }
 
     /// The paths that it was asked for, one after the other.

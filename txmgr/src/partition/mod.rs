@@ -344,8 +344,16 @@ impl Partition {
 
     /// Time has passed.
     pub fn tick(&mut self, now: Timestamp, out: &mut Vec<Out>) {
-        let due: Vec<TransactionId> = self.timers.iter().take_while(|(at, _)| *at <= now).map(|(_, id)| *id).collect();
-        for id in due {
+        self.tick_those(now, self.timers.iter().take_while(|(at, _)| *at <= now).map(|(_, id)| *id).collect(), out);
+    }
+
+    /// The clock was set back: what waits for a moment that was near may wait for long now.
+    pub fn clock_went_back(&mut self, now: Timestamp, out: &mut Vec<Out>) {
+        self.tick_those(now, self.timers.iter().map(|(_, id)| *id).collect(), out);
+    }
+
+    fn tick_those(&mut self, now: Timestamp, which: Vec<TransactionId>, out: &mut Vec<Out>) {
+        for id in which {
             self.with(now, id, out, |machine, now, effects| match machine {
                 Machine::Lra(transaction) => transaction.tick(now, effects),
                 Machine::Saga(saga) => saga.tick(now, effects),

@@ -288,3 +288,27 @@ fn the_oldest_outcomes_are_dropped_where_there_are_too_many() {
     let next = serving(&mut log, 2);
     assert_eq!(kept(&next), expected);
 }
+
+#[test]
+fn when_the_clock_goes_back_nobody_waits_for_a_moment_that_was_near() {
+    use crate::callback::Outcome;
+    use crate::transaction::{Join, Links};
+
+    let mut log = Log::default();
+    let mut owner = serving(&mut log, 1);
+    owner.start(1, 1, None);
+    let links = Links { complete: Some(Arc::from("http://a/complete")), compensate: Some(Arc::from("http://a/undo")), ..Links::default() };
+    owner.ask(2, 1, Request::Join(Join { links, limit: None, data: None })).unwrap();
+    owner.ask(3, 1, Request::Close(FAR)).unwrap();
+    owner.run(&mut log);
+    let called = |owner: &mut Owner| owner.out.extract_if(.., |out| matches!(out, Out::Do(Effect::Call(_)))).collect::<Vec<_>>();
+    let calls = called(&mut owner);
+    let [Out::Do(Effect::Call(callback))] = &calls[..] else { panic!("{calls:?}") };
+    owner.partition.outcome(at(9_000_000), callback.key, Outcome::Again("down".to_owned()), &mut owner.out);
+    owner.run(&mut log);
+    assert!(called(&mut owner).is_empty() && owner.partition.wakes_at() > Some(at(9_000_000)));
+    owner.partition.tick(at(1_000), &mut owner.out);
+    assert!(called(&mut owner).is_empty(), "no timer is due");
+    owner.partition.clock_went_back(at(1_000), &mut owner.out);
+    assert_eq!(called(&mut owner).len(), 1);
+}

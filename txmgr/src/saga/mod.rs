@@ -30,7 +30,7 @@ use bluebox_core::CallId;
 use bluebox_core::log::Timestamp;
 
 use crate::TransactionId;
-use crate::callback::{CallbackKey, Callee, Outcome};
+use crate::callback::{CallbackKey, Callee, Outcome, Phase};
 use crate::effect::{Answer, Effect, Refusal, RequestId};
 use crate::gate::{Gate, Version};
 use crate::line::{Line, Rules};
@@ -89,6 +89,16 @@ pub struct Step {
     pub pause_until: Option<Timestamp>,
     /// The action last said that it is still going (425).
     pub still_going: bool,
+}
+
+impl Step {
+    /// What it is asked for, as operators see it: between two calls of its action, the next one, though its key is not taken yet.
+    pub fn asked(&self) -> Line {
+        match self.pause_until {
+            None => self.line.clone(),
+            Some(until) => Line { phase: Some(Phase::Action), n: self.line.n.saturating_add(1), not_before: until, ..self.line.clone() },
+        }
+    }
 }
 
 /// A saga.

@@ -53,9 +53,10 @@ pub struct PlannedStep {
 }
 
 impl PlannedStep {
-    /// What it may call.
-    pub fn requests(&self) -> impl Iterator<Item = &StepRequest> {
-        std::iter::once(&self.action).chain(&self.compensation).map(|request| &**request)
+    /// What it may call, and which of its requests that is.
+    pub fn requests(&self) -> impl Iterator<Item = (&'static str, &StepRequest)> {
+        let requests = [("action", Some(&self.action)), ("compensation", self.compensation.as_ref())];
+        requests.into_iter().filter_map(|(which, request)| Some((which, &**request?)))
     }
 }
 
@@ -67,34 +68,31 @@ pub struct Plan(Vec<PlannedStep>);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidPlan {
     /// Nothing to be done, or too much.
-    #[error("a saga has 1 to {MAX_STEPS} steps: this one has {0}")]
+    #[error("steps: a saga has 1 to {MAX_STEPS}, this one has {0}")]
     Count(usize),
     /// The requests together are too large.
     #[error("the requests of a saga have at most {MAX_SAGA_BYTES} bytes together: these have {0}")]
     TooLarge(usize),
-    /// A name can't be one.
-    #[error("step {0:?}: names have 1 to 64 of the characters a-z A-Z 0-9 . _ -")]
-    Name(String),
-    /// Two steps have one name.
-    #[error("two steps are called {0:?}")]
-    Twice(String),
-    /// A step comes after one that is not there.
-    #[error("step {step:?} comes after {after:?}: there is no such step")]
-    UnknownStep {
-        /// The step.
-        step: String,
-        /// What is not there.
-        after: String,
-    },
+    /// The name of the step at this place can't be one.
+    #[error("steps[{0}].name: {1:?}: names have 1 to 64 of the characters a-z A-Z 0-9 . _ -")]
+    Name(usize, String),
+    /// The step at this place has the name of one before it.
+    #[error("steps[{0}].name: {1:?} is the name of another step")]
+    Twice(usize, String),
+    /// The step at this place comes after one that is not there.
+    #[error("steps[{0}].after: there is no step {1:?}")]
+    UnknownStep(usize, String),
     /// Steps wait for each other.
     #[error("steps wait for each other: {0}")]
     Cycle(String),
     /// A method that changes nothing, or is no method of a request with a body.
-    #[error("step {step:?}: {method}: a step is a POST, PUT, PATCH or DELETE")]
+    #[error("steps[{at}].{which}.method: {method:?}: a step is a POST, PUT, PATCH or DELETE")]
     Method {
-        /// The step.
-        step: String,
-        /// Its method.
+        /// The place of the step.
+        at: usize,
+        /// `action` or `compensation`.
+        which: &'static str,
+        /// The method.
         method: String,
     },
 }
@@ -113,14 +111,15 @@ impl Plan {
         for (place, step) in steps.iter().enumerate() {
             let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
             if step.name.is_empty() || step.name.len() > 64 || !step.name.bytes().all(legal) {
-                return Err(InvalidPlan::Name(excerpt(&step.name)));
+                return Err(InvalidPlan::Name(place, excerpt(&step.name)));
             }
             if places.insert(step.name.clone(), place).is_some() {
-                return Err(InvalidPlan::Twice(step.name.clone()));
+                return Err(InvalidPlan::Twice(place, step.name.clone()));
             }
-            for request in [Some(&step.action), step.compensation.as_ref()].into_iter().flatten() {
+            let requests = [("action", Some(&step.action)), ("compensation", step.compensation.as_ref())];
+            for (which, request) in requests.into_iter().filter_map(|(which, request)| Some((which, request?))) {
                 if ![http::Method::POST, http::Method::PUT, http::Method::PATCH, http::Method::DELETE].contains(&request.method) {
-                    return Err(InvalidPlan::Method { step: step.name.clone(), method: excerpt(request.method.as_str()) });
+                    return Err(InvalidPlan::Method { at: place, which, method: excerpt(request.method.as_str()) });
                 }
                 len_bytes += request.url.len() + request.body.len() + request.content_type.as_ref().map_or(0, String::len);
             }
@@ -136,7 +135,7 @@ impl Plan {
                 None => before.extend(place.checked_sub(1)),
                 Some(names) => {
                     for after in names {
-                        let unknown = || InvalidPlan::UnknownStep { step: name.clone(), after: excerpt(&after) };
+                        let unknown = || InvalidPlan::UnknownStep(place, excerpt(&after));
                         before.push(*places.get(&after).ok_or_else(unknown)?);
                     }
                 }
@@ -166,8 +165,8 @@ impl Plan {
         if !left.is_empty() {
             return Err(InvalidPlan::Cycle(cycle(&steps, &left)));
         }
-        match steps.iter().find_map(|step| step.after.iter().find(|before| **before >= steps.len()).map(|before| (step, before))) {
-            Some((step, before)) => Err(InvalidPlan::UnknownStep { step: step.name.clone(), after: before.to_string() }),
+        match steps.iter().enumerate().find_map(|(place, step)| step.after.iter().find(|before| **before >= steps.len()).map(|before| (place, before))) {
+            Some((place, before)) => Err(InvalidPlan::UnknownStep(place, before.to_string())),
             None => Ok(Self(steps)),
         }
     }
@@ -227,11 +226,11 @@ mod tests {
             (many, "this one has 65"),
             (vec![step("", None)], "names have"),
             (vec![step("a b", None)], "names have"),
-            (vec![step("a", None), step("a", None)], "two steps are called"),
-            (vec![step("a", Some(&["z"]))], "comes after \"z\""),
+            (vec![step("a", None), step("a", None)], "steps[1].name: \"a\" is the name of another"),
+            (vec![step("a", Some(&["z"]))], "steps[0].after: there is no step \"z\""),
             (vec![step("a", Some(&["a"]))], "a after a"),
             (vec![step("x", None), step("a", Some(&["c"])), step("b", Some(&["a"])), step("c", Some(&["b", "x"]))], "a after c after b after a"),
-            (vec![get], "GET"),
+            (vec![get], "steps[0].action.method: \"GET\""),
             (vec![large], "at most"),
         ] {
             let error = Plan::try_new(steps).unwrap_err().to_string();

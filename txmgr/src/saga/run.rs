@@ -9,6 +9,7 @@ use bluebox_core::planted;
 use super::{RunningSaga, Step, StepStatus};
 use crate::callback::{Callback, CallbackKey, Callee, Outcome, Phase};
 use crate::effect::{Answer, Effect};
+use crate::line::possible_pause;
 use crate::time::{backoff, later};
 use crate::wire::status::LraStatus;
 
@@ -17,6 +18,10 @@ impl RunningSaga {
     pub(super) fn drive(&mut self, now: Timestamp, out: &mut Vec<Effect>) {
         if self.saga.status == LraStatus::Active && self.saga.deadline.is_some_and(|deadline| deadline <= now) {
             self.cancel("its deadline has passed", out);
+        }
+        for step in &mut self.saga.steps {
+            step.line.end_impossible_pause(now, &self.rules);
+            step.pause_until = step.pause_until.map(|until| possible_pause(until, now, &self.rules));
         }
         match self.saga.status {
             LraStatus::Active => self.run(now, out),

@@ -106,6 +106,48 @@ fn independent_steps_run_at_once_and_others_after_those_they_name() {
 }
 
 #[test]
+fn between_two_tries_operators_see_the_next_one() {
+    let mut bench = Bench::start(vec![step("a", &[])], None);
+    let asked = |bench: &Bench| {
+        let line = bench.saga.saga().steps[0].asked();
+        (line.phase, line.n, line.failures, line.not_before, line.last_error)
+    };
+    assert_eq!(asked(&bench), (Some(Phase::Action), 0, 0, at(bench.now), None));
+    bench.ends(0, Phase::Action, 0, Outcome::Again("boom".to_owned()));
+    let pause = Rules::default().first_pause;
+    assert_eq!(asked(&bench), (Some(Phase::Action), 1, 1, later(at(bench.now), pause), Some("boom".to_owned())));
+    // The next call has the key that was shown.
+    bench.pass(200);
+    assert_eq!(asked(&bench), (Some(Phase::Action), 1, 1, at(bench.now), Some("boom".to_owned())));
+    bench.ends(0, Phase::Action, 1, Outcome::Done);
+    assert_eq!(asked(&bench).0, None);
+}
+
+#[test]
+fn no_pause_is_longer_than_the_longest_whatever_the_clock_says() {
+    let mut bench = Bench::start(vec![step("a", &[])], None);
+    bench.pass(1_000_000);
+    bench.calls();
+    bench.ends(0, Phase::Action, 0, Outcome::Again("down".to_owned()));
+    assert!(bench.calls().is_empty(), "it is a pause");
+    bench.now = 1_000;
+    bench.pass(0);
+    assert_eq!(bench.urls(), ["http://a/do"]);
+    // The same for compensations.
+    bench.ends(0, Phase::Action, 1, Outcome::Done);
+    let mut bench = Bench::start(vec![step("a", &[]), step("b", &["a"])], None);
+    bench.pass(1_000_000);
+    bench.done(0);
+    bench.ends(1, Phase::Action, 0, Outcome::Failed);
+    bench.calls();
+    bench.ends(0, Phase::Undo, 0, Outcome::Again("down".to_owned()));
+    assert!(bench.calls().is_empty(), "it is a pause");
+    bench.now = 1_000;
+    bench.pass(0);
+    assert_eq!(bench.urls(), ["http://a/undo"]);
+}
+
+#[test]
 fn nothing_is_called_before_it_is_durable_that_it_is() {
     let id = TransactionId::new(0, at(1), None, 1);
     let start = StartSaga { id, origin: None, plan: Plan::try_new(vec![step("a", &[])]).unwrap(), limit: None };

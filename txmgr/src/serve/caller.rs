@@ -17,11 +17,11 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use tokio::sync::Semaphore;
 use tracing::debug;
 
 use super::counts::Counts;
 use super::own_proxy::{self, OwnProxy};
+use super::places::{self, Places};
 use super::{Settings, Surroundings};
 use crate::TransactionId;
 use crate::callback::{Callback, CallbackKey, Outcome, Phase};
@@ -59,7 +59,7 @@ pub(super) struct Caller {
     components: Arc<dyn Components>,
     allowed: Vec<Allowed>,
     /// Callbacks that are under way at once; further ones wait for their turn.
-    places: Semaphore,
+    places: Places,
     /// Those that have no outcome yet.
     under_way: Mutex<HashMap<CallbackKey, UnderWay>>,
     counts: Counts,
@@ -100,6 +100,15 @@ impl Noted<'_> {
     }
 }
 
+impl Noted<'_> {
+    /// Nothing holds it up any more.
+    fn goes_on(&self) {
+        if let Some(under_way) = self.caller.under_way().get_mut(&self.key) {
+            under_way.again = None;
+        }
+    }
+}
+
 impl Drop for Noted<'_> {
     fn drop(&mut self) {
         self.caller.under_way().remove(&self.key);
@@ -131,7 +140,7 @@ impl Caller {
             client,
             components: Arc::clone(&around.components),
             allowed: settings.allowed.clone(),
-            places: Semaphore::new(own_proxy::AT_ONCE),
+            places: Places::new(own_proxy::AT_ONCE),
             under_way: Mutex::default(),
             counts,
         }
@@ -151,13 +160,12 @@ impl Caller {
     pub(super) async fn call(&self, callback: &Callback, trace: Option<Context>) -> Outcome {
         self.under_way().insert(callback.key, UnderWay { since: wall_clock(), again: None });
         let noted = Noted { caller: self, key: callback.key };
-        // Never closed.
-        let _place = self.places.acquire().await;
-        let began = tokio::time::Instant::now();
         let url = match callback.key.phase {
             Phase::Enlist => format!("http://{}{BASE_PATH}/{}", self.name, callback.url),
             _ => callback.url.to_string(),
         };
+        let _place = self.place(&url, &noted).await;
+        let began = tokio::time::Instant::now();
         let outcome = loop {
             match self.once(callback, &url, trace).await {
                 Ok(outcome) => break outcome,
@@ -170,6 +178,20 @@ impl Caller {
         self.counts.called(callback.key.phase, &outcome, began.elapsed());
         debug!(callback = %callback.key, %url, ?outcome, "a callback had its outcome");
         outcome
+    }
+
+    /// A place among those that are under way at once; `None` if there are none any more.
+    async fn place(&self, url: &str, noted: &Noted<'_>) -> Option<places::Place> {
+        let callee = url.parse::<Uri>().ok().and_then(|url| url.authority().map(|authority| authority.as_str().to_ascii_lowercase())).unwrap_or_default();
+        match self.places.ask(&callee) {
+            places::Asked::Here(place) => Some(place),
+            places::Asked::Later(turn) => {
+                noted.again(format!("it waits for its turn: as many callbacks to {callee} have no outcome yet as may be under way at once"), Duration::ZERO);
+                let place = turn.await.ok();
+                noted.goes_on();
+                place
+            }
+        }
     }
 
     /// One try. The error is the pause before the next, and why: this one has no outcome, or none that is known.

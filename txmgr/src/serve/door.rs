@@ -86,6 +86,9 @@ impl Door {
         if !(path == BASE_PATH || path.starts_with("/lra-coordinator/") || path.starts_with("/v1/")) {
             return problem(StatusCode::NOT_FOUND, "no-such-resource", "there are /lra-coordinator and /v1");
         }
+        if head.headers.get_all(HOST).iter().count() > 1 {
+            return problem(StatusCode::BAD_REQUEST, "malformed", "the request names several hosts (RFC 9112, section 3.2)");
+        }
         let host = head.uri.authority().map(|authority| authority.as_str().to_owned());
         let host = host.or_else(|| head.headers.get(HOST).and_then(|host| host.to_str().ok()).map(str::to_owned));
         let Some(host) = host.filter(|host| Authority::try_from(host.as_str()).is_ok_and(|authority| !authority.as_str().contains('@'))) else {
@@ -137,15 +140,27 @@ mod tests {
 
     /// What a door says whose proxy is there.
     async fn said(proxy: SocketAddr) -> String {
+        said_to(proxy, "").await
+    }
+
+    /// The same, with more header fields.
+    async fn said_to(proxy: SocketAddr, fields: &str) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let door = listener.local_addr().unwrap();
         tokio::spawn(serve(listener, ComponentName::try_new("txmgr").unwrap(), proxy));
         let mut client = TcpStream::connect(door).await.unwrap();
-        let request = format!("POST /lra-coordinator/start HTTP/1.1\r\nHost: {door}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        let request = format!("POST /lra-coordinator/start HTTP/1.1\r\nHost: {door}\r\n{fields}Content-Length: 0\r\nConnection: close\r\n\r\n");
         client.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
         client.read_to_string(&mut answer).await.unwrap();
         answer
+    }
+
+    #[tokio::test]
+    async fn a_request_has_one_host() {
+        let nobody = "127.0.0.1:1".parse().unwrap();
+        let refused = said_to(nobody, "Host: elsewhere\r\n").await;
+        assert!(refused.starts_with("HTTP/1.1 400 ") && refused.contains("several hosts"), "{refused}");
     }
 
     #[tokio::test]

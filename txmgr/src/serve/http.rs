@@ -11,10 +11,10 @@ use bluebox_core::topics::partition_of;
 use bluebox_core::{CallId, ComponentName, InstanceId};
 use bluebox_observe::trace::Context;
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -152,10 +152,15 @@ impl Service {
         Self { settings, components: Arc::clone(&around.components), partitions, caller }
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Answered {
+    async fn answer(&self, mut request: Request<Incoming>) -> Answered {
         // The proxy asks whether anybody is there.
         if request.method() == Method::OPTIONS {
             return empty(StatusCode::NO_CONTENT);
+        }
+        // Whatever can be read (RFC 9110, section 9.3.2). Content in the answer would be an error of the protocol, in HTTP/2.
+        if request.method() == Method::HEAD {
+            *request.method_mut() = Method::GET;
+            return without_content(Box::pin(self.answer(request)).await);
         }
         let answered = match self.take_in(request).await {
             Ok(asked) => self.route(&asked).await,
@@ -257,6 +262,15 @@ impl Service {
     pub(super) fn end_by(&self) -> Timestamp {
         crate::time::later(wall_clock(), self.settings.end_wait)
     }
+}
+
+/// The same without its content, of which the length is told.
+fn without_content(answered: Answered) -> Answered {
+    let (mut head, body) = answered.into_parts();
+    if let Some(length) = body.size_hint().exact() {
+        head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    Response::from_parts(head, Full::default())
 }
 
 /// An answer without content.

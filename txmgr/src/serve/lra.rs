@@ -48,10 +48,10 @@ pub(super) async fn answer(service: &Service, asked: &Asked, path: &str) -> Resu
         Resource::Participant(id, callee) if is(Method::PUT) => it.move_to(id, callee).await,
         Resource::Nested(id, phase) if it.fits_nested(phase) => it.nested(id, phase).await,
         Resource::All | Resource::Recovering | Resource::Failed | Resource::Of(_, Verb::Status | Verb::Outcome) | Resource::Nested(_, Phase::Status) => {
-            Err(Problem::method("GET"))
+            Err(Problem::method("GET, HEAD"))
         }
         Resource::Start => Err(Problem::method("POST")),
-        Resource::Lra(_) | Resource::Participant(..) => Err(Problem::method("GET, PUT")),
+        Resource::Lra(_) | Resource::Participant(..) => Err(Problem::method("GET, HEAD, PUT")),
         Resource::Of(..) => Err(Problem::method("PUT")),
         Resource::Recovery(_) => Err(Problem::method("DELETE")),
         Resource::Nested(_, Phase::Forget) => Err(Problem::method("DELETE, PUT")),
@@ -120,7 +120,7 @@ impl Coordinator<'_> {
     async fn checked_links(&self, id: TransactionId) -> Result<Links, Problem> {
         let raw = self.links()?;
         self.service.learn(raw.called().map(String::as_str)).await?;
-        self.service.callable().check(id, raw).map_err(|refused| Problem::refused_url(refused.to_string()))
+        self.service.callable().check(id, raw).map_err(|refused| Problem::refused_url(format!("participant {refused}")))
     }
 
     async fn join(&self, id: TransactionId) -> Result<Answered, Problem> {

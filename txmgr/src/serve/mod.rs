@@ -7,7 +7,7 @@
 //! - `http`: what is asked; `lra`, `sagas`, `operate`: of whom, and the answer; `problem`: the answers that say no.
 //! - `partitions`: the partitions that this process has. They are those of the calls, told by the proxy, so that a call is always delivered where its transaction is.
 //! - `owner`: one partition: reads and writes it, and does what its machines want done; `position`: how far it is known.
-//! - `caller`: makes the callbacks; `own_proxy`: the connections that they leave by.
+//! - `caller`: makes the callbacks; `places`: how many at once; `own_proxy`: the connections that they leave by.
 //! - `view`: transactions as JSON; `counts`: what is counted.
 
 use std::collections::BTreeMap;
@@ -35,6 +35,7 @@ mod operate;
 mod own_proxy;
 mod owner;
 mod partitions;
+mod places;
 mod position;
 mod problem;
 mod sagas;

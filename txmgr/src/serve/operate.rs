@@ -30,7 +30,7 @@ pub(super) fn id_in(path: &str, id: &str) -> Result<TransactionId, Problem> {
 /// `GET /v1/transactions`, with a filter.
 pub(super) async fn list(service: &Service, asked: &Asked) -> Result<Answered, Problem> {
     if asked.method != Method::GET {
-        return Err(Problem::method("GET"));
+        return Err(Problem::method("GET, HEAD"));
     }
     Filter::of(&asked.query).map_err(Problem::malformed)?;
     Ok(answer_json(StatusCode::OK, &Value::Array(gather(service, &asked.raw_query).await?)))
@@ -38,7 +38,11 @@ pub(super) async fn list(service: &Service, asked: &Asked) -> Result<Answered, P
 
 /// `/v1/partitions/ID`, where ID is any that lies in the partition: GET shows those that pass a filter, POST tries at once what waits to be tried again.
 pub(super) async fn partition(service: &Service, asked: &Asked, id: &str) -> Result<Answered, Problem> {
-    let number = id_in(&asked.path, id)?.partition();
+    let id = id_in(&asked.path, id)?;
+    let number = id.partition();
+    if number >= service.settings.partitions {
+        return Err(Problem::unknown(format!("{id} is in no partition: there are {}", service.settings.partitions)));
+    }
     match asked.method {
         Method::GET => {
             let filter = Filter::of(&asked.query).map_err(Problem::malformed)?;
@@ -48,7 +52,7 @@ pub(super) async fn partition(service: &Service, asked: &Asked, id: &str) -> Res
             service.partitions.tell(number, Command::RetryAll).await.map_err(|_| Problem::not_served())?;
             Ok(empty(StatusCode::NO_CONTENT))
         }
-        _ => Err(Problem::method("GET, POST")),
+        _ => Err(Problem::method("GET, HEAD, POST")),
     }
 }
 
@@ -116,7 +120,7 @@ async fn either(service: &Service, id: TransactionId, lra: Request, saga: SagaRe
 pub(super) async fn one(service: &Service, asked: &Asked, id: &str) -> Result<Answered, Problem> {
     let id = id_in(&asked.path, id)?;
     if asked.method != Method::GET {
-        return Err(Problem::method("GET"));
+        return Err(Problem::method("GET, HEAD"));
     }
     let of_call = |key| service.caller.of_under_way(key);
     match either(service, id, Request::Read, SagaRequest::Read).await? {

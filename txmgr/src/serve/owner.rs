@@ -158,6 +158,7 @@ impl Owner<'_> {
         self.position.skip_to(start);
         let mut reader = self.owning.log.read_late(&self.owning.place, start);
         let began = tokio::time::Instant::now();
+        let mut last = wall_clock();
         let mut count = tokio::time::interval(COUNT_EVERY);
         count.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -202,7 +203,12 @@ impl Owner<'_> {
             }
             // Those that have ended are let go, however many: they need no turn of their own.
             while self.tasks.try_join_next().is_some() {}
-            self.partition.tick(wall_clock(), &mut self.out);
+            let now = wall_clock();
+            if now < std::mem::replace(&mut last, now) {
+                info!(partition = %self.owning.place, "the clock was set back");
+                self.partition.clock_went_back(now, &mut self.out);
+            }
+            self.partition.tick(now, &mut self.out);
         }
     }
 

@@ -84,6 +84,7 @@ impl Problem {
             Refusal::NoParent(_) => ("no-parent", "The parent is not there, or not active any more"),
             Refusal::Full(_) => ("full", "The transaction is full"),
             Refusal::NotEnding(..) => ("not-ending", "The transaction waits for nobody"),
+            Refusal::NotEnded(..) => ("not-ended", "The transaction has not ended"),
             Refusal::NotFailed(..) => ("not-failed", "The transaction has not failed"),
             Refusal::OtherKind(_) => ("other-kind", "The transaction is of another kind"),
             Refusal::NoOutcome(_) => ("no-outcome", "No outcome of this call is kept"),

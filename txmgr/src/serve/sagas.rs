@@ -4,10 +4,8 @@ use std::time::Duration;
 
 use bluebox_core::clock::wall_clock;
 use bluebox_core::log::Timestamp;
-use bytes::Bytes;
 use http::header::{HeaderName, LOCATION};
 use http::{Method, StatusCode};
-use serde::Deserialize;
 use serde_json::Value;
 
 use super::http::{Asked, Service, json, with};
@@ -18,8 +16,9 @@ use super::view;
 use crate::TransactionId;
 use crate::effect::Answer;
 use crate::partition::Ask;
-use crate::saga::{InvalidPlan, Plan, PlannedStep, RawStep, Saga, SagaRequest, StartSaga, StepRequest};
+use crate::saga::{InvalidPlan, Plan, PlannedStep, RawStep, Saga, SagaRequest, StartSaga};
 use crate::time::later;
+use crate::wire::saga::{WantedSaga, wanted};
 
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
@@ -30,73 +29,16 @@ const LONGEST_WAIT: Duration = Duration::from_secs(240);
 /// So much earlier than the proxy gives up the answer is sent.
 const EARLIER: Duration = Duration::from_millis(500);
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Wanted {
-    steps: Vec<WantedStep>,
-    /// Milliseconds from now on; after them it is cancelled.
-    #[serde(default)]
-    time_limit_ms: Option<u64>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct WantedStep {
-    name: String,
-    action: WantedRequest,
-    #[serde(default)]
-    compensation: Option<WantedRequest>,
-    #[serde(default)]
-    after: Option<Vec<String>>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct WantedRequest {
-    #[serde(default = "post")]
-    method: String,
-    url: String,
-    #[serde(default)]
-    content_type: Option<String>,
-    #[serde(default)]
-    body: Value,
-}
-
-fn post() -> String {
-    "POST".to_owned()
-}
-
-impl WantedRequest {
-    /// A body is JSON, or with a `content_type` a text as it is.
-    fn step(self) -> Result<StepRequest, Problem> {
-        let Self { method, url, content_type, body } = self;
-        let method = method.parse().map_err(|_| Problem::malformed(format!("method {method:?}: POST, PUT, PATCH or DELETE")))?;
-        let (content_type, body) = match (content_type, body) {
-            (content_type, Value::Null) => (content_type, Bytes::new()),
-            (Some(content_type), Value::String(text)) => (Some(content_type), Bytes::from(text)),
-            (content_type, body) => (content_type.or_else(|| Some("application/json".to_owned())), Bytes::from(body.to_string())),
-        };
-        if content_type.as_ref().is_some_and(|text| http::HeaderValue::from_str(text).is_err()) {
-            return Err(Problem::malformed("content_type is no value of a header field"));
-        }
-        Ok(StepRequest { method, url, content_type, body })
-    }
-}
-
-async fn planned(service: &Service, wanted: Vec<WantedStep>) -> Result<Plan, Problem> {
-    let step = |WantedStep { name, action, compensation, after }: WantedStep| -> Result<RawStep, Problem> {
-        Ok(RawStep { name, action: action.step()?, compensation: compensation.map(WantedRequest::step).transpose()?, after })
-    };
-    let steps: Vec<RawStep> = wanted.into_iter().map(step).collect::<Result<_, _>>()?;
+async fn planned(service: &Service, steps: Vec<RawStep>) -> Result<Plan, Problem> {
     let plan = Plan::try_new(steps).map_err(|invalid| match invalid {
         InvalidPlan::TooLarge(_) => Problem::too_large(invalid.to_string()),
         _ => Problem::malformed(invalid.to_string()),
     })?;
-    service.learn(plan.steps().iter().flat_map(PlannedStep::requests).map(|request| request.url.as_str())).await?;
+    service.learn(plan.steps().iter().flat_map(PlannedStep::requests).map(|(_, request)| request.url.as_str())).await?;
     let callable = service.callable();
-    for step in plan.steps() {
-        for request in step.requests() {
-            callable.check_step(&request.url).map_err(|refused| Problem::refused_url(format!("step {:?}: {refused}", step.name)))?;
+    for (at, step) in plan.steps().iter().enumerate() {
+        for (which, request) in step.requests() {
+            callable.check_step(&request.url).map_err(|refused| Problem::refused_url(format!("steps[{at}].{which}.url: {refused}")))?;
         }
     }
     Ok(plan)
@@ -107,9 +49,8 @@ pub(super) async fn begin(service: &Service, asked: &Asked) -> Result<Answered, 
     if asked.method != Method::POST {
         return Err(Problem::method("POST"));
     }
-    let wanted: Wanted = serde_json::from_slice(&asked.body).map_err(|error| Problem::malformed(format!("the body is no saga in JSON: {error}")))?;
-    let plan = planned(service, wanted.steps).await?;
-    let limit = wanted.time_limit_ms.filter(|millis| *millis > 0).map(Duration::from_millis);
+    let WantedSaga { steps, limit } = wanted(&asked.body).map_err(|mistakes| Problem::malformed(mistakes.to_string()))?;
+    let plan = planned(service, steps).await?;
     let id = service.new_id(asked, None)?;
     let start = StartSaga { id, origin: asked.call, plan, limit };
     let answer = service.partitions.ask(id.partition(), |reply| Command::StartSaga(start, asked.trace(), reply)).await;
@@ -121,7 +62,7 @@ pub(super) async fn begin(service: &Service, asked: &Asked) -> Result<Answered, 
 pub(super) async fn read(service: &Service, asked: &Asked, id: &str) -> Result<Answered, Problem> {
     let id = id_in(&asked.path, id)?;
     if asked.method != Method::GET {
-        return Err(Problem::method("GET"));
+        return Err(Problem::method("GET, HEAD"));
     }
     let saga = saga(service, asked, id, wait(asked).map_or(SagaRequest::Read, SagaRequest::Await)).await?;
     Ok(json(StatusCode::OK, &shown(service, asked, &saga)))
@@ -184,30 +125,11 @@ fn wait(asked: &Asked) -> Option<Timestamp> {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use http::HeaderMap;
 
     use super::super::http::Query;
     use super::*;
-
-    fn request(json: &str) -> Result<StepRequest, Problem> {
-        serde_json::from_str::<WantedRequest>(json).unwrap().step()
-    }
-
-    #[test]
-    fn a_body_is_json_or_a_text_as_it_is() {
-        for (json, content_type, body) in [
-            (r#"{"url": "u"}"#, None, ""),
-            (r#"{"url": "u", "body": {"a": 1}}"#, Some("application/json"), r#"{"a":1}"#),
-            (r#"{"url": "u", "body": "a"}"#, Some("application/json"), r#""a""#),
-            (r#"{"url": "u", "body": "a", "content_type": "text/plain"}"#, Some("text/plain"), "a"),
-            (r#"{"url": "u", "content_type": "text/plain"}"#, Some("text/plain"), ""),
-        ] {
-            let request = request(json).unwrap();
-            assert_eq!((request.content_type.as_deref(), &request.body[..], request.method), (content_type, body.as_bytes(), Method::POST), "{json}");
-        }
-        assert!(request(r#"{"url": "u", "method": "a b"}"#).is_err());
-        assert!(request(r#"{"url": "u", "body": 1, "content_type": "a\nb"}"#).is_err());
-    }
 
     #[test]
     fn a_wait_is_shorter_than_the_proxys() {

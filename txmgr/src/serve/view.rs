@@ -132,10 +132,11 @@ pub(super) fn lra_in_full(all: &Lra, of_call: OfCall<'_>) -> Value {
 /// All of a saga.
 pub(super) fn saga(all: &Saga, of_call: OfCall<'_>) -> Value {
     let steps = (0..).map(Callee).zip(all.plan.steps().iter().zip(&all.steps)).map(|(callee, (planned, step))| {
+        let asked = step.asked();
         let after: Vec<&str> = planned.after.iter().filter_map(|at| all.plan.steps().get(*at)).map(|before| before.name.as_str()).collect();
         json!({
             "name": planned.name, "status": format!("{:?}", step.status), "after": after, "still_going": step.still_going, "action": planned.action.url,
-            "compensation": planned.compensation.as_ref().map(|request| request.url.clone()), "line": line(&step.line, step.line.key(all.id, callee), of_call),
+            "compensation": planned.compensation.as_ref().map(|request| request.url.clone()), "line": line(&asked, asked.key(all.id, callee), of_call),
         })
     });
     json!({

@@ -49,6 +49,8 @@ impl Transaction {
         self.set_status(to, out);
         for participant in &mut self.lra.participants {
             participant.tried = false;
+            // Where it was to be asked how the other end goes on.
+            participant.poll = None;
             let (url, phase, doing, done) = if to == LraStatus::Closing {
                 (&participant.links.complete, Phase::Complete, ParticipantStatus::Completing, ParticipantStatus::Completed)
             } else {
@@ -69,6 +71,9 @@ impl Transaction {
 
     /// What follows from what is: it is called after everything that happens.
     pub(super) fn drive(&mut self, now: Timestamp, out: &mut Vec<Effect>) {
+        for line in self.lra.lines_mut() {
+            line.end_impossible_pause(now, &self.rules);
+        }
         self.finish(now, out);
         self.tell(now);
         self.send(now, out);

@@ -58,7 +58,12 @@ impl Transaction {
             callee,
             links,
             data,
-            status: ParticipantStatus::Active,
+            // A listener of one that is ending has nothing to do for that: as those who were there before.
+            status: match status {
+                LraStatus::Closing => ParticipantStatus::Completed,
+                LraStatus::Cancelling => ParticipantStatus::Compensated,
+                _ => ParticipantStatus::Active,
+            },
             line: Line::default(),
             tried: false,
             was_in_progress: false,

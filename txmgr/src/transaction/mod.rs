@@ -333,8 +333,7 @@ impl Transaction {
 
     /// `retry` of an operator: pauses end now. Keys stay as they are.
     fn retry(&mut self, now: Timestamp) {
-        let lines = self.lra.participants.iter_mut().map(|p| &mut p.line).chain(self.lra.parent.iter_mut().map(|p| &mut p.line));
-        for line in lines.filter(|line| line.phase.is_some() && line.not_before > now) {
+        for line in self.lra.lines_mut().filter(|line| line.phase.is_some() && line.not_before > now) {
             line.not_before = now;
             self.gate.change();
         }

@@ -80,7 +80,7 @@ impl Transaction {
                 return self.answer(request, Answer::Done, out);
             }
             (Phase::Complete | Phase::Compensate, _) => {}
-            (_, status) => return self.answer(request, Answer::Refused(Refusal::NotActive(self.lra.id, status)), out),
+            (_, status) => return self.answer(request, Answer::Refused(Refusal::NotEnded(self.lra.id, status)), out),
         }
         self.waiters.push(Waiter { request, waits: Waits::Parent(phase), answer_by });
     }

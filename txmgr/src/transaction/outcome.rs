@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bluebox_core::log::Timestamp;
 use bluebox_core::planted;
 
-use super::{Participant, Transaction};
+use super::{MAX_LRA_BYTES, Participant, Transaction};
 use crate::callback::{CallbackKey, Callee, Outcome, Phase};
 use crate::effect::Effect;
 use crate::line::Rules;
@@ -21,6 +21,11 @@ impl Transaction {
         }
         let id = self.lra.id;
         let nested = self.lra.parent.is_some();
+        // What does not fit into the record is as if it had not been said: who takes their time are asked again then.
+        let outcome = match outcome {
+            Outcome::InProgress(Some(place)) if self.lra.len_bytes() + place.len() > MAX_LRA_BYTES => Outcome::InProgress(None),
+            outcome => outcome,
+        };
         let Some(participant) = self.lra.participants.iter_mut().find(|p| p.callee == key.callee) else { return };
         let waited_for = participant.line.key(id, key.callee);
         let late = waited_for != Some(key);

@@ -142,6 +142,11 @@ pub struct Lra {
 }
 
 impl Lra {
+    /// Everybody who is called, and for what.
+    pub(super) fn lines_mut(&mut self) -> impl Iterator<Item = &mut Line> {
+        self.participants.iter_mut().map(|p| &mut p.line).chain(self.parent.iter_mut().map(|p| &mut p.line))
+    }
+
     /// Its URL.
     pub fn url(&self) -> String {
         format!("{}/{}", self.base, self.id)

@@ -5,16 +5,19 @@
 //! - [`limit`]: the TimeLimit of a request.
 //! - [`link`]: the Link header of a join.
 //! - [`participant`]: the URLs that a participant may have: logical names, and what an allow-list names.
+//! - [`saga`]: a saga as it is asked for; `json`: what it is read out of.
 //! - [`status`]: the names of states.
 //! - [`answer`]: what the answer of a participant means.
 
 use http::HeaderName;
 
 pub mod answer;
+mod json;
 pub mod limit;
 pub mod link;
 pub mod participant;
 pub mod path;
+pub mod saga;
 pub mod status;
 pub mod version;
 

@@ -18,7 +18,7 @@ const MAX_URL_BYTES: usize = 2_048;
 
 /// A URL that nobody will be called at: 412, as Narayana answers what is no URL of a participant.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("participant {url:?}: {what}")]
+#[error("{url:?}: {what}")]
 pub struct RefusedUrl {
     url: String,
     what: &'static str,
@@ -73,9 +73,13 @@ fn parts(url: &str) -> Result<Parts, RefusedUrl> {
     if lower.split(['/', '\\']).any(|segment| segment == "." || segment == "..") || lower.contains("%2f") || lower.contains("%5c") {
         return Err(refuse("has '.' or '..', or an encoded '/', in its path"));
     }
-    let port = match authority.port() {
-        None => default_port,
-        Some(port) => port.as_u16(),
+    // `Authority::port` has none for one that is too large.
+    let port = match authority.as_str().get(authority.host().len()..).unwrap_or_default() {
+        "" | ":" => default_port,
+        port => {
+            let digits = port.strip_prefix(':').filter(|port| port.bytes().all(|b| b.is_ascii_digit()));
+            digits.and_then(|port| port.parse().ok()).ok_or_else(|| refuse("its port is none: 1 to 65535"))?
+        }
     };
     let host = authority.host().to_ascii_lowercase();
     if host.is_empty() {
@@ -260,6 +264,9 @@ mod tests {
             "http://localhost:9/",
             "http://user@cart/x",
             "http://cart/x#y",
+            "http://cart:99999/x",
+            "http://cart:+80/x",
+            "http://cart:80:80/x",
             "https://partner.example/sagas",
             "https://partner.example/saga/../admin",
             "https://partner.example/saga/%2E%2e/admin",
@@ -270,7 +277,7 @@ mod tests {
             "http://bluebox/v1/calls",
             &format!("http://cart/{}", "x".repeat(MAX_URL_BYTES)),
         ] {
-            assert!(check(url, Phase::Compensate).unwrap_err().starts_with("participant"), "{url}");
+            assert!(check(url, Phase::Compensate).unwrap_err().starts_with(&format!("{:?}: ", excerpt(url))), "{url}");
         }
     }
 

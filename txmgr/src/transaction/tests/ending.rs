@@ -300,3 +300,74 @@ fn who_is_done_first_is_written_with_who_is_done_next_or_soon() {
     bench.settle();
     assert!(bench.answer(RequestId(90)).is_some());
 }
+
+/// A clock can be set back, and that of the next owner can be behind.
+#[test]
+fn no_pause_is_longer_than_the_longest_whatever_the_clock_says() {
+    let mut bench = Bench::start(None, false);
+    bench.pass(DAY);
+    bench.join("a", &["compensate", "complete"]);
+    bench.ask(Request::Close(FAR));
+    bench.ends(Outcome::Again("down".to_owned()));
+    assert!(bench.calls().is_empty(), "it is a pause");
+    bench.now = SECOND;
+    bench.pass(0);
+    let key = bench.ends(Outcome::Again("down".to_owned()));
+    assert_eq!(key.n, 1);
+    assert!(bench.calls().is_empty(), "and the next one is one of this clock");
+    bench.pass(SECOND);
+    assert_eq!(bench.urls(), ["http://a/complete"]);
+}
+
+/// A place to ask at is one for the end that it was given for.
+#[test]
+fn where_a_completion_was_asked_after_no_compensation_is() {
+    let mut bench = Bench::start(None, true);
+    bench.ends(Outcome::Done);
+    bench.join("a", &["compensate", "complete"]);
+    bench.ask(Request::Close(FAR));
+    bench.ends(Outcome::InProgress(Some("http://a/completing".to_owned())));
+    bench.pass(SECOND);
+    let calls = bench.calls();
+    assert_eq!((calls[0].key.phase, &*calls[0].url), (Phase::Status, "http://a/completing"));
+    bench.outcome(calls[0].key, Outcome::Says(ParticipantStatus::Completed));
+    bench.ask(Request::OfParent(Phase::Compensate, FAR));
+    bench.ends(Outcome::InProgress(None));
+    bench.pass(SECOND);
+    assert_eq!(bench.urls(), ["http://a/compensate"]);
+}
+
+/// A record has its limit, whatever participants answer.
+#[test]
+fn places_to_ask_at_make_no_record_too_long() {
+    let mut bench = Bench::start(None, false);
+    let long = |n: usize| format!("http://a/{n}/{}", "x".repeat(2_000));
+    let joins =
+        |n: usize| Join { links: Links { complete: Some(long(n).into()), compensate: Some(long(n).into()), ..Links::default() }, limit: None, data: None };
+    let joined = (0..).take_while(|n| !matches!(bench.ask(Request::Join(joins(*n))), Some(Answer::Refused(Refusal::Full(_))))).count();
+    bench.ask(Request::Close(FAR));
+    let calls = bench.calls();
+    assert_eq!(calls.len(), joined);
+    for call in calls {
+        bench.outcome(call.key, Outcome::InProgress(Some(long(0))));
+    }
+    assert!(bench.transaction.lra().len_bytes() <= MAX_LRA_BYTES, "{}", bench.transaction.lra().len_bytes());
+    bench.pass(SECOND);
+    assert!(bench.calls().len() == joined, "they are asked again");
+}
+
+/// A listener that joins late and is moved to links of a participant has no part in the end that was decided before.
+#[test]
+fn a_listener_that_becomes_a_participant_while_it_ends_holds_up_nothing() {
+    for (end, last, done) in
+        [(Request::Close(FAR), LraStatus::Closed, ParticipantStatus::Completed), (Request::Cancel(FAR), LraStatus::Cancelled, ParticipantStatus::Compensated)]
+    {
+        let mut bench = Bench::start(None, false);
+        bench.join("a", &["compensate", "complete"]);
+        bench.ask(end);
+        let Some(Answer::Joined { callee, .. }) = bench.join("late", &["after"]) else { panic!("it may still listen") };
+        assert_eq!(bench.ask(Request::Move(callee, Box::new(links("late", &["compensate", "complete"])))), Some(Answer::Done));
+        bench.ends(Outcome::Says(done));
+        assert_eq!((bench.status(), bench.urls()), (last, vec!["http://late/after".to_owned()]));
+    }
+}
