@@ -143,7 +143,23 @@ pub(crate) fn units(system: &System, log: &[String]) -> anyhow::Result<Vec<Unit>
             });
         }
     }
+    if let Some(why) = wanted_twice(&units) {
+        anyhow::bail!(why);
+    }
     Ok(units)
+}
+
+/// A port that two are to have.
+fn wanted_twice(units: &[Unit]) -> Option<String> {
+    let mut wanted = std::collections::BTreeMap::new();
+    let ports = units.iter().flat_map(|unit| {
+        let app = unit.app.as_ref().filter(|app| app.serves).map(|app| app.port);
+        unit.listen.map(|at| at.port()).into_iter().chain(app).map(|port| (port, &unit.name))
+    });
+    ports.into_iter().find_map(|(port, name)| {
+        let first = wanted.insert(port, name)?;
+        Some(format!("port {port} is to be that of {first} and of {name}: give one of them another (`port:` of a box, `listen:` of the gateway and of txmgr)"))
+    })
 }
 
 fn gateway_unit(gateway: &Gateway, log: &[String]) -> anyhow::Result<Unit> {

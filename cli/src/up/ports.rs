@@ -30,26 +30,43 @@ pub(crate) fn free() -> std::io::Result<SocketAddr> {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
 }
 
-/// The port at which something listens, as seen without connecting (apps would see an empty connection): proc_pid_net(5).
+/// Whether something listens at a port of 127.0.0.1, as seen without connecting (apps would see an empty connection): proc_pid_net(5).
 pub(crate) fn is_open(port: u16) -> bool {
-    listening().contains(&port)
+    listeners().any(|listener| listener.port == port && listener.is_called)
 }
 
-fn listening() -> BTreeSet<u16> {
-    listeners().map(|(port, _)| port).collect()
+/// Whether something listens at a port, but only at addresses where nobody calls it.
+pub(crate) fn is_open_elsewhere_only(port: u16) -> bool {
+    !is_open(port) && listeners().any(|listener| listener.port == port)
 }
 
-/// Ports and the inodes of their sockets.
-fn listeners() -> impl Iterator<Item = (u16, String)> {
+/// A socket that listens.
+struct Listener {
+    port: u16,
+    /// Whether who connects to 127.0.0.1 gets there.
+    is_called: bool,
+    inode: String,
+}
+
+/// Whether a connection to 127.0.0.1 arrives at an address, as the kernel writes it: that one, or all, as IPv4 or as IPv6. (One of `::` may be for IPv6 alone, which is not told.)
+fn is_called(address: &str) -> bool {
+    const MAPPED: &str = "0000000000000000FFFF0000";
+    let of_ipv4 = address.strip_prefix(MAPPED).unwrap_or(address);
+    of_ipv4 == "0100007F" || address.bytes().all(|digit| digit == b'0') || of_ipv4 == "00000000"
+}
+
+fn listeners() -> impl Iterator<Item = Listener> {
     const LISTEN: &str = "0A";
     let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|table| std::fs::read_to_string(table).unwrap_or_default());
-    let rows: Vec<(u16, String)> = tables
+    let rows: Vec<Listener> = tables
         .iter()
         .flat_map(|table| table.lines().skip(1))
         .filter_map(|row| {
             let fields: Vec<&str> = row.split_whitespace().collect();
-            let port = u16::from_str_radix(fields.get(1)?.rsplit_once(':')?.1, 16).ok()?;
-            (fields.get(3) == Some(&LISTEN)).then(|| (port, fields.get(9).copied().unwrap_or_default().to_owned()))
+            let (address, port) = fields.get(1)?.rsplit_once(':')?;
+            let port = u16::from_str_radix(port, 16).ok()?;
+            let inode = fields.get(9).copied().unwrap_or_default().to_owned();
+            (fields.get(3) == Some(&LISTEN)).then(|| Listener { port, is_called: is_called(address), inode })
         })
         .collect();
     rows.into_iter()
@@ -69,7 +86,7 @@ pub(crate) fn is_open_in_group(port: u16, group: i32) -> bool {
 }
 
 fn owner_among(port: u16, mut pids: impl Iterator<Item = i32>) -> Option<i32> {
-    let inodes: BTreeSet<String> = listeners().filter(|(open, _)| *open == port).map(|(_, inode)| format!("socket:[{inode}]")).collect();
+    let inodes: BTreeSet<String> = listeners().filter(|open| open.port == port).map(|open| format!("socket:[{}]", open.inode)).collect();
     pids.find(|pid| {
         let mut links = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten().filter_map(|file| std::fs::read_link(file.path()).ok());
         links.any(|link| link.to_str().is_some_and(|link| inodes.contains(link)))
@@ -95,6 +112,17 @@ mod tests {
         assert_eq!(chosen.len(), 100);
         let kernels = first_of_the_kernels();
         assert!(kernels < 11_000 || chosen.iter().all(|port| *port < kernels), "{chosen:?}");
+    }
+
+    #[test]
+    fn a_port_is_open_where_it_is_called() {
+        for (at, called) in [("0.0.0.0:0", true), ("[::]:0", true), ("[::ffff:127.0.0.1]:0", true), ("127.0.0.2:0", false), ("[::1]:0", false)] {
+            // Without IPv6 there is none of it.
+            let Ok(listener) = TcpListener::bind(at) else { continue };
+            let port = listener.local_addr().unwrap().port();
+            assert_eq!((is_open(port), is_open_elsewhere_only(port)), (called, !called), "{at}");
+        }
+        assert!(!is_called("00000000000000000000000001000000") && is_called("0000000000000000FFFF00000100007F"));
     }
 
     #[test]

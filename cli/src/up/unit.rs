@@ -224,6 +224,8 @@ impl Supervisor {
     /// What the app is told, on top of what `up` was told: its port, and how to reach its proxy.
     fn environment(&self, app: &AppPlan, proxy: SocketAddr) -> BTreeMap<String, String> {
         const DIRECT: &str = "localhost,127.0.0.1,::1";
+        let own = ["NO_PROXY", "no_proxy"].iter().find_map(|name| std::env::var(name).ok()).filter(|own| !own.trim().is_empty());
+        let direct = own.map_or(DIRECT.to_owned(), |own| format!("{DIRECT},{own}"));
         let url = format!("http://{proxy}");
         let java = format!("-Dhttp.proxyHost={} -Dhttp.proxyPort={} -Dhttp.nonProxyHosts=localhost|127.*|[::1]", proxy.ip(), proxy.port());
         let java =
@@ -233,8 +235,8 @@ impl Supervisor {
                 ("PORT", app.port.to_string()),
                 ("HTTP_PROXY", url.clone()),
                 ("http_proxy", url),
-                ("NO_PROXY", DIRECT.to_owned()),
-                ("no_proxy", DIRECT.to_owned()),
+                ("NO_PROXY", direct.clone()),
+                ("no_proxy", direct),
                 ("NODE_USE_ENV_PROXY", "1".to_owned()),
                 // Lines appear when they are written, as they would on a terminal.
                 ("PYTHONUNBUFFERED", "1".to_owned()),
@@ -261,6 +263,10 @@ impl Supervisor {
             if !opened && port.is_none_or(ports::is_open) {
                 opened = true;
                 self.is_up(port, running);
+            }
+            if !opened && !warned && port.is_some_and(ports::is_open_elsewhere_only) {
+                warned = true;
+                self.elsewhere(port.unwrap_or_default());
             }
             if !opened && !warned && began.elapsed() > SLOW_START {
                 warned = true;
@@ -307,6 +313,12 @@ impl Supervisor {
         };
         self.output.say(Tone::Good, text);
         self.change(|unit| unit.status = Status::Up);
+    }
+
+    fn elsewhere(&self, port: u16) {
+        let name = &self.unit.name;
+        let text = format!("{name}: its app listens on port {port}, but not at 127.0.0.1, where it is called (only at [::1], say). Calls wait until it does");
+        self.output.say(Tone::Trouble, text);
     }
 
     fn slow(&self, port: u16) {

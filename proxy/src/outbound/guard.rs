@@ -10,6 +10,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
@@ -223,7 +224,13 @@ impl Guarded {
                     return Poll::Ready(Ok(Came::End));
                 }
                 seen.last_byte = Instant::now();
+                let was_in_a_body = seen.framing.is_in_a_body();
                 let as_it_is = seen.framing.feed(came);
+                if !was_in_a_body && seen.framing.is_in_a_body() {
+                    // Some clients send a head and its body apart, and the body when the head was acknowledged (Nagle's algorithm, RFC 9293, section 3.7.4): urllib3 to every proxy. The kernel
+                    // would wait for 40 ms.
+                    let _ = SockRef::from(&self.stream).set_tcp_quickack(true);
+                }
                 match seen.framing.in_head() {
                     None => self.deadline = None,
                     Some(head) if self.deadline.as_ref().is_some_and(|(of, _)| *of == head) => {}

@@ -152,7 +152,11 @@ fn authority(head: &request::Parts) -> Result<Authority, Problem> {
         let host = bytes.rsplit(|byte| *byte == b'@').next().unwrap_or_default();
         let shown = String::from_utf8_lossy(&host[..host.len().min(100)]);
         let refuse = || {
-            let rule = if host.len() < bytes.len() { "a Host has no user information" } else { "this is no host with an optional port" };
+            let rule = if host.len() < bytes.len() {
+                "there is no user information (what stands before an `@`) in the host of a request"
+            } else {
+                "this is no host with an optional port"
+            };
             bad(format!("Host {shown:?}: {rule} (RFC 9110, section 7.2)"))
         };
         let authority = Authority::try_from(bytes).map_err(|_| refuse())?;
