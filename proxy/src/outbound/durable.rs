@@ -200,6 +200,7 @@ impl OutboundSide {
     }
 
     /// The last stages of a durable call: await the outcome, answer.
+    #[allow(clippy::manual_async_fn, reason = "a function that is async by itself would keep its arguments twice, and many may wait")]
     pub(super) fn end<'a>(&'a self, mut handed: Box<Handed>, asked: &'a Asked) -> impl Future<Output = Result<Response<AnswerBody>, Problem>> + Send + 'a {
         async move {
             let carried = self.wait(&mut handed).await;
