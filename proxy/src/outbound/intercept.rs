@@ -154,17 +154,20 @@ async fn in_tunnel(mut tunnel: Opened, mut asker: Asker, http: Arc<Http>, stop: 
 }
 
 /// Serves a connection with hyper, and holds it without while its caller waits for long.
-async fn serve_to_the_end(mut stream: Box<Guarded>, http: &Http, asker: &Asker, stop: &CancellationToken) {
-    let _open = During::new(&asker.side.metrics.connections);
-    let mut served = Served::New;
-    while let Some(left) = Box::pin(serve_connection(stream, http, asker, stop, served)).await {
-        stream = left;
-        if !hold(&stream, asker).await {
-            return;
+#[allow(clippy::manual_async_fn, reason = "a function that is async by itself would keep its arguments twice, and many may wait")]
+fn serve_to_the_end<'a>(mut stream: Box<Guarded>, http: &'a Http, asker: &'a Asker, stop: &'a CancellationToken) -> impl Future<Output = ()> + Send + 'a {
+    async move {
+        let _open = During::new(&asker.side.metrics.connections);
+        let mut served = Served::New;
+        while let Some(left) = Box::pin(serve_connection(stream, http, asker, stop, served)).await {
+            stream = left;
+            if !hold(&stream, asker).await {
+                return;
+            }
+            let stopping = stop.is_cancelled();
+            stream.read_first(asker.under_way.tell_again(stopping));
+            served = Served::Again { stopping };
         }
-        let stopping = stop.is_cancelled();
-        stream.read_first(asker.under_way.tell_again(stopping));
-        served = Served::Again { stopping };
     }
 }
 
