@@ -27,8 +27,8 @@ pub struct Accepting {
     id: CallId,
     partition: TopicPartition,
     append: Option<Append>,
-    accepted: Option<Accepted>,
-    cancel: Option<(Arc<dyn Log>, Topic)>,
+    accepted: Option<Appended>,
+    cancel: Option<Box<(Arc<dyn Log>, Topic)>>,
 }
 
 /// Whether the log can be asked at all.
@@ -67,9 +67,8 @@ impl Accepting {
         }
         let problem = match result {
             Ok(Ok(appended)) => {
-                let accepted = Accepted { partition: self.partition.clone(), appended };
-                self.accepted = Some(accepted.clone());
-                return Ok(accepted);
+                self.accepted = Some(appended);
+                return Ok(Accepted { partition: self.partition.clone(), appended });
             }
             Ok(Err(AppendError::NotPersisted(why))) => Problem::new(Kind::NotAccepted, format!("{}: {why}; it is safe to try again", self.partition)),
             Ok(Err(e @ AppendError::TooLarge { .. })) => Problem::new(Kind::TooLarge, format!("{}: the call without its body: {e}", self.partition)),
@@ -81,24 +80,30 @@ impl Accepting {
         Err(problem.about(self.id))
     }
 
+    /// Where it is, if [`Self::accepted`] has said that the log has it.
+    pub fn place(&self) -> Option<Accepted> {
+        self.accepted.map(|appended| Accepted { partition: self.partition.clone(), appended })
+    }
+
     /// From now on the call is cancelled when this is dropped: for callers who want that a call ends with their connection.
     pub fn cancel_on_drop(&mut self, log: Arc<dyn Log>, topics: &Topics) {
-        self.cancel = Some((log, topics.control.clone()));
+        self.cancel = Some(Box::new((log, topics.control.clone())));
     }
 
     /// The call has ended, or goes on without its caller.
-    pub fn let_go(mut self) {
+    pub fn let_go(&mut self) {
         self.cancel = None;
     }
 }
 
 impl Drop for Accepting {
     fn drop(&mut self) {
-        let (Some((log, control)), Ok(runtime)) = (self.cancel.take(), tokio::runtime::Handle::try_current()) else { return };
+        let (Some(cancel), Ok(runtime)) = (self.cancel.take(), tokio::runtime::Handle::try_current()) else { return };
+        let (log, control) = *cancel;
         let (id, partition, append, accepted) = (self.id, self.partition.partition, self.append.take(), self.accepted.take());
         runtime.spawn(async move {
             let offset = match (accepted, append) {
-                (Some(accepted), _) => accepted.appended.offset,
+                (Some(accepted), _) => accepted.offset,
                 (None, Some(append)) => match append.await {
                     Ok(appended) => appended.offset,
                     // It is not in the log, as far as one can know.

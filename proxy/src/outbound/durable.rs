@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use bluebox_core::call::{Digest, Outcome, ReplyAddress, Source};
 use bluebox_core::fail_point_async;
+use bluebox_core::log::Offset;
 use bluebox_core::registry::Component;
 use bluebox_core::topics::Topics;
 use bluebox_core::{CallId, ComponentName};
@@ -16,7 +17,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use tracing::debug;
 
-use crate::bulk::{OutBody, TakeIn, TakeInError};
+use crate::bulk::{Hold, OutBody, TakeIn, TakeInError};
 use crate::outbound::OutboundSide;
 use crate::outbound::append::{self, Accepted, Accepting};
 use crate::outbound::calls::CallRef;
@@ -26,6 +27,7 @@ use crate::outbound::pending::{Answer, Ticket};
 use crate::outbound::prefer::{PREFERENCE_APPLIED, Preferences};
 use crate::outbound::respond::{self, AnswerBody, Asked, BodyError};
 use crate::outbound::route::Route;
+use crate::outbound::spread::OnItsWay;
 use crate::problem::{Kind, Problem, can_be_repeated};
 use crate::spans::Called;
 use crate::{fields, line, metrics};
@@ -48,10 +50,11 @@ impl OutboundSide {
         match self.decide(&head, None).await? {
             Route::Call { destination, component } => {
                 let topics = self.config.prefix.topics(&destination.callee);
-                let handed = self.hand_over(head, body, destination, &component, &topics).await?;
+                let handed = Box::pin(self.hand_over(head, body, destination, &component, &topics)).await?;
                 let mut handed = Box::new(handed);
+                let carried = self.wait(&mut handed).await;
                 let spans = handed.spans.take();
-                let outcome = match self.wait(handed).await {
+                let outcome = match carried {
                     Ok(Carried::Ended(answer)) => answer.map_err(|unread| unread.problem(Kind::NoOutcomeYet)),
                     Ok(Carried::Later(_)) => Err(Problem::new(Kind::NoOutcomeYet, "the call was accepted and has no outcome yet")),
                     Err(problem) => Err(problem),
@@ -65,7 +68,7 @@ impl OutboundSide {
         }
     }
 
-    /// A durable call, until it is in the log.
+    /// A durable call, until it is on its way into the log.
     pub(super) async fn call(&self, mut head: request::Parts, body: Incoming, destination: Destination, component: &Component) -> Result<Handed, Problem> {
         let callee = destination.callee.clone();
         let topics = self.config.prefix.topics(&callee);
@@ -141,7 +144,7 @@ impl OutboundSide {
         // Before anything of the body is asked for: with the log away the answer is 503 at once.
         append::check_health(&*self.log).map_err(|p| p.about(id))?;
         self.while_the_log_is_there(self.pending.until_ready()).await;
-        let mut ticket = self.pending.expect(id).map_err(|p| p.about(id))?;
+        let ticket = self.pending.expect(id).map_err(|p| p.about(id))?;
         fail_point_async!(OutExpected, return Err(Problem::new(Kind::Internal, "a fail point")));
 
         let take_in = TakeIn {
@@ -163,7 +166,7 @@ impl OutboundSide {
         };
         fail_point_async!(OutTakenIn, return Err(Problem::new(Kind::Internal, "a fail point")));
         let (call, memory) = draft.seal(taken, ticket.reply_address());
-        let (reply_to, recorded) = (call.reply_to.clone(), call.recorded);
+        let (position, recorded) = (call.reply_to.position, call.recorded);
         ticket.only(recorded);
 
         fail_point_async!(OutAppend, return Err(Problem::new(Kind::NotAccepted, "a fail point")));
@@ -175,42 +178,21 @@ impl OutboundSide {
             accepting.cancel_on_drop(self.log.clone(), topics);
         }
         fail_point_async!(OutAppending, return Err(Problem::new(Kind::AcceptanceUnknown, "a fail point")));
-        let sent = tokio::time::Instant::now();
-        let first = tokio::select! {
-            accepted = accepting.accepted(hold.max(SHORTEST_APPEND)) => First::Report(accepted),
-            // An outcome is as good an acknowledgement as any. But who does not want to wait is always answered the same way.
-            answer = ticket.answer(), if !hold.is_zero() => First::Outcome(answer),
-        };
-        drop((memory, on_its_way));
-        let appended = tokio::time::Instant::now();
-        if let Some(spans) = spans {
-            let report = match &first {
-                First::Report(report) => Some(report),
-                First::Outcome(_) => None,
-            };
-            spans.appended(report);
-        }
-        if let First::Report(report) = &first {
-            if report.is_ok() {
-                metrics::took(&self.metrics.append, appended - sent);
-            }
-            fail_point_async!(OutAccepted, return Err(Problem::new(Kind::AcceptanceUnknown, "a fail point")));
-        }
         Ok(Handed {
             id,
             callee,
             began,
-            sent,
-            appended,
+            since: tokio::time::Instant::now(),
             hold,
             ttl,
             repeatable,
             preferences,
             recorded,
-            reply_to,
+            position,
             ticket,
             accepting,
-            first,
+            on_its_way: Some((memory, on_its_way)),
+            unknown: None,
             long_wait,
             open: None,
             spans: None,
@@ -218,15 +200,25 @@ impl OutboundSide {
     }
 
     /// The last stages of a durable call: await the outcome, answer.
-    pub(super) async fn end(&self, mut handed: Box<Handed>, asked: &Asked) -> Result<Response<AnswerBody>, Problem> {
+    #[allow(clippy::manual_async_fn, reason = "a function that is async by itself would keep its arguments twice, and many may wait")]
+    pub(super) fn end<'a>(&'a self, mut handed: Box<Handed>, asked: &'a Asked) -> impl Future<Output = Result<Response<AnswerBody>, Problem>> + Send + 'a {
+        async move {
+            let carried = self.wait(&mut handed).await;
+            // Boxed: no room is kept for it during the wait.
+            Box::pin(self.respond(handed, carried, asked)).await
+        }
+    }
+
+    async fn respond(&self, mut handed: Box<Handed>, carried: Result<Carried, Problem>, asked: &Asked) -> Result<Response<AnswerBody>, Problem> {
         let (began, open, spans) = (handed.began, handed.open.take(), handed.spans.take());
-        let (word, answer) = match self.wait(handed).await {
+        drop(handed);
+        let (word, answer) = match carried {
             Ok(Carried::Ended(answer)) => {
                 metrics::took(&self.metrics.whole, began.elapsed());
                 fail_point_async!(BackFirstByte, return Err(Problem::new(Kind::OutcomeUnreadable, "a fail point")));
                 let outcome = answer.map_err(|unread| unread.problem(Kind::NoOutcomeYet));
                 let answered = match &outcome {
-                    Ok(outcome) => Box::pin(respond::recorded(&outcome.response, &self.bulk, asked)).await.map_err(|p| p.about(outcome.id)),
+                    Ok(outcome) => respond::recorded(&outcome.response, &self.bulk, asked).await.map_err(|p| p.about(outcome.id)),
                     Err(problem) => Err(problem.clone()),
                 };
                 match (&answered, outcome.map(|o| o.source)) {
@@ -247,45 +239,105 @@ impl OutboundSide {
         answer
     }
 
-    async fn wait(&self, mut handed: Box<Handed>) -> Result<Carried, Problem> {
-        let accepted = match handed.first {
-            First::Outcome(answer) => {
-                handed.accepting.let_go();
-                return Ok(Carried::Ended(answer));
-            }
-            First::Report(accepted) => accepted.map_err(|problem| self.append_failed(problem, handed.repeatable)),
-        };
-        let hold = handed.hold;
-        let waits_until = match &accepted {
-            Ok(_) => tokio::time::Instant::now() + hold,
-            // It may be in the log all the same: then its outcome comes.
-            Err(problem) if problem.kind() == Kind::AcceptanceUnknown => handed.sent + hold,
-            Err(_) => handed.sent,
-        };
-        let waiting = During::new(&self.metrics.waiting);
-        let answer = if hold.is_zero() {
-            None
-        } else {
-            outcome(&mut handed.ticket, waits_until, long_wait::after(self.config.outbound.long_wait, self.pending.waiting()), handed.long_wait).await
-        };
-        drop(waiting);
-        handed.accepting.let_go();
-        if let Some(answer) = answer {
-            metrics::took(&self.metrics.outcome, handed.appended.elapsed());
+    /// Waits for what a call that was handed to the log comes to.
+    ///
+    /// Small, because many may wait, and for long: what is there only until the log has the call is boxed, and gone then.
+    async fn wait(&self, handed: &mut Handed) -> Result<Carried, Problem> {
+        if let Some(answer) = Box::pin(self.until_appended(handed)).await? {
             return Ok(Carried::Ended(answer));
         }
-        let accepted = accepted?;
-        if let Some(digest) = handed.recorded.filter(|_| handed.preferences.respond_async) {
-            let call_ref = CallRef::new(&self.config, &accepted, &handed.reply_to, handed.id, handed.callee, &digest);
+        let waiting = During::new(&self.metrics.waiting);
+        let answer = if handed.hold.is_zero() { None } else { self.outcome(handed).await };
+        drop(waiting);
+        handed.accepting.let_go();
+        match (answer, handed.unknown.take()) {
+            (Some(answer), _) => {
+                metrics::took(&self.metrics.outcome, handed.since.elapsed());
+                Ok(Carried::Ended(answer))
+            }
+            (None, Some(problem)) => Err(*problem),
+            (None, None) => self.later_or_too_late(handed),
+        }
+    }
+
+    /// Waits until the log has said whether it has a call, or its outcome is there.
+    async fn until_appended(&self, handed: &mut Handed) -> Result<Option<Answer>, Problem> {
+        let hold = handed.hold;
+        // Its request is read, and its body; with many that wait it needs hyper no longer.
+        if let Some(long_wait) = handed.long_wait.as_ref().filter(|_| !hold.is_zero() && self.waits_for_long_after().is_zero()) {
+            long_wait.begin();
+        }
+        let first = tokio::select! {
+            accepted = handed.accepting.accepted(hold.max(SHORTEST_APPEND)) => First::Report(accepted),
+            // An outcome is as good an acknowledgement as any. But who does not want to wait is always answered the same way.
+            answer = handed.ticket.answer(), if !hold.is_zero() => First::Outcome(answer),
+        };
+        handed.on_its_way = None;
+        if let Some(spans) = &mut handed.spans {
+            let report = match &first {
+                First::Report(report) => Some(report),
+                First::Outcome(_) => None,
+            };
+            spans.appended(report);
+        }
+        let report = match first {
+            First::Report(report) => report,
+            First::Outcome(answer) => {
+                handed.accepting.let_go();
+                return Ok(Some(answer));
+            }
+        };
+        if report.is_ok() {
+            metrics::took(&self.metrics.append, handed.since.elapsed());
+        }
+        fail_point_async!(OutAccepted, return Err(Problem::new(Kind::AcceptanceUnknown, "a fail point")));
+        match report.map_err(|problem| self.append_failed(problem, handed.repeatable)) {
+            Ok(_) => handed.since = tokio::time::Instant::now(),
+            // It may be in the log all the same: then its outcome comes.
+            Err(problem) if problem.kind() == Kind::AcceptanceUnknown => handed.unknown = Some(Box::new(problem)),
+            Err(problem) => {
+                handed.accepting.let_go();
+                return Err(problem);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Waits for the outcome of a call that is in the log, or may be; after a while as one who waits for long. `None`: the wait is over.
+    async fn outcome(&self, handed: &mut Handed) -> Option<Answer> {
+        let waits_until = handed.since + handed.hold;
+        let soon = handed.since + self.waits_for_long_after();
+        if let Some(long_wait) = handed.long_wait.take().filter(|_| soon < waits_until) {
+            if let Ok(answer) = tokio::time::timeout_at(soon, handed.ticket.answer()).await {
+                return Some(answer);
+            }
+            long_wait.begin();
+        }
+        tokio::time::timeout_at(waits_until, handed.ticket.answer()).await.ok()
+    }
+
+    /// The wait for the outcome of a call that was accepted is over.
+    fn later_or_too_late(&self, handed: &Handed) -> Result<Carried, Problem> {
+        let asks_later = handed.recorded.filter(|_| handed.preferences.respond_async);
+        if let (Some(digest), Some(accepted)) = (asks_later, handed.accepting.place()) {
+            let reply_to = ReplyAddress { partition: self.pending.partition().clone(), position: handed.position };
+            let call_ref = CallRef::new(&self.config, &accepted, &reply_to, handed.id, handed.callee.clone(), &digest);
             return Ok(Carried::Later(Box::new(later(&call_ref, &accepted, handed.preferences.applied(true)))));
         }
-        let waited = humantime::format_duration(hold);
+        let waited = humantime::format_duration(handed.hold);
         // Who reads, and can't ask later, has no use for an answer that comes when nobody waits any more.
-        let goes_on = if handed.ttl > hold { "the call goes on" } else { "that was its deadline too, so it is not begun any more" };
+        let goes_on = if handed.ttl > handed.hold { "the call goes on" } else { "that was its deadline too, so it is not begun any more" };
         let detail = format!(
             "it was waited for {waited}; {goes_on}. Ask for a longer wait with `Prefer: wait=N`, or for the outcome later with `Prefer: respond-async`"
         );
         Err(Problem::new(Kind::NoOutcomeYet, detail).about(handed.id).retry_safe(handed.repeatable))
+    }
+
+    /// After which time a caller that comes now waits for long.
+    fn waits_for_long_after(&self) -> Duration {
+        let waiting = self.pending.waiting();
+        let held = usize::try_from(self.metrics.waiting_long.get()).unwrap_or(0);
+        long_wait::after(self.config.outbound.long_wait, waiting, waiting.saturating_sub(held))
     }
 
     fn append_failed(&self, problem: Problem, repeatable: bool) -> Problem {
@@ -300,19 +352,21 @@ pub(super) struct Handed {
     id: CallId,
     callee: ComponentName,
     began: Instant,
-    /// When it was handed over.
-    sent: tokio::time::Instant,
-    /// When the log, or an outcome, said that it is there.
-    appended: tokio::time::Instant,
+    /// When it was handed over; and when the log said that it is there, once it has.
+    since: tokio::time::Instant,
     hold: Duration,
     ttl: Duration,
     repeatable: bool,
     preferences: Preferences,
     recorded: Option<Digest>,
-    reply_to: ReplyAddress,
+    /// Where the replies were read when it was sent.
+    position: Offset,
     ticket: Ticket,
     accepting: Accepting,
-    first: First,
+    /// What is kept until it is in the log: memory, and its share of a batch.
+    on_its_way: Option<(Hold, Option<OnItsWay>)>,
+    /// Why it is not known whether it is in the log, where that is so.
+    unknown: Option<Box<Problem>>,
     long_wait: Option<LongWait>,
     /// Not there for an errand of the proxy's own.
     open: Option<Open>,
@@ -359,18 +413,6 @@ enum First {
     Report(Result<Accepted, Problem>),
     /// Its outcome.
     Outcome(Answer),
-}
-
-/// Waits for an outcome; from `long` on, as one who waits for long.
-async fn outcome(ticket: &mut Ticket, until: tokio::time::Instant, long: Duration, long_wait: Option<LongWait>) -> Option<Answer> {
-    let soon = tokio::time::Instant::now() + long;
-    if let Some(long_wait) = long_wait.filter(|_| soon < until) {
-        if let Ok(answer) = tokio::time::timeout_at(soon, ticket.answer()).await {
-            return Some(answer);
-        }
-        long_wait.begin();
-    }
-    tokio::time::timeout_at(until, ticket.answer()).await.ok()
 }
 
 enum Carried {

@@ -180,15 +180,15 @@ impl Guarded {
         .await
     }
 
-    /// Waits until more has come, of which nothing is taken; `false` when the connection has ended. Cancel safe.
+    /// Whether more has come, of which nothing is taken; `false` when the connection has ended.
     ///
     /// # Errors
     /// When it breaks off.
-    pub(crate) async fn more(&self) -> io::Result<bool> {
+    pub(crate) fn poll_more(&self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         if !self.before.is_empty() {
-            return Ok(true);
+            return Poll::Ready(Ok(true));
         }
-        self.stream.peek(&mut [0]).await.map(|there| there > 0)
+        self.stream.poll_peek(cx, &mut ReadBuf::new(&mut [0])).map_ok(|there| there > 0)
     }
 
     /// The connection, and what has come on it and nobody has read; `read` was read already, but not used. For one that was let go.
@@ -202,9 +202,9 @@ impl Guarded {
         self.before = came.into();
     }
 
-    /// Who reads next reads this first.
-    pub(crate) fn read_again(&mut self, bytes: Bytes) {
-        self.again = bytes;
+    /// Who reads next reads this first, before all else that it was to read.
+    pub(crate) fn read_first(&mut self, bytes: Bytes) {
+        self.again = if self.again.is_empty() { bytes } else { [bytes, std::mem::take(&mut self.again)].concat().into() };
     }
 
     /// Reads once, and follows what came.

@@ -107,7 +107,8 @@ impl Http {
 
 /// Serves one connection; `towards` says where it was going, if the redirect caught it.
 ///
-/// A block, and no function that is async by itself, which would keep its arguments twice: many may wait, and for long.
+/// A block, and no function that is async by itself, which would keep its arguments twice: many may wait, and for long. What is not needed while a caller waits for long is boxed,
+/// and gone meanwhile.
 pub(crate) fn connection(
     stream: TcpStream,
     side: Arc<OutboundSide>,
@@ -119,7 +120,7 @@ pub(crate) fn connection(
     let _ = stream.set_nodelay(true);
     let (stream, asker) = begun(stream, Vec::new(), side, place, towards);
     async move {
-        serve_connection(stream, &http, &asker, &stop).await;
+        serve_to_the_end(stream, &http, &asker, &stop).await;
         if let Some(tunnel) = asker.tunnel.take() {
             Box::pin(in_tunnel(tunnel, asker, http, stop)).await;
         }
@@ -146,25 +147,61 @@ async fn in_tunnel(mut tunnel: Opened, mut asker: Asker, http: Arc<Http>, stop: 
         let Asker { side, place, .. } = asker;
         let guarded;
         (guarded, asker) = begun(stream, came, side, place, None);
-        serve_connection(guarded, &http, &asker, &stop).await;
+        serve_to_the_end(guarded, &http, &asker, &stop).await;
         let Some(next) = asker.tunnel.take() else { return };
         tunnel = next;
     }
 }
 
-async fn serve_connection(mut stream: Box<Guarded>, http: &Http, asked: &Asker, stop: &CancellationToken) {
-    let _open = During::new(&asked.side.metrics.connections);
-    let mut silent = std::pin::pin!(silent(asked.side.config.outbound.head_timeout, &asked.watch, &asked.requests));
-    let protocol = tokio::select! {
-        // First: what has come is answered.
-        biased;
-        protocol = stream.protocol() => protocol,
-        () = &mut silent => return debug!("closed a connection on which nothing came"),
-        () = stop.cancelled() => return,
+/// Serves a connection with hyper, and holds it without while its caller waits for long.
+#[allow(clippy::manual_async_fn, reason = "a function that is async by itself would keep its arguments twice, and many may wait")]
+fn serve_to_the_end<'a>(mut stream: Box<Guarded>, http: &'a Http, asker: &'a Asker, stop: &'a CancellationToken) -> impl Future<Output = ()> + Send + 'a {
+    async move {
+        let _open = During::new(&asker.side.metrics.connections);
+        let mut served = Served::New;
+        while let Some(left) = Box::pin(serve_connection(stream, http, asker, stop, served)).await {
+            stream = left;
+            if !hold(&stream, asker).await {
+                return;
+            }
+            let stopping = stop.is_cancelled();
+            stream.read_first(asker.under_way.tell_again(stopping));
+            served = Served::Again { stopping };
+        }
+    }
+}
+
+/// Whether hyper has had a connection before.
+#[derive(Clone, Copy)]
+enum Served {
+    New,
+    /// It was left, and is begun again. `stopping`: it was told that the connection is to be closed with the answer.
+    Again {
+        stopping: bool,
+    },
+}
+
+/// Serves a connection with hyper; `Some` where its caller waits for long now.
+async fn serve_connection(mut stream: Box<Guarded>, http: &Http, asked: &Asker, stop: &CancellationToken, served: Served) -> Option<Box<Guarded>> {
+    let mut silent = std::pin::pin!(silent(asked.side.config.outbound.head_timeout, &asked.watch, &asked.requests, served));
+    let protocol = match served {
+        Served::Again { .. } => Ok(Some(Protocol::Http1)),
+        Served::New => tokio::select! {
+            // First: what has come is answered.
+            biased;
+            protocol = stream.protocol() => protocol,
+            () = &mut silent => {
+                debug!("closed a connection on which nothing came");
+                return None;
+            }
+            () = stop.cancelled() => return None,
+        },
     };
     match protocol {
         Ok(Some(Protocol::Http1)) => tokio::select! {
-            () = serve_http1(stream, http, asked, stop) => {}
+            // First: an answer that was waited for longer than a connection may stand idle is written before anybody asks when the last byte went.
+            biased;
+            left = serve_http1(stream, http, asked, stop, matches!(served, Served::Again { stopping: true })) => return left,
             () = &mut silent => debug!("closed a connection on which nothing came"),
         },
         Ok(Some(Protocol::Http2)) => tokio::select! {
@@ -175,10 +212,36 @@ async fn serve_connection(mut stream: Box<Guarded>, http: &Http, asked: &Asker, 
         Ok(None) => {}
         Err(problem) => debug!(%problem, "a connection broke off before its first request"),
     }
+    None
+}
+
+/// Holds a caller that waits for long, without hyper and its buffers, until there is an answer or more has come from it; `false` when it has gone.
+async fn hold(stream: &Guarded, asker: &Asker) -> bool {
+    let _held = During::new(&asker.side.metrics.waiting_long);
+    std::future::poll_fn(|cx| {
+        if asker.under_way.poll_made(cx).is_ready() {
+            return Poll::Ready(true);
+        }
+        stream.poll_more(cx).map(|more| match more {
+            Ok(true) => true,
+            Ok(false) => {
+                debug!("a caller hung up that waited");
+                false
+            }
+            Err(problem) => {
+                debug!(%problem, "a connection broke off");
+                false
+            }
+        })
+    })
+    .await
 }
 
 async fn serve_http2(stream: Box<Guarded>, http: &Http, asker: &Asker, stop: &CancellationToken) {
-    let service = service_fn(|request| asker.answer(request));
+    let service = service_fn(|request| {
+        let answering = asker.answer(request);
+        async move { *answering.await }
+    });
     let mut serving = std::pin::pin!(http.http2.serve_connection(TokioIo::new(stream), service));
     let ended = tokio::select! {
         ended = &mut serving => ended,
@@ -192,60 +255,45 @@ async fn serve_http2(stream: Box<Guarded>, http: &Http, asker: &Asker, stop: &Ca
     }
 }
 
-async fn serve_http1(mut stream: Box<Guarded>, http: &Http, asker: &Asker, stop: &CancellationToken) {
-    let mut stopping = false;
-    loop {
-        let mut serving = Box::pin(http.http1.serve_connection(TokioIo::new(stream), asker.clone()).with_upgrades());
-        let ended = loop {
-            let waits_or_ends = std::future::poll_fn(|cx| match serving.as_mut().poll(cx) {
-                Poll::Ready(ended) => Poll::Ready(Some(ended)),
-                Poll::Pending if asker.under_way.waits() && asker.watch.is_between_messages() => Poll::Ready(None),
-                Poll::Pending => Poll::Pending,
-            });
-            tokio::select! {
-                // First: what hyper has not read yet of a request would be lost.
-                biased;
-                ended = waits_or_ends => break ended,
-                () = stop.cancelled(), if !stopping => {
-                    stopping = true;
-                    serving.as_mut().graceful_shutdown();
-                }
-            }
-        };
-        match ended {
-            Some(Ok(())) => return,
-            Some(Err(problem)) => return debug!(%problem, "a connection broke off"),
-            None => {}
-        }
-        let Some(left) = Pin::into_inner(serving).into_parts() else { return };
-        // Copied: it may be a part of a large buffer, of nothing even.
-        let read_already = Bytes::copy_from_slice(&left.read_buf);
-        stream = left.io.into_inner();
-        drop((left.read_buf, left.service));
-        asker.watch.take_little();
-        // From here to the answer hyper is gone, and with it its buffers.
-        let held = During::new(&asker.side.metrics.waiting_long);
-        loop {
-            tokio::select! {
-                () = asker.under_way.made() => break,
-                more = stream.more() => match more {
-                    Ok(true) => break,
-                    Ok(false) => return debug!("a caller hung up that waited"),
-                    Err(problem) => return debug!(%problem, "a connection broke off"),
-                },
-                () = stop.cancelled(), if !stopping => stopping = true,
+/// As [`serve_connection`].
+async fn serve_http1(stream: Box<Guarded>, http: &Http, asker: &Asker, stop: &CancellationToken, mut stopping: bool) -> Option<Box<Guarded>> {
+    let mut serving = Box::pin(http.http1.serve_connection(TokioIo::new(stream), asker.clone()).with_upgrades());
+    let ended = loop {
+        let waits_or_ends = std::future::poll_fn(|cx| match serving.as_mut().poll(cx) {
+            Poll::Ready(ended) => Poll::Ready(Some(ended)),
+            Poll::Pending if asker.under_way.waits() && asker.watch.is_between_messages() => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        });
+        tokio::select! {
+            // First: what hyper has not read yet of a request would be lost.
+            biased;
+            ended = waits_or_ends => break ended,
+            () = stop.cancelled(), if !stopping => {
+                stopping = true;
+                serving.as_mut().graceful_shutdown();
             }
         }
-        drop(held);
-        let again = asker.under_way.tell_again(stopping);
-        stream.read_again(if read_already.is_empty() { again } else { Bytes::from([again, read_already].concat()) });
+    };
+    match ended {
+        Some(Ok(())) => return None,
+        Some(Err(problem)) => {
+            debug!(%problem, "a connection broke off");
+            return None;
+        }
+        None => {}
     }
+    let left = Pin::into_inner(serving).into_parts()?;
+    let mut stream = left.io.into_inner();
+    // Copied: it may be a part of a large buffer, of nothing even.
+    stream.read_first(Bytes::copy_from_slice(&left.read_buf));
+    asker.watch.take_little();
+    Some(stream)
 }
 
 /// Ends when a connection is to be closed because nothing comes.
-async fn silent(head_timeout: Duration, watch: &Watch, requests: &Requests) {
+async fn silent(head_timeout: Duration, watch: &Watch, requests: &Requests, served: Served) {
     // The first request must show in time. If its head is under way, that has a time of its own, and an answer.
-    while tokio::time::timeout(head_timeout, requests.first.notified()).await.is_err() {
+    while matches!(served, Served::New) && tokio::time::timeout(head_timeout, requests.first.notified()).await.is_err() {
         if !watch.is_in_head() {
             return;
         }
@@ -311,7 +359,7 @@ impl Asker {
         Box::pin(async move {
             let mut answer = side.answer(request, place, refused).await;
             // Of a request that was refused the rest of its body is not read, so there can be none after it (RFC 9112, section 9.6).
-            if let Ok(answer) = &mut answer
+            if let Ok(answer) = answer.as_mut()
                 && is_http1
                 && answer.headers().contains_key(fields::ERROR)
                 && watch.is_in_a_body()
@@ -324,7 +372,7 @@ impl Asker {
                 interims.end().await;
             }
             if may_switch {
-                let switches = answer.as_ref().is_ok_and(|a| a.status() == StatusCode::SWITCHING_PROTOCOLS || (connect && a.status().is_success()));
+                let switches = (*answer).as_ref().is_ok_and(|a| a.status() == StatusCode::SWITCHING_PROTOCOLS || (connect && a.status().is_success()));
                 if switches { watch.let_go() } else { watch.go_on() }
             }
             answer

@@ -18,13 +18,13 @@ use http::{HeaderMap, Method, Request, Response, Version, header};
 use crate::fields;
 use crate::outbound::respond::AnswerBody;
 
-/// With more callers than this that wait at once, memory is what counts.
-const MANY: usize = 1_000;
+/// So many callers may be held with hyper, times those that wait in all: some 700 while there are no others, and 50 beside 10,000.
+const MANY: usize = 500_000;
 
 /// What a request ends in.
 pub(crate) type Answer = Result<Response<AnswerBody>, Infallible>;
-/// The answer to a request, in the making.
-pub(crate) type Answering = Pin<Box<dyn Future<Output = Answer> + Send>>;
+/// The answer to a request, in the making. Boxed, as many are in the making for long and have no use for the room of an answer meanwhile.
+pub(crate) type Answering = Pin<Box<dyn Future<Output = Box<Answer>> + Send>>;
 
 /// Told by the stages of a request: from now on they only wait, perhaps for long. Among the request's extensions.
 #[derive(Debug, Clone, Default)]
@@ -37,9 +37,11 @@ impl LongWait {
     }
 }
 
-/// After which time a caller waits for long: the sooner the more there are, because until then each costs some ten times as much.
-pub(crate) fn after(configured: Duration, waiting: usize) -> Duration {
-    configured / u32::try_from(1 + waiting / MANY).unwrap_or(u32::MAX)
+/// After which time a caller waits for long, where so many wait, and `with_hyper` of them have not been held without it so far: the sooner the more there are, because until then
+/// each costs some ten times as much. With many it is at once.
+pub(crate) fn after(configured: Duration, waiting: usize, with_hyper: usize) -> Duration {
+    let left = MANY.saturating_sub(waiting.saturating_mul(with_hyper));
+    configured * u32::try_from(left).unwrap_or(u32::MAX) / u32::try_from(MANY).unwrap_or(u32::MAX)
 }
 
 /// The request that an HTTP/1 connection has under way. Cheap to clone; belongs to the task of the connection.
@@ -88,16 +90,13 @@ impl UnderWay {
         self.waits.0.load(Ordering::Relaxed) && self.state().head.is_some()
     }
 
-    /// Goes on with it until it has an answer, which is kept. Cancel safe.
-    pub(crate) async fn made(&self) {
-        std::future::poll_fn(|cx| {
-            let mut state = self.state();
-            if let Progress::Making(answering) = &mut state.answer {
-                state.answer = Progress::Made(Box::new(ready!(answering.as_mut().poll(cx))));
-            }
-            Poll::Ready(())
-        })
-        .await;
+    /// Goes on with it until it has an answer, which is kept.
+    pub(crate) fn poll_made(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.state();
+        if let Progress::Making(answering) = &mut state.answer {
+            state.answer = Progress::Made(ready!(answering.as_mut().poll(cx)));
+        }
+        Poll::Ready(())
     }
 
     /// What hyper is told of it again, when it is begun again.
@@ -120,12 +119,12 @@ impl Future for UnderWay {
             Progress::None => return Poll::Pending,
             Progress::Making(answering) => ready!(answering.as_mut().poll(cx)),
             Progress::Made(_) => match std::mem::take(&mut state.answer) {
-                Progress::Made(answer) => *answer,
+                Progress::Made(answer) => answer,
                 Progress::None | Progress::Making(_) => return Poll::Pending,
             },
         };
         *state = State::default();
-        Poll::Ready(answer)
+        Poll::Ready(*answer)
     }
 }
 
@@ -183,9 +182,12 @@ mod tests {
 
     #[test]
     fn of_many_who_wait_each_is_held_sooner() {
-        let millis = |waiting| after(Duration::from_millis(200), waiting).as_millis();
-        assert_eq!([0, 999, 1_000, 9_999, 100_000].map(millis), [200, 200, 100, 20, 1]);
-        assert_eq!(after(Duration::ZERO, 5_000), Duration::ZERO);
+        let millis = |(waiting, with_hyper)| after(Duration::from_millis(200), waiting, with_hyper).as_millis();
+        let few = [(0, 0), (64, 64), (512, 512)];
+        assert_eq!(few.map(millis), [200, 198, 95]);
+        let many = [(707, 707), (708, 708), (10_000, 25), (10_000, 50), (100_000, 100_000), (usize::MAX, 2)];
+        assert_eq!(many.map(millis), [0, 0, 100, 0, 0, 0]);
+        assert_eq!(after(Duration::ZERO, 5_000, 0), Duration::ZERO);
     }
 
     #[test]

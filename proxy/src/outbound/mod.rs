@@ -103,28 +103,42 @@ impl OutboundSide {
     /// Answers one request. Always has an answer: a mistake in Bluebox is one too.
     ///
     /// Dropped when the caller hangs up. That ends no call: what was handed to the log goes on.
-    pub(crate) async fn answer(self: Arc<Self>, request: Box<Request<Incoming>>, place: Place, refused: Option<Box<Problem>>) -> long_wait::Answer {
-        let asked = Asked::of(&request);
-        let stages = self.stages(request, &asked, place, refused);
-        let result = AssertUnwindSafe(ANSWERED.scope((), stages)).catch_unwind().await.unwrap_or_else(|_| {
-            self.metrics.internal_errors.inc();
-            error!("a mistake in Bluebox: the stages of a request panicked");
-            Err(Problem::new(Kind::Internal, "this is a mistake in Bluebox; its log has more"))
-        });
-        Ok(result.unwrap_or_else(|problem| respond::problem(problem, &asked)))
-    }
-
-    async fn stages(
-        &self,
+    ///
+    /// A block, and so are its stages, and no functions that are async by themselves, which would keep their arguments twice: many may wait, and for long.
+    pub(crate) fn answer(
+        self: Arc<Self>,
         request: Box<Request<Incoming>>,
-        asked: &Asked,
         place: Place,
         refused: Option<Box<Problem>>,
-    ) -> Result<Response<AnswerBody>, Problem> {
-        // Boxed, and so gone when the wait begins: many may wait, and for long.
-        match Box::pin(self.until_the_wait(request, asked, place, refused)).await? {
-            Begun::Answered(answer) => Ok(*answer),
-            Begun::Call(handed) => self.end(handed, asked).await,
+    ) -> impl Future<Output = Box<long_wait::Answer>> + Send {
+        let asked = Asked::of(&request);
+        async move {
+            let stages = self.stages(request, &asked, place, refused);
+            let result = AssertUnwindSafe(ANSWERED.scope((), stages)).catch_unwind().await.unwrap_or_else(|_| {
+                self.metrics.internal_errors.inc();
+                error!("a mistake in Bluebox: the stages of a request panicked");
+                Err(Problem::new(Kind::Internal, "this is a mistake in Bluebox; its log has more"))
+            });
+            Box::new(Ok(result.unwrap_or_else(|problem| respond::problem(problem, &asked))))
+        }
+    }
+
+    fn stages<'a>(
+        &'a self,
+        request: Box<Request<Incoming>>,
+        asked: &'a Asked,
+        place: Place,
+        refused: Option<Box<Problem>>,
+    ) -> impl Future<Output = Result<Response<AnswerBody>, Problem>> + Send + 'a {
+        // Boxed, and so gone when the wait begins.
+        let until_the_wait = Box::pin(self.until_the_wait(request, asked, place, refused));
+        async move {
+            let handed = match until_the_wait.await {
+                Ok(Begun::Answered(answer)) => return Ok(*answer),
+                Ok(Begun::Call(handed)) => handed,
+                Err(problem) => return Err(problem),
+            };
+            self.end(handed, asked).await
         }
     }
 

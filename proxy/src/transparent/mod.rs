@@ -230,14 +230,15 @@ impl Transparent {
             return reset(client);
         }
         let _ = client.set_nodelay(true);
-        match self.until_someone_speaks(&client, towards, going).await {
+        // Boxed, as what follows is: a caller may wait for long, and meanwhile no room is kept for what is over or never comes.
+        match Box::pin(self.until_someone_speaks(&client, towards, going)).await {
             Ok(Spoke::Http) => {
                 count("http");
                 Box::pin(intercept::connection(client, self.side.clone(), http, place, stop, Some(towards))).await;
             }
             Ok(Spoke::Splice(server)) => {
                 count("spliced");
-                splice(client, server, towards).await;
+                Box::pin(splice(client, server, towards)).await;
             }
             Ok(Spoke::Nobody) => count("silent"),
             Err(problem) => {
