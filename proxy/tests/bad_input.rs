@@ -283,12 +283,14 @@ async fn names_that_no_component_has_are_no_calls() {
 async fn forged_fields_of_ours_are_taken_out() {
     let system = System::start().await;
     let mut cart = system.answers(response(200, &[], b"ok"));
-    let request = "GET / HTTP/1.1\r\nHost: cart\r\nBluebox-Call-Id: 1\r\nbluebox-attempt: 7\r\nBLUEBOX-CALLER: root\r\nbluebox-anything: x\r\n\
+    let request = "GET / HTTP/1.1\r\nHost: cart\r\nBluebox-Call-Id: 1\r\nbluebox-attempt: 7\r\nBLUEBOX-CALLER: root\r\nbluebox-hops: x\r\nbluebox-anything: x\r\n\
                    X-Mine: 1\r\nConnection: close, x-hop\r\nX-Hop: 1\r\nKeep-Alive: 5\r\nProxy-Connection: x\r\nProxy-Authorization: y\r\nTE: gzip\r\n\r\n";
     assert_eq!(system.ask(request).await.status, 200);
     let call = cart.next().await;
     let names: Vec<_> = call.request.headers.keys().map(|n| n.as_str().to_owned()).collect();
-    assert_eq!(names, ["x-mine"]);
+    // Who sends the id of a call has passed its request on.
+    assert_eq!(names, ["x-mine", "bluebox-hops"]);
+    assert_eq!(call.request.headers["bluebox-hops"], "1");
     assert_eq!(call.caller.as_str(), "gateway");
 }
 

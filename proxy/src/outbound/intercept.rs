@@ -4,8 +4,8 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -121,7 +121,7 @@ pub(crate) fn connection(
     let (stream, asker) = begun(stream, Vec::new(), side, place, towards);
     async move {
         serve_to_the_end(stream, &http, &asker, &stop).await;
-        if let Some(tunnel) = asker.tunnel.take() {
+        if let Some(tunnel) = asker.requests.tunnel() {
             Box::pin(in_tunnel(tunnel, asker, http, stop)).await;
         }
     }
@@ -133,7 +133,7 @@ fn begun(stream: TcpStream, came: Vec<u8>, side: Arc<OutboundSide>, place: Place
     let (mut stream, watch) = Guarded::new(stream, limits.max_head_bytes.max(LEAST_HEAD_BYTES), limits.head_timeout);
     stream.takes_up(came);
     // Boxed: it is handed on, and each future that it is handed through would keep room for it.
-    (Box::new(stream), Asker { side, place, watch, towards, requests: Arc::default(), under_way: UnderWay::default(), tunnel: Tunnel::default() })
+    (Box::new(stream), Asker { side, place, watch, towards, requests: Arc::default(), under_way: UnderWay::default() })
 }
 
 /// Goes on with a connection that has become a tunnel to a component, and, if it does so again, again.
@@ -148,7 +148,7 @@ async fn in_tunnel(mut tunnel: Opened, mut asker: Asker, http: Arc<Http>, stop: 
         let guarded;
         (guarded, asker) = begun(stream, came, side, place, None);
         serve_to_the_end(guarded, &http, &asker, &stop).await;
-        let Some(next) = asker.tunnel.take() else { return };
+        let Some(next) = asker.requests.tunnel() else { return };
         tunnel = next;
     }
 }
@@ -315,6 +315,21 @@ struct Requests {
     first: Notify,
     /// How many are being answered.
     under_way: AtomicUsize,
+    /// What the connection becomes, if one of them asked for a tunnel.
+    tunnel: Mutex<Option<Tunnel>>,
+}
+
+impl Requests {
+    fn may_be_a_tunnel(&self) -> Tunnel {
+        let tunnel = Tunnel::default();
+        *self.tunnel.lock().unwrap_or_else(PoisonError::into_inner) = Some(tunnel.clone());
+        tunnel
+    }
+
+    /// The one that was opened, when the connection is no longer served.
+    fn tunnel(&self) -> Option<Opened> {
+        self.tunnel.lock().unwrap_or_else(PoisonError::into_inner).take()?.take()
+    }
 }
 
 /// Has the requests of one connection answered.
@@ -327,8 +342,6 @@ struct Asker {
     requests: Arc<Requests>,
     /// The one that is under way, on a connection of HTTP/1.
     under_way: UnderWay,
-    /// What the connection becomes, if that is one to a component.
-    tunnel: Tunnel,
 }
 
 impl Asker {
@@ -352,7 +365,7 @@ impl Asker {
         if is_http1 {
             request.extensions_mut().insert(self.under_way.long_wait());
             if connect {
-                request.extensions_mut().insert(self.tunnel.clone());
+                request.extensions_mut().insert(self.requests.may_be_a_tunnel());
             }
         }
         let (side, place, request) = (self.side.clone(), self.place.clone(), Box::new(request));

@@ -15,7 +15,7 @@ use crate::transparent::sniff::{Speaks, speaks};
 use crate::transparent::{Said, first_said};
 
 /// What becomes of a connection on which a tunnel was asked for; among the request's extensions. Cheap to clone.
-#[derive(Clone, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Tunnel(Arc<Mutex<Option<Opened>>>);
 
 impl Tunnel {
@@ -31,6 +31,7 @@ impl Tunnel {
 }
 
 /// One that was opened.
+#[derive(Debug)]
 pub(crate) struct Opened {
     connection: OnUpgrade,
     direct: Vec<String>,
