@@ -3,7 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions, TryLockError};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::io::ErrorKind;
+use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,6 +23,7 @@ use crate::log::{self, KafkaOptions, LogOptions};
 pub(crate) struct Kept {
     directory: PathBuf,
     _lock: File,
+    _name: UnixListener,
 }
 
 /// Where in the directory the embedded log lies.
@@ -43,12 +48,13 @@ impl Kept {
             }
             Err(TryLockError::Error(error)) => return Err(error).with_context(told),
         }
+        let name = hold_name(directory)?;
         // What is in here is nobody's source.
         let ignore = directory.join(".gitignore");
         if !ignore.exists() {
             let _ = fs::write(ignore, "*\n");
         }
-        Ok(Self { directory: directory.to_owned(), _lock: lock })
+        Ok(Self { directory: directory.to_owned(), _lock: lock, _name: name })
     }
 
     /// The directory.
@@ -59,6 +65,23 @@ impl Kept {
     /// There is nothing more that runs.
     pub(crate) fn forget_state(&self) {
         let _ = fs::remove_file(self.directory.join(state::FILE));
+    }
+}
+
+/// Holds the name of a directory, beside the lock in it: that goes with the directory if somebody removes it, and an `up` that still ends would write into what the next one has made.
+fn hold_name(directory: &Path) -> anyhow::Result<UnixListener> {
+    let told = || format!("{}: the data directory can't be used (--data names another)", directory.display());
+    let mut hash = DefaultHasher::new();
+    fs::canonicalize(directory).with_context(told)?.hash(&mut hash);
+    // In no file system (unix(7)): it is free again when nobody has it.
+    let name = SocketAddr::from_abstract_name(format!("bluebox-up-{:016x}", hash.finish())).with_context(told)?;
+    match UnixListener::bind_addr(&name) {
+        Ok(held) => Ok(held),
+        Err(error) if error.kind() == ErrorKind::AddrInUse => bail!(
+            "{} was removed while a `bluebox up` ran on it, which has not ended yet: wait until it has, or end it; or give this one a data directory of its own with --data",
+            directory.display()
+        ),
+        Err(error) => Err(error).with_context(told),
     }
 }
 
@@ -177,4 +200,22 @@ fn write_properties(properties: &BTreeMap<String, String>, directory: &Path) -> 
     let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&path).with_context(|| path.display().to_string())?;
     std::io::Write::write_all(&mut file, text.as_bytes())?;
     Ok(Some(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_was_removed_is_still_held_by_who_holds_it() {
+        let place = tempfile::tempdir().unwrap();
+        let directory = place.path().join("data");
+        let held = Kept::lock(&directory).unwrap();
+        let refused = || Kept::lock(&directory).err().unwrap().to_string();
+        assert!(refused().contains("another `bluebox up` runs"));
+        fs::remove_dir_all(&directory).unwrap();
+        assert!(refused().contains("was removed while"));
+        drop(held);
+        Kept::lock(&directory).unwrap();
+    }
 }
