@@ -33,7 +33,7 @@ fn real_pods() {
         ("an unannotated Deployment gets its proxies and serves", deployment),
         ("a call between two apps that know nothing of Bluebox", call),
         ("an app that is no more than busybox httpd, and a Job that calls it and completes", job),
-        ("who opted out and who never asked run bare; a label of a pod's own asks", selection),
+        ("who opted out and who never asked run bare; a label of a pod's own asks; what was injected twice is as if once", selection),
         ("the pods of a StatefulSet", stateful_set),
         ("a component with a Service, from its first call on, its metrics, and a server that speaks first", redirected::services),
         ("ordinals of a StatefulSet, and a second component of their name", redirected::ordinals),
@@ -155,6 +155,12 @@ fn selection(cluster: &Cluster, _: &Report) {
     assert!(!pod("opted-out", "shop", Some("disabled")));
     assert!(!pod("plain", "elsewhere", None));
     assert!(pod("labelled", "elsewhere", Some("enabled")));
+    // What was injected is left as it is, should it come again.
+    let first = cluster.pods("shop", "cart").remove(0);
+    let metadata = json!({"name": "again", "labels": first["metadata"]["labels"], "annotations": first["metadata"]["annotations"]});
+    let again = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": first["spec"]});
+    let made = cluster.run(&["create", "--dry-run=server", "-n", "shop", "-o", "json", "-f", "-"], Some(&again));
+    assert_eq!(serde_json::from_str::<Value>(&made).unwrap()["spec"], first["spec"]);
 }
 
 fn stateful_set(cluster: &Cluster, _: &Report) {

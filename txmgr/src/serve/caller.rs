@@ -98,9 +98,7 @@ impl Noted<'_> {
             under_way.again = Some(Again { why, tries, at: later(wall_clock(), pause) });
         }
     }
-}
 
-impl Noted<'_> {
     /// Nothing holds it up any more.
     fn goes_on(&self) {
         if let Some(under_way) = self.caller.under_way().get_mut(&self.key) {
