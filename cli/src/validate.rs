@@ -23,6 +23,7 @@ pub(crate) struct ValidateOptions {
 pub(crate) fn run(options: &ValidateOptions) -> anyhow::Result<()> {
     let system = file::load(&options.file)?;
     plan::check_limits(&system)?;
+    plan::check_ports(&system)?;
     let replicas = system.boxes.iter().map(|one| one.replicas as usize).sum();
     let components = system.boxes.iter().map(|one| one.components.len()).sum();
     let boxes = so_many(system.boxes.len(), "box", "boxes");

@@ -52,6 +52,24 @@ fn limits_that_contradict_each_other() {
 }
 
 #[test]
+fn a_port_that_two_are_to_have() {
+    for (yaml, clash) in [
+        ("boxes:\n  a: {command: [python3, app.py], port: 4155}\ngateway: 127.0.0.1:4155\n", Some("port 4155 is to be that of gateway and of a")),
+        ("boxes:\n  a: {command: [python3, app.py], port: 4155}\ngateway: 0.0.0.0:4155\n", Some("port 4155 is to be that of gateway and of a")),
+        (
+            "boxes:\n  a: {command: [python3, app.py]}\ngateway: 127.0.0.1:4155\ntxmgr: 127.0.0.1:4155\n",
+            Some("port 4155 is to be that of gateway and of txmgr"),
+        ),
+        // An app is called at 127.0.0.1 alone.
+        ("boxes:\n  a: {command: [python3, app.py], port: 4155}\ngateway: 127.0.0.2:4155\n", None),
+    ] {
+        let (code, said) = validate(yaml);
+        assert_eq!(code, Some(i32::from(clash.is_some())), "{said}");
+        assert!(clash.is_none_or(|clash| said.contains(clash)), "{said}");
+    }
+}
+
+#[test]
 fn a_command_that_is_not_there_is_a_warning() {
     let (code, said) = validate("boxes:\n  cart: {command: [pyhton3, app.py]}\n");
     assert_eq!(code, Some(0));

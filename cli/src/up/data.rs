@@ -37,7 +37,7 @@ impl Kept {
     /// # Errors
     /// When another `up` holds it.
     pub(crate) fn lock(directory: &Path) -> anyhow::Result<Self> {
-        let told = || format!("{}: the data directory can't be used (--data names another)", directory.display());
+        let told = || unusable(directory);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).with_context(told)?;
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(directory.join("up.lock")).with_context(told)?;
         match lock.try_lock() {
@@ -68,9 +68,13 @@ impl Kept {
     }
 }
 
+fn unusable(directory: &Path) -> String {
+    format!("{}: the data directory can't be used (--data names another)", directory.display())
+}
+
 /// Holds the name of a directory, beside the lock in it: that goes with the directory if somebody removes it, and an `up` that still ends would write into what the next one has made.
 fn hold_name(directory: &Path) -> anyhow::Result<UnixListener> {
-    let told = || format!("{}: the data directory can't be used (--data names another)", directory.display());
+    let told = || unusable(directory);
     let mut hash = DefaultHasher::new();
     fs::canonicalize(directory).with_context(told)?.hash(&mut hash);
     // In no file system (unix(7)): it is free again when nobody has it.

@@ -107,6 +107,7 @@ pub(crate) async fn run(options: UpOptions) -> anyhow::Result<()> {
     let mut system = file::load(&options.file)?;
     apply(&options, &mut system)?;
     plan::check_limits(&system)?;
+    plan::check_ports(&system)?;
     let missing = plan::missing_commands(&system);
     if !missing.is_empty() {
         bail!("{}: {}", options.file.display(), missing.join("\n"));

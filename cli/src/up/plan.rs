@@ -143,23 +143,7 @@ pub(crate) fn units(system: &System, log: &[String]) -> anyhow::Result<Vec<Unit>
             });
         }
     }
-    if let Some(why) = wanted_twice(&units) {
-        anyhow::bail!(why);
-    }
     Ok(units)
-}
-
-/// A port that two are to have.
-fn wanted_twice(units: &[Unit]) -> Option<String> {
-    let mut wanted = std::collections::BTreeMap::new();
-    let ports = units.iter().flat_map(|unit| {
-        let app = unit.app.as_ref().filter(|app| app.serves).map(|app| app.port);
-        unit.listen.map(|at| at.port()).into_iter().chain(app).map(|port| (port, &unit.name))
-    });
-    ports.into_iter().find_map(|(port, name)| {
-        let first = wanted.insert(port, name)?;
-        Some(format!("port {port} is to be that of {first} and of {name}: give one of them another (`port:` of a box, `listen:` of the gateway and of txmgr)"))
-    })
 }
 
 fn gateway_unit(gateway: &Gateway, log: &[String]) -> anyhow::Result<Unit> {
@@ -244,6 +228,31 @@ struct Alone {
 fn options(arguments: &[String]) -> anyhow::Result<ProxyOptions> {
     let matches = Alone::command().mut_args(|arg| arg.env(None::<&'static str>)).try_get_matches_from(arguments)?;
     Ok(Alone::from_arg_matches(&matches)?.proxy)
+}
+
+/// Whether the gateway and the transaction manager listen where no app does. (That no two boxes have one port is seen where the file is read.)
+pub(crate) fn check_ports(system: &System) -> anyhow::Result<()> {
+    let gateway = system.gateway.as_ref().map(|gateway| (gateway.name.as_str(), gateway.listen));
+    let txmgr = system.txmgr.as_ref().map(|txmgr| (crate::txmgr::NAME, txmgr.listen));
+    let boxes = system.boxes.iter().flat_map(|one| {
+        let ports = one.port.into_iter().chain(one.components.iter().filter_map(|component| component.port));
+        ports.map(|port| (one.name.as_str(), SocketAddr::from((Ipv4Addr::LOCALHOST, port))))
+    });
+    let mut taken: Vec<(&str, SocketAddr)> = Vec::new();
+    for (name, at) in gateway.into_iter().chain(txmgr).chain(boxes) {
+        let clashes = |there: SocketAddr| {
+            let any = there.ip().is_unspecified() || at.ip().is_unspecified();
+            at.port() != 0 && there.port() == at.port() && (any || there.ip() == at.ip())
+        };
+        if let Some((other, _)) = taken.iter().find(|(other, there)| *other != name && clashes(*there)) {
+            let port = at.port();
+            anyhow::bail!(
+                "port {port} is to be that of {other} and of {name}: give one of them another (`port:` of a box, `listen:` of the gateway and of txmgr)"
+            );
+        }
+        taken.push((name, at));
+    }
+    Ok(())
 }
 
 /// Whether the limits of each box go together.

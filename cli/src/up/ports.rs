@@ -37,7 +37,8 @@ pub(crate) fn is_open(port: u16) -> bool {
 
 /// Whether something listens at a port, but only at addresses where nobody calls it.
 pub(crate) fn is_open_elsewhere_only(port: u16) -> bool {
-    !is_open(port) && listeners().any(|listener| listener.port == port)
+    let called: Vec<bool> = listeners().filter(|listener| listener.port == port).map(|listener| listener.is_called).collect();
+    !called.is_empty() && !called.contains(&true)
 }
 
 /// A socket that listens.
@@ -52,7 +53,7 @@ struct Listener {
 fn is_called(address: &str) -> bool {
     const MAPPED: &str = "0000000000000000FFFF0000";
     let of_ipv4 = address.strip_prefix(MAPPED).unwrap_or(address);
-    of_ipv4 == "0100007F" || address.bytes().all(|digit| digit == b'0') || of_ipv4 == "00000000"
+    of_ipv4 == "0100007F" || of_ipv4.bytes().all(|digit| digit == b'0')
 }
 
 fn listeners() -> impl Iterator<Item = Listener> {
@@ -123,6 +124,7 @@ mod tests {
             assert_eq!((is_open(port), is_open_elsewhere_only(port)), (called, !called), "{at}");
         }
         assert!(!is_called("00000000000000000000000001000000") && is_called("0000000000000000FFFF00000100007F"));
+        assert!(is_called("0000000000000000FFFF000000000000") && !is_called("0000000000000000FFFF00000200007F"));
     }
 
     #[test]
