@@ -8,7 +8,9 @@
 mod scene;
 mod traffic;
 
-use bluebox_e2e::{LogKind, process};
+use std::sync::{Condvar, Mutex};
+
+use bluebox_e2e::{LogKind, World, process};
 
 use crate::scene::At::{Cart, Log, Shop};
 use crate::scene::Then::{Ends, LivesOn};
@@ -119,7 +121,7 @@ fn a_log_that_acknowledges_too_early_is_found() {
     let row = *ROWS.iter().find(|row| row.point == "log.write").unwrap();
     let fail = move |n: usize| {
         let (tell, told) = std::sync::mpsc::channel();
-        bluebox_e2e::run(LogKind::Embedded, &format!("reply-before-durable {n}"), |mut world| async move {
+        one_of_few(LogKind::Embedded, &format!("reply-before-durable {n}"), |mut world| async move {
             tell.send(play(&mut world, row, "error", Some("reply-before-durable")).await).unwrap();
         });
         told.recv().unwrap()
@@ -160,14 +162,34 @@ fn one(log: LogKind, row: Row, action: &str) {
     let name = format!("{} at {:?}: {action}", row.point, row.at);
     let action = action.to_owned();
     let title = name.clone();
-    bluebox_e2e::run(log, &title, |mut world| async move {
+    one_of_few(log, &title, |mut world| async move {
         if let Err(broken) = play(&mut world, row, &action, None).await {
             panic!("{name}: {broken}");
         }
     });
 }
 
-/// They mostly wait: so all of them at once.
+/// Runs a test in a world of its own, of which there are not many at once: each is four or five processes, and a hundred of these on two cores take longer to start than anything may take here.
+fn one_of_few<F: Future<Output = ()>>(log: LogKind, name: &str, test: impl FnOnce(World) -> F) {
+    const AT_ONCE: usize = 8;
+    static RUNNING: Mutex<usize> = Mutex::new(0);
+    static ENDED: Condvar = Condvar::new();
+    struct Running;
+    impl Drop for Running {
+        fn drop(&mut self) {
+            *RUNNING.lock().unwrap() -= 1;
+            ENDED.notify_one();
+        }
+    }
+    let _running = {
+        let mut running = ENDED.wait_while(RUNNING.lock().unwrap(), |running| *running >= AT_ONCE).unwrap();
+        *running += 1;
+        Running
+    };
+    bluebox_e2e::run(log, name, test);
+}
+
+/// They mostly wait: so all of them at once, but for [`one_of_few`].
 fn in_threads<F: FnOnce() + Send + 'static>(tests: impl Iterator<Item = (Row, &'static str, F)>) {
     let threads: Vec<_> = tests.map(|(row, action, test)| (row, action, std::thread::spawn(test))).collect();
     let broken: Vec<_> = threads.into_iter().filter_map(|(row, action, thread)| thread.join().err().map(|_| format!("{}={action}", row.point))).collect();
