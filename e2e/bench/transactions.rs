@@ -143,6 +143,7 @@ async fn latency(options: &RunOptions, report: &Report, pair: &Pair, mut floor: 
     }
     let mut clients = clients(at, AT_ONCE).await?;
     let (mut of_floor, mut of_calls, mut alone, mut at_once) = (Rounds::default(), Rounds::default(), Rounds::default(), Rounds::default());
+    let mut of_close = Rounds::default();
     let transactions = (options.calls / 4).max(10);
     for round in 0..options.rounds {
         if let Some(floor) = &mut floor {
@@ -163,13 +164,17 @@ async fn latency(options: &RunOptions, report: &Report, pair: &Pair, mut floor: 
             times.add(begun.elapsed());
         }
         of_calls.add(times, began.elapsed());
-        let (mut times, began) = (Times::default(), Instant::now());
+        let (mut times, mut closes, began) = (Times::default(), Times::default(), Instant::now());
         for _ in 0..transactions {
             let begun = Instant::now();
-            client.transaction().await?;
+            let lra = client.begin().await?;
+            let closing = Instant::now();
+            client.close(&lra).await?;
+            closes.add(closing.elapsed());
             times.add(begun.elapsed());
         }
         alone.add(times, began.elapsed());
+        of_close.add(closes, began.elapsed());
         let began = Instant::now();
         let until = began + options.time;
         let all = clients.drain(..).map(|mut client| async move {
@@ -192,7 +197,7 @@ async fn latency(options: &RunOptions, report: &Report, pair: &Pair, mut floor: 
     }
     let mut figures = json!({
         "alone": alone.json(), "at_once": AT_ONCE, "together": at_once.json(), "calls": of_calls.json(), "durable_calls": CALLS, "awaited_records": RECORDS,
-        "times_its_calls_p50": alone.percentile(50.0) / of_calls.percentile(50.0),
+        "close_p50_us": rounded(of_close.percentile(50.0)), "times_its_calls_p50": alone.percentile(50.0) / of_calls.percentile(50.0),
     });
     if floor.is_some() {
         figures["floor"] = of_floor.json();
