@@ -217,6 +217,14 @@ impl Reader {
             self.wrong(node.at, format!("{path}: no program has an empty name, and no argument a NUL"));
             return None;
         }
+        // What a shell gets may be for it. Other variables may mean something to the program; nobody but `up` knows this one.
+        let is_for_a_shell = command.first().is_some_and(|program| program.ends_with("sh"));
+        let names_port = |part: &&String| ["$PORT", "${PORT}", "$(PORT)"].iter().any(|name| part.contains(name));
+        if let Some(part) = command.iter().find(names_port).filter(|_| !is_for_a_shell) {
+            let line = command.join(" ").replace("$(PORT)", "$PORT");
+            self.wrong(node.at, format!("{path}: no shell reads the command, so {part:?} stays as it is; write `[sh, -c, {:?}]`", format!("exec {line}")));
+            return None;
+        }
         Some(command)
     }
 

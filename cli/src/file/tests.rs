@@ -25,7 +25,7 @@ fn everything_that_can_be_said() {
 log: {data: var, fsync: always, prefix: shop}
 boxes:
   cart:
-    command: [sh, -c, 'exec ./cart']
+    command: [sh, -c, 'exec ./cart $PORT']
     port: 8080
     env: {LEVEL: 3, EMPTY: , FLAG: yes}
     cwd: tmp
@@ -106,6 +106,8 @@ fn what_is_wrong_and_what_would_be_right() {
         ("boxes:\n  cart:\n    command: python3 cart.py\n".to_owned(), 3, 14, "write `[python3, cart.py]`"),
         ("boxes:\n  cart:\n    command: cd x && y\n".to_owned(), 3, 14, "[sh, -c, \"cd x && y\"]"),
         ("boxes:\n  cart:\n    command: []\n".to_owned(), 3, 14, "an empty list"),
+        ("boxes:\n  cart:\n    command: [node, app.js, --port=$PORT]\n".to_owned(), 3, 14, "write `[sh, -c, \"exec node app.js --port=$PORT\"]`"),
+        ("boxes:\n  cart:\n    command: [./cart, $(PORT)]\n".to_owned(), 3, 14, "write `[sh, -c, \"exec ./cart $PORT\"]`"),
         ("boxes:\n  cart:\n    command: [a, [b]]\n".to_owned(), 3, 18, "boxes.cart.command[1]: expected a text, found a list"),
         ("boxes:\n  cart: 3\n".to_owned(), 2, 9, "boxes.cart: expected a mapping"),
         ("boxes: [cart]\n".to_owned(), 1, 8, "boxes: expected a mapping"),
