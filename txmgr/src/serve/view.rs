@@ -13,8 +13,8 @@ use crate::line::Line;
 use crate::partition::{Ask, StateRef};
 use crate::saga::{Saga, SagaRequest};
 use crate::transaction::{Lra, Participant, Request};
-use crate::wire::path::status_filter;
-use crate::wire::status::LraStatus;
+use crate::wire::excerpt;
+use crate::wire::status::{LraStatus, UnknownStatus};
 
 /// Which transactions are shown.
 #[derive(Debug, Clone, Default)]
@@ -28,22 +28,33 @@ pub(super) struct Filter {
 }
 
 impl Filter {
-    /// `kind`, `status`, `failed`, `recovering`, `in-doubt`, `older-than` (milliseconds).
+    const NAMES: [&str; 6] = ["failed", "in-doubt", "recovering", "status", "kind", "older-than"];
+
+    /// Reads one. A mistake in it is told: without what is wrong more would be shown than was asked for.
     pub(super) fn of(query: &Query) -> Result<Self, String> {
-        let is = |name: &str| query.get(name).is_some_and(|value| value != "false");
+        Self::read(query).map_err(|wrong| format!("{wrong}; there are {}", Self::NAMES.join(", ")))
+    }
+
+    fn read(query: &Query) -> Result<Self, String> {
+        query.only(&Self::NAMES)?;
+        let is = |name: &str| match query.get(name) {
+            None | Some("false") => Ok(false),
+            Some("" | "true") => Ok(true),
+            Some(other) => Err(format!("{name}={:?}: nothing, `true` or `false`", excerpt(other))),
+        };
         let kind = match query.get("kind") {
             None => None,
             Some("lra") => Some("lra"),
             Some("saga") => Some("saga"),
-            Some(other) => return Err(format!("kind {other:?}: `lra` or `saga`")),
+            Some(other) => return Err(format!("kind={:?}: `lra` or `saga`", excerpt(other))),
         };
-        let millis = |text: &str| text.parse().map(Duration::from_millis).map_err(|_| format!("older-than {text:?}: milliseconds as a whole number"));
+        let millis = |text: &str| text.parse().map(Duration::from_millis).map_err(|_| format!("older-than={:?}: milliseconds, a whole number", excerpt(text)));
         Ok(Self {
             kind,
-            status: status_filter(query.get("status").or(query.get("Status"))).map_err(|unknown| unknown.to_string())?,
-            failed: is("failed"),
-            recovering: is("recovering"),
-            in_doubt: is("in-doubt"),
+            status: query.get("status").map(|name| name.parse().map_err(|unknown: UnknownStatus| format!("status: {unknown}"))).transpose()?,
+            failed: is("failed")?,
+            recovering: is("recovering")?,
+            in_doubt: is("in-doubt")?,
             older_than: query.get("older-than").map(millis).transpose()?,
         })
     }
@@ -194,14 +205,24 @@ mod tests {
         let start = Start { id, origin: None, client: Arc::from(""), base: Arc::from("http://txmgr/lra-coordinator"), limit: None, parent: None };
         let transaction = Transaction::start(Arc::new(Rules::default()), at, crate::effect::RequestId(0), start, &mut Vec::new());
         let passes = |query: &str| filter(query).unwrap().passes(&StateRef::Lra(transaction.lra()), Timestamp::from_millis(1_005_000));
-        for query in ["", "kind=lra", "status=Active", "Status=Active", "older-than=5000", "failed=false"] {
+        for query in ["", "kind=lra", "status=Active", "older-than=5000", "failed=false"] {
             assert!(passes(query), "{query}");
         }
-        for query in ["kind=saga", "status=Closed", "older-than=5001", "failed", "in-doubt", "recovering"] {
+        for query in ["kind=saga", "status=Closed", "older-than=5001", "failed", "failed=true", "in-doubt", "recovering"] {
             assert!(!passes(query), "{query}");
         }
-        for wrong in ["kind=x", "status=open", "older-than=1s"] {
-            assert!(filter(wrong).is_err(), "{wrong}");
+        for (wrong, named) in [
+            ("kind=x", "kind=\"x\""),
+            ("status=open", "status: "),
+            ("status=", "status: "),
+            ("older-than=1s", "older-than=\"1s\""),
+            ("failed=yes", "failed=\"yes\""),
+            ("fialed", "\"fialed\""),
+            ("Status=Active", "\"Status\""),
+            ("status=Active&status=Closed", "status: it is there twice"),
+        ] {
+            let said = filter(wrong).unwrap_err();
+            assert!(said.starts_with(named) && said.ends_with("; there are failed, in-doubt, recovering, status, kind, older-than"), "{wrong}: {said}");
         }
     }
 }
