@@ -111,9 +111,9 @@ pub(super) fn as_on_the_wire(view: &Value) -> Value {
 }
 
 fn line(line: &Line, key: Option<CallbackKey>, of_call: OfCall<'_>) -> Value {
-    let under_way = key.and_then(of_call).map(|UnderWay { since, again }| {
+    let under_way = key.and_then(of_call).map(|UnderWay { since, turn, again }| {
         let again = again.map(|Again { why, tries, at }| json!({ "why": why, "tries": tries, "at_ms": at.as_millis() }));
-        json!({ "since_ms": since.as_millis(), "again": again })
+        json!({ "since_ms": since.as_millis(), "turn": turn, "again": again })
     });
     json!({
         "asked": line.phase.map(|phase| phase.name()), "outcomes": line.n, "failures": line.failures, "not_before_ms": line.not_before.as_millis(),
@@ -189,12 +189,15 @@ mod tests {
         }
         let key = CallbackKey { transaction: id, callee: Callee(0), phase: Phase::Complete, n: 0 };
         let again = Again { why: "503 recorded-full: no room".to_owned(), tries: 4, at: at(70) };
-        let of_call = |asked| (asked == key).then(|| UnderWay { since: at(3), again: Some(again.clone()) });
+        let of_call = |asked| (asked == key).then(|| UnderWay { since: at(3), turn: None, again: Some(again.clone()) });
         let shown = lra_in_full(transaction.lra(), &of_call);
         assert_eq!(
             shown.pointer("/participants/0/line/under_way"),
-            Some(&json!({ "since_ms": 3, "again": { "why": "503 recorded-full: no room", "tries": 4, "at_ms": 70 } }))
+            Some(&json!({ "since_ms": 3, "turn": null, "again": { "why": "503 recorded-full: no room", "tries": 4, "at_ms": 70 } }))
         );
+        let turn = |_| Some(UnderWay { since: at(3), turn: Some("no place".to_owned()), again: None });
+        let waits = lra_in_full(transaction.lra(), &turn);
+        assert_eq!(waits.pointer("/participants/0/line/under_way"), Some(&json!({ "since_ms": 3, "turn": "no place", "again": null })));
         assert!(!shown.to_string().contains(SECRET) && !format!("{transaction:?}").contains(SECRET));
     }
 
