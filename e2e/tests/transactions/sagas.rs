@@ -63,11 +63,16 @@ pub async fn steps_run_in_their_order_and_independent_ones_at_once(world: World)
 pub async fn a_business_no_takes_back_what_was_done_and_nothing_else(world: World) {
     let scene = Scene::new(world).await;
     let (hotel, flight, taxi) = (scene.service("hotel").await, scene.service("flight").await, scene.service("taxi").await);
-    flight.app.rule(|_| Some(says(409, "no seat")));
+    flight.app.rule(|_| Some(says(409, r#"{"type": "about:blank", "title": "Conflict", "detail": "no seat"}"#)));
     let answer = scene.client.call(saga(&[step("hotel"), step("flight"), step("taxi")]).prefer("wait=60")).await;
     let ended = document(&answer);
     assert_eq!((&ended["status"], statuses(&ended)), (&json!("Cancelled"), vec!["Undone", "Refused", "NeverRan"]), "{ended}");
-    assert!(ended["why"].as_str().unwrap().contains("flight"), "{ended}");
+    // Its reason is told to whoever asks.
+    assert_eq!(ended["why"], "step \"flight\" said no (409): no seat", "{ended}");
+    let of_operators = document(&scene.get(&format!("http://txmgr/v1/transactions/{}", ended["id"].as_str().unwrap())).await);
+    for shown in [&ended, &of_operators] {
+        assert_eq!(shown["steps"][1]["line"]["last_error"], "it said no (409): no seat", "{shown}");
+    }
     hotel.was_asked_only(&["/do", "/undo"]);
     assert_eq!(hotel.last().method.as_str(), "DELETE");
     flight.was_asked_only(&["/do"]);

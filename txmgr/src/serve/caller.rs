@@ -176,7 +176,7 @@ impl Caller {
             }
         };
         self.counts.called(callback.key.phase, &outcome, began.elapsed());
-        debug!(callback = %callback.key, %url, ?outcome, "a callback had its outcome");
+        debug!(callback = %callback.key, %url, outcome = outcome.name(), "a callback had its outcome");
         outcome
     }
 
