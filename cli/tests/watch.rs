@@ -149,6 +149,9 @@ fn a_dead_letter_is_replayed_on_the_page_and_by_nobody_elses() {
     let at = page(&up);
     let letters = body(at, "/v1/dead-letters");
     assert_eq!((letters.as_array().unwrap().len(), &letters[0]["call"]), (1, &id.as_str().into()), "{letters}");
+    for path in ["/v1/dead-letters?component=web", "/v1/status?component=web", "/v1/calls?callee=web"] {
+        assert_eq!(get_through(at, &format!("http://{at}{path}")).0, 400, "{path}");
+    }
     // The same by who has no way to the log, but to the one who watches it.
     let (code, said) = run_elsewhere(&["dlq", "list", "--watch", &at.to_string()]);
     assert!(code == Some(0) && said.contains(&id), "{said}");
@@ -263,6 +266,8 @@ fn transactions_are_looked_after_on_the_page() {
     up.wait_until_up();
     let at = page(&up);
     wait_until("the transaction manager is known", || (get_through(at, &format!("http://{at}/v1/transactions")).0 == 200).then_some(()));
+    let (status, said) = get_through(at, &format!("http://{at}/v1/transactions?fialed"));
+    assert!(status == 400 && said.contains("fialed") && said.contains("in-doubt"), "{said}");
     let (code, said) = operate(&up, &["topics"]);
     assert!(code == Some(0) && said.contains(".txmgr.transactions"), "{said}");
     let id = cancelling(&up);

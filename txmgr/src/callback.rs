@@ -114,12 +114,25 @@ pub enum Outcome {
     Done,
     /// It is being done. A place to ask at, if one was given: a URL that was checked (see [`crate::wire::participant::Callable::check_location`]).
     InProgress(Option<String>),
-    /// It will never be done. Of a saga's action: a business no.
-    Failed,
+    /// It will never be done. Of a saga's action: a business no. With the reason, if one was given.
+    Failed(Option<String>),
     /// The participant names its status.
     Says(ParticipantStatus),
     /// Anything else, in words: it must be asked again.
     Again(String),
+}
+
+impl Outcome {
+    /// What it is, without what the callee said: for what is counted and logged.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::InProgress(_) => "in_progress",
+            Self::Failed(_) => "failed",
+            Self::Says(_) => "says",
+            Self::Again(_) => "again",
+        }
+    }
 }
 
 #[cfg(test)]

@@ -37,6 +37,11 @@ pub fn possible_pause(until: Timestamp, now: Timestamp, rules: &Rules) -> Timest
 /// The longest text of an error that is kept.
 const MAX_ERROR: usize = 300;
 
+/// What was said, and the reason that was given for it.
+pub fn with_reason(said: &str, reason: Option<&str>) -> String {
+    reason.map_or_else(|| said.to_owned(), |reason| format!("{said}: {reason}"))
+}
+
 /// What one callee is asked for now. It is part of the record: a new owner goes on with the same key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Line {
@@ -48,7 +53,7 @@ pub struct Line {
     pub failures: u32,
     /// The call is not made before this.
     pub not_before: Timestamp,
-    /// What was last said that made another call necessary.
+    /// What was last said that made another call necessary, or that it failed for good, and why.
     pub last_error: Option<String>,
 }
 

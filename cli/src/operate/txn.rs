@@ -209,15 +209,15 @@ fn members(one: &Value) -> &[Value] {
     one.get("participants").or_else(|| one.get("steps")).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
-/// Why the call that is under way to one of them is made again and again.
-fn why_again(line: &Value) -> Option<&str> {
-    line.pointer("/under_way/again/why")?.as_str()
+/// Why the call that is under way to one of them is not made yet, or is made again and again.
+fn why_it_waits(line: &Value) -> Option<&str> {
+    ["/under_way/turn", "/under_way/again/why"].iter().find_map(|at| line.pointer(at)?.as_str())
 }
 
 /// What was last said that made another try necessary, of any of them: first of those whose call nobody has taken yet.
 fn last_error(one: &Value) -> Option<&str> {
     let lines = || members(one).iter().filter_map(|member| member.get("line"));
-    lines().find_map(why_again).or_else(|| lines().find_map(|line| line.get("last_error")?.as_str()))
+    lines().find_map(why_it_waits).or_else(|| lines().find_map(|line| line.get("last_error")?.as_str()))
 }
 
 /// In how long something is, if it is still to come.
@@ -307,6 +307,9 @@ fn waits(out: &mut impl std::io::Write, line: &Value) -> std::io::Result<()> {
             None => Ok(()),
         };
     };
+    if let Some(turn) = under_way.get("turn").and_then(Value::as_str) {
+        return writeln!(out, "    waits for its turn: {turn}\n           for {}, not tried yet", ago(under_way, "since_ms"));
+    }
     let (since, again) = (ago(under_way, "since_ms"), under_way.get("again").filter(|again| !again.is_null()));
     let Some(again) = again else { return writeln!(out, "    under way: for {since}, without an answer yet") };
     let tries = again.get("tries").and_then(Value::as_u64).and_then(|tries| usize::try_from(tries).ok()).unwrap_or(0);
@@ -344,7 +347,7 @@ mod tests {
         let millis = |seconds: u64| wall_clock().as_millis() + 1000 * seconds;
         let mut waits = lra();
         waits["participants"][0]["line"]["under_way"] =
-            json!({ "since_ms": 1, "again": { "why": "503 recorded-full: no room", "tries": 4, "at_ms": millis(3_600) } });
+            json!({ "since_ms": 1, "turn": null, "again": { "why": "503 recorded-full: no room", "tries": 4, "at_ms": millis(3_600) } });
         let said = |one: &Value| {
             let mut out = Vec::new();
             list(&mut out, std::slice::from_ref(one), false).unwrap();
@@ -357,7 +360,13 @@ mod tests {
         {
             assert!(text.contains(part), "{part:?} is missing in\n{text}");
         }
-        waits["participants"][0]["line"]["under_way"] = json!({ "since_ms": 1, "again": null });
+        waits["participants"][0]["line"]["under_way"] = json!({ "since_ms": 1, "turn": "no place for hotel", "again": null });
+        let text = said(&waits);
+        for part in ["  no place for hotel\n", "waits for its turn: no place for hotel\n           for ", ", not tried yet\n"] {
+            assert!(text.contains(part), "{part:?} is missing in\n{text}");
+        }
+        assert!(!text.contains("without an"), "{text}");
+        waits["participants"][0]["line"]["under_way"] = json!({ "since_ms": 1, "turn": null, "again": null });
         assert!(said(&waits).contains("under way: for "), "{}", said(&waits));
         waits["participants"][0]["line"]["under_way"] = Value::Null;
         assert!(!said(&waits).contains("next try"), "{}", said(&waits));

@@ -92,6 +92,12 @@ async fn answer(request: Request<Incoming>, watched: &Watched, rights: Rights, l
 }
 
 async fn look(request: &Request<Incoming>, parts: &[&str], watched: &Watched, rights: Rights) -> Response<Full<Bytes>> {
+    // A filter that is none must not be taken for one that everything passes.
+    if matches!(parts, ["v1", "status" | "dead-letters"] | ["v1", "calls" | "dead-letters" | "transactions", _])
+        && request.uri().query().is_some_and(|query| !query.is_empty())
+    {
+        return plain(StatusCode::BAD_REQUEST, "this has no parameters\n");
+    }
     match parts {
         [""] => html(rights),
         ["metrics"] => plain(StatusCode::OK, watched.metrics.counts().text()),
@@ -115,7 +121,7 @@ async fn look(request: &Request<Incoming>, parts: &[&str], watched: &Watched, ri
         ["v1", "transactions"] => {
             let query = request.uri().query().unwrap_or_default();
             if !query.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-=&".contains(&byte)) {
-                return plain(StatusCode::BAD_REQUEST, "a filter is failed, in-doubt, status=STATE, kind=lra|saga or older-than=MILLISECONDS\n");
+                return plain(StatusCode::BAD_REQUEST, "a filter is failed, in-doubt, recovering, status=STATE, kind=lra|saga or older-than=MILLISECONDS\n");
             }
             transactions(watched, Method::GET, &format!("?{query}")).await
         }

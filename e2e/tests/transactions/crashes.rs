@@ -2,6 +2,7 @@
 
 use bluebox_e2e::{Call, Delivery, Running, World, eventually};
 use http::Method;
+use nix::sys::signal::Signal;
 
 use crate::scene::{COORDINATOR, PARTITIONS, Scene, Service, says};
 
@@ -105,6 +106,40 @@ pub async fn a_box_that_dies_after_its_cancel_was_decided_answers_as_it_had(worl
     trip.trip.was_asked_only(&["/book"]);
     trip.went_one_way("/compensate");
     assert_eq!(trip.scene.status(&trip.lra).await, "Cancelled");
+}
+
+pub async fn a_box_that_dies_after_it_closed_a_transaction_without_participants_answers_as_it_had(world: World) {
+    let scene = Scene::new(world).await;
+    let admin = scene.world.address();
+    let mut trip = scene.service_with("trip", |spec| spec.flag("--transaction", "POST /book type=required").flag("--admin", &admin.to_string())).await;
+    trip.app.rule(|_| None);
+    let booking = scene.client.begin(Call::post("http://trip/book", ""));
+    let delivery = trip.app.next().await;
+    let lra = delivery.asked.header("long-running-action").to_owned();
+    // Nobody is asked for anything at the end, so it is answered at once. That the box does not learn of it, the close has to lie in the log before it is decided, and the box to stand still before it is answered.
+    scene.txmgr.signal(Signal::SIGSTOP);
+    let calls_in_the_log = async || {
+        let metrics = Call::get("http://trip/metrics").send_to(admin).await.unwrap();
+        let line = metrics
+            .text()
+            .lines()
+            .find(|line| line.starts_with("bluebox_call_duration_seconds_count") && line.contains("\"out\"") && line.contains("\"append\""));
+        line.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).unwrap_or_else(|| panic!("{metrics:?}"))
+    };
+    let before = calls_in_the_log().await;
+    delivery.answer(201, "booked");
+    eventually("the close is in the log", || async { (calls_in_the_log().await > before).then_some(()) }).await;
+    trip.proxy.signal(Signal::SIGSTOP);
+    scene.txmgr.signal(Signal::SIGCONT);
+    scene.becomes(&lra, "Closed").await;
+    trip.dies();
+    assert!(!booking.has_ended(), "its outcome is not recorded");
+    // An app that got the call once more would answer something else.
+    trip.app.rule(|_| Some(says(418, "another result")));
+    trip.comes_back().await;
+    booking.answer().await.is(201, "booked");
+    trip.was_asked_only(&["/book"]);
+    assert_eq!(scene.status(&lra).await, "Closed");
 }
 
 pub async fn a_box_and_the_transaction_manager_die_after_the_decision_and_the_answer_is_kept(world: World) {

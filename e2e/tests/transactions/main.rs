@@ -75,6 +75,7 @@ rules! {
         tries_of_a_step_are_shown_and_an_operator_has_it_tried_at_once,
         what_is_no_saga_is_refused,
         who_registered_a_moment_ago_takes_part_at_once,
+        a_service_that_hangs_holds_up_those_that_wait_for_it_and_nobody_else,
         a_compensation_waits_until_it_is_known_what_the_action_did,
     ];
     recovery: [
@@ -90,6 +91,7 @@ rules! {
         a_participant_dies_while_it_compensates,
         a_box_that_dies_after_its_close_was_decided_answers_as_it_had,
         a_box_that_dies_after_its_cancel_was_decided_answers_as_it_had,
+        a_box_that_dies_after_it_closed_a_transaction_without_participants_answers_as_it_had,
         a_box_and_the_transaction_manager_die_after_the_decision_and_the_answer_is_kept,
         many_deaths_and_every_transaction_ends_one_way,
     ];

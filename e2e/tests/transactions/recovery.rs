@@ -71,8 +71,17 @@ pub async fn an_operator_lists_retries_and_forgets(world: World) {
         serde_json::from_slice::<Vec<Value>>(&answer.body).unwrap_or_else(|_| panic!("{answer:?}")).len()
     };
     assert_eq!((listed("in-doubt").await, listed("failed").await, listed("older-than=3600000").await, listed("kind=saga").await), (1, 0, 0, 0));
-    is_problem(&scene.get("http://txmgr/v1/transactions?older-than=soon").await, 400, "malformed");
     let tell = |what: &str| scene.client.call(Call::post(&format!("http://txmgr/v1/transactions/{id}/{what}"), ""));
+    // What would be taken for a filter, and is none.
+    for (query, named) in [("older-than=soon", "older-than"), ("fialed", "fialed"), ("failed&failed", "twice")] {
+        for of in ["transactions".to_owned(), format!("partitions/{id}")] {
+            let refused = scene.get(&format!("http://txmgr/v1/{of}?{query}")).await;
+            is_problem(&refused, 400, "malformed");
+            assert!(refused.text().contains(named) && refused.text().contains("in-doubt"), "{refused:?}");
+        }
+    }
+    is_problem(&scene.get(&format!("http://txmgr/v1/transactions/{id}?failed")).await, 400, "malformed");
+    is_problem(&tell("cancel?dry-run").await, 400, "malformed");
     is_problem(&tell("forget").await, 412, "not-failed");
     // The pause would have been an hour.
     hotel.app.rule(|_| Some(says(409, "")));

@@ -9,7 +9,7 @@ use bluebox_core::planted;
 use super::{RunningSaga, Step, StepStatus};
 use crate::callback::{Callback, CallbackKey, Callee, Outcome, Phase};
 use crate::effect::{Answer, Effect};
-use crate::line::possible_pause;
+use crate::line::{possible_pause, with_reason};
 use crate::time::{backoff, later};
 use crate::wire::status::LraStatus;
 
@@ -168,8 +168,8 @@ impl RunningSaga {
         if key.phase == Phase::Undo {
             match outcome {
                 Outcome::Done => step.settle(StepStatus::Undone),
-                Outcome::Failed => {
-                    step.line.last_error = Some("its compensation said no (409)".to_owned());
+                Outcome::Failed(reason) => {
+                    step.line.last_error = Some(with_reason("its compensation said no (409)", reason.as_deref()));
                     step.settle(StepStatus::FailedToUndo);
                 }
                 Outcome::Again(error) => step.line.ask_again(Phase::Undo, now, &self.rules, Some(error)),
@@ -180,11 +180,12 @@ impl RunningSaga {
         let going = matches!(outcome, Outcome::InProgress(_));
         match outcome {
             Outcome::Done => step.settle(StepStatus::Done),
-            Outcome::Failed => {
+            Outcome::Failed(reason) => {
+                step.line.last_error = Some(with_reason("it said no (409)", reason.as_deref()));
                 step.settle(StepStatus::Refused);
                 if !cancelling {
                     let name = self.saga.plan.steps().get(place).map_or("", |planned| planned.name.as_str());
-                    let why = format!("step {name:?} said no (409)");
+                    let why = with_reason(&format!("step {name:?} said no (409)"), reason.as_deref());
                     self.cancel(&why, out);
                 }
             }

@@ -138,7 +138,7 @@ fn no_pause_is_longer_than_the_longest_whatever_the_clock_says() {
     let mut bench = Bench::start(vec![step("a", &[]), step("b", &["a"])], None);
     bench.pass(1_000_000);
     bench.done(0);
-    bench.ends(1, Phase::Action, 0, Outcome::Failed);
+    bench.ends(1, Phase::Action, 0, Outcome::Failed(None));
     bench.calls();
     bench.ends(0, Phase::Undo, 0, Outcome::Again("down".to_owned()));
     assert!(bench.calls().is_empty(), "it is a pause");
@@ -166,9 +166,10 @@ fn a_no_takes_back_what_was_done_and_nothing_else() {
     bench.done(0);
     bench.done(1);
     bench.calls();
-    bench.ends(2, Phase::Action, 0, Outcome::Failed);
+    bench.ends(2, Phase::Action, 0, Outcome::Failed(Some("no seat".to_owned())));
     assert_eq!((bench.step(2), bench.step(3)), (StepStatus::Refused, StepStatus::NeverRan));
-    assert_eq!(bench.saga.saga().why.as_deref(), Some("step \"c\" said no (409)"));
+    assert_eq!(bench.saga.saga().why.as_deref(), Some("step \"c\" said no (409): no seat"));
+    assert_eq!(bench.saga.saga().steps[2].line.last_error.as_deref(), Some("it said no (409): no seat"));
     assert_eq!(bench.urls(), ["http://b/undo"]);
     bench.ends(1, Phase::Undo, 0, Outcome::Done);
     assert_eq!(bench.urls(), ["http://a/undo"]);
@@ -181,7 +182,7 @@ fn a_no_takes_back_what_was_done_and_nothing_else() {
 fn what_is_under_way_is_waited_for_and_hurried() {
     let mut bench = Bench::start(vec![step("a", &[]), step("b", &[])], None);
     bench.calls();
-    bench.ends(1, Phase::Action, 0, Outcome::Failed);
+    bench.ends(1, Phase::Action, 0, Outcome::Failed(None));
     assert_eq!((bench.urls(), bench.hurried()), (vec![], 1));
     bench.done(0);
     assert_eq!(bench.urls(), ["http://a/undo"], "it was done after all");
@@ -234,12 +235,13 @@ fn a_compensation_is_tried_for_ever_but_for_a_no() {
     let mut bench = Bench::start(vec![step("a", &[]), step("b", &["a"]), step("c", &["b"])], None);
     bench.done(0);
     bench.done(1);
-    bench.ends(2, Phase::Action, 0, Outcome::Failed);
-    for (n, outcome) in [(0, Outcome::Again("HTTP 500".to_owned())), (1, Outcome::InProgress(None)), (2, Outcome::Failed)] {
+    bench.ends(2, Phase::Action, 0, Outcome::Failed(None));
+    for (n, outcome) in [(0, Outcome::Again("HTTP 500".to_owned())), (1, Outcome::InProgress(None)), (2, Outcome::Failed(Some("checked in".to_owned())))] {
         bench.pass(10_000);
         bench.ends(1, Phase::Undo, n, outcome);
     }
     assert_eq!(bench.step(1), StepStatus::FailedToUndo);
+    assert_eq!(bench.saga.saga().steps[1].line.last_error.as_deref(), Some("its compensation said no (409): checked in"));
     bench.ends(0, Phase::Undo, 0, Outcome::Done);
     assert_eq!(bench.status(), LraStatus::FailedToCancel, "the others are taken back all the same");
     assert!(!bench.saga.is_removable(FAR), "failures stay");
@@ -253,7 +255,7 @@ fn a_step_without_a_compensation_is_done_for_good() {
     bench.done(0);
     bench.done(1);
     bench.calls();
-    bench.ends(2, Phase::Action, 0, Outcome::Failed);
+    bench.ends(2, Phase::Action, 0, Outcome::Failed(None));
     assert_eq!(bench.urls(), ["http://a/undo"]);
 }
 

@@ -68,8 +68,10 @@ pub(super) struct Caller {
 /// A callback that has no outcome yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct UnderWay {
-    /// Since when this process makes it.
+    /// Since when this process makes it; as long as it waits for its turn: since when it does.
     pub(super) since: Timestamp,
+    /// What its turn waits for: it was not tried yet.
+    pub(super) turn: Option<String>,
     /// Why it is made again: nobody has got it, or it is not known whether somebody has.
     pub(super) again: Option<Again>,
 }
@@ -99,10 +101,10 @@ impl Noted<'_> {
         }
     }
 
-    /// Nothing holds it up any more.
-    fn goes_on(&self) {
+    /// Until its turn comes it is not tried.
+    fn waits(&self, turn: Option<String>) {
         if let Some(under_way) = self.caller.under_way().get_mut(&self.key) {
-            under_way.again = None;
+            (under_way.since, under_way.turn) = (wall_clock(), turn);
         }
     }
 }
@@ -156,7 +158,7 @@ impl Caller {
 
     /// Makes a callback, until it has an outcome; in this trace.
     pub(super) async fn call(&self, callback: &Callback, trace: Option<Context>) -> Outcome {
-        self.under_way().insert(callback.key, UnderWay { since: wall_clock(), again: None });
+        self.under_way().insert(callback.key, UnderWay { since: wall_clock(), turn: None, again: None });
         let noted = Noted { caller: self, key: callback.key };
         let url = match callback.key.phase {
             Phase::Enlist => format!("http://{}{BASE_PATH}/{}", self.name, callback.url),
@@ -174,7 +176,7 @@ impl Caller {
             }
         };
         self.counts.called(callback.key.phase, &outcome, began.elapsed());
-        debug!(callback = %callback.key, %url, ?outcome, "a callback had its outcome");
+        debug!(callback = %callback.key, %url, outcome = outcome.name(), "a callback had its outcome");
         outcome
     }
 
@@ -184,9 +186,9 @@ impl Caller {
         match self.places.ask(&callee) {
             places::Asked::Here(place) => Some(place),
             places::Asked::Later(turn) => {
-                noted.again(format!("it waits for its turn: as many callbacks to {callee} have no outcome yet as may be under way at once"), Duration::ZERO);
+                noted.waits(Some(format!("as many callbacks to {callee} have no outcome yet as may be under way at once")));
                 let place = turn.await.ok();
-                noted.goes_on();
+                noted.waits(None);
                 place
             }
         }
@@ -345,6 +347,57 @@ fn nested_links(name: &ComponentName, child: TransactionId) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::callback::Callee;
+    use crate::components::Learning;
+
+    struct All;
+
+    impl Components for All {
+        fn has(&self, _: &ComponentName, _: u16) -> bool {
+            true
+        }
+
+        fn learn(&self, _: Vec<(ComponentName, u16)>) -> Learning<'_> {
+            Box::pin(std::future::ready(true))
+        }
+    }
+
+    #[tokio::test]
+    async fn one_that_waits_for_its_turn_was_not_tried() {
+        let places = Places::new(1);
+        let caller = Arc::new(Caller {
+            name: ComponentName::try_new("txmgr").unwrap(),
+            // Nobody answers there.
+            proxy: OwnProxy::new(([127, 0, 0, 1], 1).into()),
+            client: Client::builder(TokioExecutor::new()).build(HttpConnector::new()),
+            components: Arc::new(All),
+            allowed: Vec::new(),
+            places: places.clone(),
+            under_way: Mutex::default(),
+            counts: Counts::try_new(&prometheus::Registry::new()).unwrap(),
+        });
+        let places::Asked::Here(place) = places.ask("hotel") else { panic!("it is free") };
+        let key = CallbackKey { transaction: TransactionId::new(0, Timestamp::default(), None, 1), callee: Callee(0), phase: Phase::Complete, n: 0 };
+        let callback = Callback { key, url: "http://hotel/complete".into(), base: None, parent: None, data: None, ended: None, step: None, not_after: None };
+        let call = tokio::spawn({
+            let caller = Arc::clone(&caller);
+            async move { caller.call(&callback, None).await }
+        });
+        let becomes = async |is: fn(&UnderWay) -> bool| {
+            loop {
+                match caller.of_under_way(key).filter(is) {
+                    Some(under_way) => break under_way,
+                    None => tokio::task::yield_now().await,
+                }
+            }
+        };
+        let waits = becomes(|under_way| under_way.turn.is_some()).await;
+        assert!(waits.again.is_none() && waits.turn.unwrap().contains("callbacks to hotel"));
+        drop(place);
+        let tried = becomes(|under_way| under_way.again.is_some()).await;
+        assert!(tried.turn.is_none() && tried.again.unwrap().tries > 0 && tried.since >= waits.since);
+        call.abort();
+    }
 
     #[test]
     fn a_proxy_that_says_no_is_quoted() {

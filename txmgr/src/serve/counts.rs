@@ -89,14 +89,7 @@ impl Counts {
 
     /// A callback has had its outcome.
     pub(super) fn called(&self, phase: Phase, outcome: &Outcome, took: Duration) {
-        let result = match outcome {
-            Outcome::Done => "done",
-            Outcome::InProgress(_) => "in_progress",
-            Outcome::Failed => "failed",
-            Outcome::Says(_) => "says",
-            Outcome::Again(_) => "again",
-        };
-        self.callbacks.with_label_values(&[phase.name(), result]).inc();
+        self.callbacks.with_label_values(&[phase.name(), outcome.name()]).inc();
         self.callback_seconds.with_label_values(&[phase.name()]).observe(took.as_secs_f64());
     }
 

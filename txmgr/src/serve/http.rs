@@ -32,9 +32,9 @@ use crate::components::Components;
 use crate::effect::Answer;
 use crate::id::Absent;
 use crate::partition::{Ask, NoAnswer};
-use crate::wire::BASE_PATH;
 use crate::wire::participant::Callable;
 use crate::wire::path::decoded;
+use crate::wire::{BASE_PATH, excerpt};
 
 /// The largest body of a request: a saga with all its steps.
 const MAX_BODY_BYTES: usize = 1 << 20;
@@ -63,6 +63,15 @@ impl Query {
     /// The first value of that name.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(there, _)| there == name).map(|(_, value)| value.as_str())
+    }
+
+    /// What has another name than these, or is there twice, is a mistake.
+    pub(super) fn only(&self, known: &[&str]) -> Result<(), String> {
+        self.0.iter().enumerate().try_for_each(|(at, (name, _))| match self.0.iter().take(at).any(|(before, _)| before == name) {
+            _ if !known.contains(&name.as_str()) => Err(format!("{:?}: no such parameter", excerpt(name))),
+            true => Err(format!("{name}: it is there twice")),
+            false => Ok(()),
+        })
     }
 }
 
@@ -97,6 +106,11 @@ impl Asked {
     /// The trace that it is in.
     pub(super) fn trace(&self) -> Option<Context> {
         Context::of(&self.headers)
+    }
+
+    /// No parameter may be in the query.
+    pub(super) fn without_parameters(&self) -> Result<(), Problem> {
+        self.query.only(&[]).map_err(|wrong| Problem::malformed(format!("{wrong}; here there are none")))
     }
 
     /// The body as text.
@@ -196,6 +210,10 @@ impl Service {
             return lra::answer(self, asked, rest).await;
         }
         let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
+        // Only lists take any. (To the coordinator, above, clients may say what they like.)
+        if matches!(segments[..], ["v1", "sagas", ..] | ["v1", "transactions", _, ..]) {
+            asked.without_parameters()?;
+        }
         match segments[..] {
             ["v1", "sagas"] => sagas::begin(self, asked).await,
             ["v1", "sagas", id] => sagas::read(self, asked, id).await,
@@ -316,5 +334,13 @@ mod tests {
         assert_eq!((query.get("TimeLimit"), query.get("flag"), query.get("Nope")), (Some(""), Some(""), None));
         assert_eq!(query.get("ParentLRA"), Some("http://x/1"));
         assert!(Query::parse("a=%zz").is_err() && Query::parse("a=%ff").is_err());
+    }
+
+    #[test]
+    fn only_what_is_known_and_once() {
+        let only = |query: &str| Query::parse(query).unwrap().only(&["kind", "failed"]);
+        assert_eq!((only(""), only("failed&kind=lra")), (Ok(()), Ok(())));
+        assert_eq!(only("kind=lra&fialed"), Err("\"fialed\": no such parameter".to_owned()));
+        assert_eq!(only("kind=lra&failed&kind=lra"), Err("kind: it is there twice".to_owned()));
     }
 }

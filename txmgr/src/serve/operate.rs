@@ -49,6 +49,7 @@ pub(super) async fn partition(service: &Service, asked: &Asked, id: &str) -> Res
             Ok(answer_json(StatusCode::OK, &Value::Array(show(service, number, filter).await?)))
         }
         Method::POST => {
+            asked.without_parameters()?;
             service.partitions.tell(number, Command::RetryAll).await.map_err(|_| Problem::not_served())?;
             Ok(empty(StatusCode::NO_CONTENT))
         }

@@ -13,8 +13,8 @@ use crate::line::Line;
 use crate::partition::{Ask, StateRef};
 use crate::saga::{Saga, SagaRequest};
 use crate::transaction::{Lra, Participant, Request};
-use crate::wire::path::status_filter;
-use crate::wire::status::LraStatus;
+use crate::wire::excerpt;
+use crate::wire::status::{LraStatus, UnknownStatus};
 
 /// Which transactions are shown.
 #[derive(Debug, Clone, Default)]
@@ -28,22 +28,33 @@ pub(super) struct Filter {
 }
 
 impl Filter {
-    /// `kind`, `status`, `failed`, `recovering`, `in-doubt`, `older-than` (milliseconds).
+    const NAMES: [&str; 6] = ["failed", "in-doubt", "recovering", "status", "kind", "older-than"];
+
+    /// Reads one. A mistake in it is told: without what is wrong more would be shown than was asked for.
     pub(super) fn of(query: &Query) -> Result<Self, String> {
-        let is = |name: &str| query.get(name).is_some_and(|value| value != "false");
+        Self::read(query).map_err(|wrong| format!("{wrong}; there are {}", Self::NAMES.join(", ")))
+    }
+
+    fn read(query: &Query) -> Result<Self, String> {
+        query.only(&Self::NAMES)?;
+        let is = |name: &str| match query.get(name) {
+            None | Some("false") => Ok(false),
+            Some("" | "true") => Ok(true),
+            Some(other) => Err(format!("{name}={:?}: nothing, `true` or `false`", excerpt(other))),
+        };
         let kind = match query.get("kind") {
             None => None,
             Some("lra") => Some("lra"),
             Some("saga") => Some("saga"),
-            Some(other) => return Err(format!("kind {other:?}: `lra` or `saga`")),
+            Some(other) => return Err(format!("kind={:?}: `lra` or `saga`", excerpt(other))),
         };
-        let millis = |text: &str| text.parse().map(Duration::from_millis).map_err(|_| format!("older-than {text:?}: milliseconds as a whole number"));
+        let millis = |text: &str| text.parse().map(Duration::from_millis).map_err(|_| format!("older-than={:?}: milliseconds, a whole number", excerpt(text)));
         Ok(Self {
             kind,
-            status: status_filter(query.get("status").or(query.get("Status"))).map_err(|unknown| unknown.to_string())?,
-            failed: is("failed"),
-            recovering: is("recovering"),
-            in_doubt: is("in-doubt"),
+            status: query.get("status").map(|name| name.parse().map_err(|unknown: UnknownStatus| format!("status: {unknown}"))).transpose()?,
+            failed: is("failed")?,
+            recovering: is("recovering")?,
+            in_doubt: is("in-doubt")?,
             older_than: query.get("older-than").map(millis).transpose()?,
         })
     }
@@ -100,9 +111,9 @@ pub(super) fn as_on_the_wire(view: &Value) -> Value {
 }
 
 fn line(line: &Line, key: Option<CallbackKey>, of_call: OfCall<'_>) -> Value {
-    let under_way = key.and_then(of_call).map(|UnderWay { since, again }| {
+    let under_way = key.and_then(of_call).map(|UnderWay { since, turn, again }| {
         let again = again.map(|Again { why, tries, at }| json!({ "why": why, "tries": tries, "at_ms": at.as_millis() }));
-        json!({ "since_ms": since.as_millis(), "again": again })
+        json!({ "since_ms": since.as_millis(), "turn": turn, "again": again })
     });
     json!({
         "asked": line.phase.map(|phase| phase.name()), "outcomes": line.n, "failures": line.failures, "not_before_ms": line.not_before.as_millis(),
@@ -178,12 +189,15 @@ mod tests {
         }
         let key = CallbackKey { transaction: id, callee: Callee(0), phase: Phase::Complete, n: 0 };
         let again = Again { why: "503 recorded-full: no room".to_owned(), tries: 4, at: at(70) };
-        let of_call = |asked| (asked == key).then(|| UnderWay { since: at(3), again: Some(again.clone()) });
+        let of_call = |asked| (asked == key).then(|| UnderWay { since: at(3), turn: None, again: Some(again.clone()) });
         let shown = lra_in_full(transaction.lra(), &of_call);
         assert_eq!(
             shown.pointer("/participants/0/line/under_way"),
-            Some(&json!({ "since_ms": 3, "again": { "why": "503 recorded-full: no room", "tries": 4, "at_ms": 70 } }))
+            Some(&json!({ "since_ms": 3, "turn": null, "again": { "why": "503 recorded-full: no room", "tries": 4, "at_ms": 70 } }))
         );
+        let turn = |_| Some(UnderWay { since: at(3), turn: Some("no place".to_owned()), again: None });
+        let waits = lra_in_full(transaction.lra(), &turn);
+        assert_eq!(waits.pointer("/participants/0/line/under_way"), Some(&json!({ "since_ms": 3, "turn": "no place", "again": null })));
         assert!(!shown.to_string().contains(SECRET) && !format!("{transaction:?}").contains(SECRET));
     }
 
@@ -194,14 +208,24 @@ mod tests {
         let start = Start { id, origin: None, client: Arc::from(""), base: Arc::from("http://txmgr/lra-coordinator"), limit: None, parent: None };
         let transaction = Transaction::start(Arc::new(Rules::default()), at, crate::effect::RequestId(0), start, &mut Vec::new());
         let passes = |query: &str| filter(query).unwrap().passes(&StateRef::Lra(transaction.lra()), Timestamp::from_millis(1_005_000));
-        for query in ["", "kind=lra", "status=Active", "Status=Active", "older-than=5000", "failed=false"] {
+        for query in ["", "kind=lra", "status=Active", "older-than=5000", "failed=false"] {
             assert!(passes(query), "{query}");
         }
-        for query in ["kind=saga", "status=Closed", "older-than=5001", "failed", "in-doubt", "recovering"] {
+        for query in ["kind=saga", "status=Closed", "older-than=5001", "failed", "failed=true", "in-doubt", "recovering"] {
             assert!(!passes(query), "{query}");
         }
-        for wrong in ["kind=x", "status=open", "older-than=1s"] {
-            assert!(filter(wrong).is_err(), "{wrong}");
+        for (wrong, named) in [
+            ("kind=x", "kind=\"x\""),
+            ("status=open", "status: "),
+            ("status=", "status: "),
+            ("older-than=1s", "older-than=\"1s\""),
+            ("failed=yes", "failed=\"yes\""),
+            ("fialed", "\"fialed\""),
+            ("Status=Active", "\"Status\""),
+            ("status=Active&status=Closed", "status: it is there twice"),
+        ] {
+            let said = filter(wrong).unwrap_err();
+            assert!(said.starts_with(named) && said.ends_with("; there are failed, in-doubt, recovering, status, kind, older-than"), "{wrong}: {said}");
         }
     }
 }

@@ -16,7 +16,7 @@ impl Transaction {
         self.gate.change();
         match outcome {
             Outcome::Done => self.enlisted(out),
-            Outcome::Failed => {
+            Outcome::Failed(_) => {
                 parent.line.end();
                 // Nobody was told of it: there is nothing in it. But for those who have guessed its name, it ends as any other.
                 if self.lra.status == LraStatus::Active {

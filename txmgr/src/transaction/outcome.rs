@@ -8,7 +8,7 @@ use bluebox_core::planted;
 use super::{MAX_LRA_BYTES, Participant, Transaction};
 use crate::callback::{CallbackKey, Callee, Outcome, Phase};
 use crate::effect::Effect;
-use crate::line::Rules;
+use crate::line::{Rules, with_reason};
 use crate::wire::status::ParticipantStatus;
 
 impl Transaction {
@@ -70,7 +70,7 @@ impl Participant {
         let main = if compensating { Phase::Compensate } else { Phase::Complete };
         let says = match &outcome {
             Outcome::Done => Says::Done,
-            Outcome::Failed => Says::Failed,
+            Outcome::Failed(_) => Says::Failed,
             Outcome::InProgress(_) => Says::InProgress,
             Outcome::Says(status) => self.names(*status, compensating, nested),
             Outcome::Again(_) => Says::Nonsense,
@@ -132,7 +132,7 @@ fn in_words(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Done => "done".to_owned(),
         Outcome::InProgress(_) => "in progress".to_owned(),
-        Outcome::Failed => "it said that it failed for good".to_owned(),
+        Outcome::Failed(reason) => with_reason("it said that it failed for good", reason.as_deref()),
         Outcome::Says(status) => format!("it said {status}"),
         Outcome::Again(what) => what.clone(),
     }

@@ -121,7 +121,7 @@ pub(crate) fn all() -> Vec<Scenario> {
             participants: vec![links("a", &["compensate", "complete", "status", "forget", "after"])],
             max_tries: 2,
             answers: |key| match key.phase {
-                Phase::Complete | Phase::Compensate => vec![Outcome::InProgress(None), Outcome::Failed, Outcome::Again("?".to_owned())],
+                Phase::Complete | Phase::Compensate => vec![Outcome::InProgress(None), Outcome::Failed(None), Outcome::Again("?".to_owned())],
                 Phase::Status => vec![Outcome::Says(ParticipantStatus::Active)],
                 Phase::After | Phase::Forget => vec![Outcome::Again("?".to_owned())],
                 _ => Vec::new(),
@@ -133,7 +133,7 @@ pub(crate) fn all() -> Vec<Scenario> {
             participants: vec![links("a", &["compensate", "complete", "forget", "after"])],
             parent: true,
             budget: Budget { boots: 2, crashes: 1, ..Budget::default() },
-            answers: |key| if key.phase == Phase::Enlist { vec![Outcome::Failed] } else { Vec::new() },
+            answers: |key| if key.phase == Phase::Enlist { vec![Outcome::Failed(None)] } else { Vec::new() },
             ..base("nested: closed, and its parent cancels or closes", vec![Start, Join(0), Close, ParentCompletes, ParentCompensates, ParentForgets])
         },
         Scenario {
@@ -170,7 +170,9 @@ pub(crate) fn all() -> Vec<Scenario> {
             plan: saga(vec![step("a", None), step("b", None)]),
             max_tries: 1,
             answers: |key| match key {
-                CallbackKey { phase: Phase::Action, callee: Callee(1), .. } => vec![Outcome::Failed, Outcome::InProgress(None), Outcome::Again("?".to_owned())],
+                CallbackKey { phase: Phase::Action, callee: Callee(1), .. } => {
+                    vec![Outcome::Failed(None), Outcome::InProgress(None), Outcome::Again("?".to_owned())]
+                }
                 CallbackKey { phase: Phase::Undo, .. } => vec![Outcome::Again("?".to_owned())],
                 _ => Vec::new(),
             },
@@ -186,14 +188,14 @@ pub(crate) fn all() -> Vec<Scenario> {
         Scenario {
             plan: saga(vec![step("a", None), step("b", Some(Vec::new()))]),
             limit: Some(Duration::from_millis(100)),
-            answers: |key| if key.phase == Phase::Action { vec![Outcome::Failed] } else { Vec::new() },
+            answers: |key| if key.phase == Phase::Action { vec![Outcome::Failed(None)] } else { Vec::new() },
             budget: Budget { boots: 2, ..Budget::default() },
             ..base("a saga of two steps at once, and its deadline", vec![StartSaga])
         },
         Scenario {
             plan: saga(vec![step("a", None), step("b", Some(Vec::new()))]),
             limit: Some(Duration::from_millis(100)),
-            answers: |key| if key.phase == Phase::Action { vec![Outcome::Failed, Outcome::InProgress(None)] } else { Vec::new() },
+            answers: |key| if key.phase == Phase::Action { vec![Outcome::Failed(None), Outcome::InProgress(None)] } else { Vec::new() },
             budget: Budget { boots: 1, lost_outcomes: 2, asked_again: 1, ..Budget::default() },
             ..base("a saga of two steps at once, and lost outcomes", vec![StartSaga])
         },
@@ -206,11 +208,11 @@ pub(crate) fn large() -> Vec<Scenario> {
     let all_links = |name| links(name, &["compensate", "complete", "status", "forget", "after"]);
     let budget = Budget { boots: 5, crashes: 3, twice: 3, lost_outcomes: 4, told_again: 3, asked_again: 4, compactions: 2 };
     let answers: fn(CallbackKey) -> Vec<Outcome> = |key| match key.phase {
-        Phase::Complete | Phase::Compensate => vec![Outcome::InProgress(None), Outcome::Failed, Outcome::Again("?".to_owned())],
+        Phase::Complete | Phase::Compensate => vec![Outcome::InProgress(None), Outcome::Failed(None), Outcome::Again("?".to_owned())],
         Phase::Status => vec![Outcome::Says(ParticipantStatus::Active), Outcome::InProgress(None), Outcome::Again("?".to_owned())],
         Phase::After | Phase::Forget => vec![Outcome::Again("?".to_owned())],
-        Phase::Enlist => vec![Outcome::Failed, Outcome::Again("?".to_owned())],
-        Phase::Action | Phase::Undo => vec![Outcome::Failed, Outcome::InProgress(None), Outcome::Again("?".to_owned())],
+        Phase::Enlist => vec![Outcome::Failed(None), Outcome::Again("?".to_owned())],
+        Phase::Action | Phase::Undo => vec![Outcome::Failed(None), Outcome::InProgress(None), Outcome::Again("?".to_owned())],
     };
     let step = |name: &str, after: Option<Vec<String>>| {
         let request =

@@ -160,7 +160,7 @@ fn after_an_unknown_outcome_the_status_is_asked_for() {
 /// "compensation violations include the case where a participant completes when asked to compensate … must be logged".
 #[test]
 fn failures_stay_until_they_are_forgotten_and_the_participant_is_told_to_forget() {
-    for outcome in [Outcome::Failed, Outcome::Says(ParticipantStatus::FailedToCompensate), Outcome::Says(ParticipantStatus::Completed)] {
+    for outcome in [Outcome::Failed(None), Outcome::Says(ParticipantStatus::FailedToCompensate), Outcome::Says(ParticipantStatus::Completed)] {
         let mut bench = Bench::start(None, false);
         bench.join("a", &["compensate", "forget", "after"]);
         bench.join("b", &["compensate", "forget"]);
@@ -185,7 +185,7 @@ fn only_failures_can_be_forgotten_and_then_nobody_is_called() {
     assert_eq!(refusal(bench.ask(Request::Forget)), 412);
     bench.join("a", &["compensate", "after"]);
     bench.ask(Request::Cancel(FAR));
-    bench.ends(Outcome::Failed);
+    bench.ends(Outcome::Failed(None));
     bench.ends(Outcome::Again("no".to_owned()));
     bench.ask(Request::Forget);
     bench.pass(DAY);

@@ -34,7 +34,7 @@ fn one_that_its_parent_does_not_take_in_was_not_begun() {
     let mut bench = Bench::start(None, true);
     bench.ends(Outcome::Again("HTTP 503".to_owned()));
     bench.pass(SECOND);
-    bench.ends(Outcome::Failed);
+    bench.ends(Outcome::Failed(None));
     assert_eq!((refusal(bench.answer(RequestId(0))), bench.status()), (404, LraStatus::Cancelled));
     bench.transaction.begun(RequestId(77), &mut bench.effects);
     assert_eq!(refusal(bench.answer(RequestId(77))), 404, "so is who asks again");
@@ -104,7 +104,7 @@ fn one_that_is_closing_is_to_be_asked_again_and_one_that_failed_says_so() {
     bench.ask(Request::Close(FAR));
     assert_eq!(bench.ask(Request::OfParent(Phase::Compensate, FAR)), Some(Answer::Participant(ParticipantStatus::Completing)));
     assert_eq!(refusal(bench.ask(Request::OfParent(Phase::Forget, FAR))), 412);
-    bench.ends(Outcome::Failed);
+    bench.ends(Outcome::Failed(None));
     assert_eq!(bench.ask(Request::OfParent(Phase::Complete, FAR)), Some(Answer::Participant(ParticipantStatus::FailedToComplete)));
     assert_eq!(bench.ask(Request::OfParent(Phase::Compensate, FAR)), Some(Answer::Participant(ParticipantStatus::FailedToCompensate)));
 }
