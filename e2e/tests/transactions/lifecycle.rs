@@ -74,6 +74,9 @@ pub async fn both_ends_can_be_asked_for_again_and_the_other_one_comes_too_late(w
     again.is(200, "Closed");
     scene.put(&close_it).await.is(200, "Closed");
     is_problem(&scene.put(&cancel_it).await, 412, "other-end");
+    // Narayana's client names its version, and knows by 404 that it has ended otherwise.
+    let narayanas = Call::new(Method::PUT, &cancel_it).with("narayana-lra-api-version", "1.2");
+    is_problem(&scene.client.call(narayanas).await, 404, "other-end");
     is_problem(&scene.client.call(Call::new(Method::PUT, &lra).with("link", &hotel.links())).await, 412, "not-active");
     is_problem(&scene.put(&format!("{lra}/renew?TimeLimit=1000")).await, 412, "not-active");
     hotel.was_asked_only(&["/complete"]);
@@ -163,7 +166,9 @@ pub async fn a_nested_one_closes_and_its_parent_can_still_cancel_it(world: World
     for (end, hears) in [("close", vec!["/complete"]), ("cancel", vec!["/complete", "/compensate"])] {
         let before = (hotel.asked().len(), flight.asked().len());
         let parent = scene.start().await;
-        let child = scene.start_with(&format!("&ParentLRA={}", parent.replace(':', "%3A").replace('/', "%2F"))).await;
+        // Narayana's client encodes it twice.
+        let percent = if end == "close" { "%" } else { "%25" };
+        let child = scene.start_with(&format!("&ParentLRA={}", parent.replace(':', &format!("{percent}3A")).replace('/', &format!("{percent}2F")))).await;
         scene.join(&parent, &flight).await;
         scene.join(&child, &hotel).await;
         let read: Value = serde_json::from_slice(&scene.get(&child).await.body).unwrap();

@@ -19,7 +19,7 @@ use crate::partition::Ask;
 use crate::transaction::{Join, Kept, Links, OutcomeOf, Request, Start};
 use crate::wire::limit::time_limit;
 use crate::wire::link::{InvalidLinks, RawLinks, links_of_join};
-use crate::wire::path::{Resource, Verb, lra_of_url, resource, status_filter};
+use crate::wire::path::{Resource, Verb, lra_of_url, parent_url, resource, status_filter};
 use crate::wire::status::ParticipantStatus;
 use crate::wire::version::ApiVersion;
 use crate::wire::{CONTEXT, DATA, OUTCOME, OUTCOME_OF, RECOVERY, VERSION};
@@ -87,7 +87,8 @@ impl Coordinator<'_> {
         let parent = match query.get("ParentLRA").filter(|url| !url.is_empty()) {
             None => None,
             Some(url) => {
-                let id = lra_of_url(url).filter(|id| id.partition() < self.service.settings.partitions);
+                let url = parent_url(url);
+                let id = lra_of_url(&url).filter(|id| id.partition() < self.service.settings.partitions);
                 let shown: String = url.chars().take(80).collect();
                 Some((id.ok_or_else(|| Problem::unknown(format!("ParentLRA {shown:?} is no LRA of this coordinator")))?, Arc::from(url)))
             }
@@ -166,7 +167,7 @@ impl Coordinator<'_> {
             None if close => Request::Close(by),
             None => Request::Cancel(by),
         };
-        let (status, other) = match self.ask(id, request).await? {
+        let (status, other) = match self.ask(id, request).await.map_err(|problem| self.too_late(problem))? {
             Answer::Status(status) => (status, false),
             Answer::EndedOtherwise(status) => (status, true),
             answer => return Err(unexpected(&answer)),
@@ -177,6 +178,13 @@ impl Coordinator<'_> {
             answered = with(answered, LOCATION, &format!("{}/status", self.url(id)));
         }
         Ok(if other { with(answered, OUTCOME, "other") } else { answered })
+    }
+
+    /// Narayana's clients, which are those that name a version and come with no outcome, take 404 for "has ended before, by whatever it was called by or by its time limit", and all else for a failure
+    /// that they tell instead of the app's answer: what has ended is unknown to Narayana's coordinator.
+    fn too_late(&self, problem: Problem) -> Problem {
+        let narayanas = self.asked.headers.contains_key(VERSION) && !self.asked.headers.contains_key(OUTCOME_OF);
+        if narayanas && problem.is_other_end() { problem.coded(StatusCode::NOT_FOUND) } else { problem }
     }
 
     /// Whose outcome a request is about. Only a proxy that is another component's has any: what comes to the plain listener comes in the transaction manager's own name, whoever sent it.

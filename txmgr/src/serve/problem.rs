@@ -98,6 +98,11 @@ impl Problem {
         self.word == "no-such-participant"
     }
 
+    /// Whether the other end was decided than the one that was asked for.
+    pub(super) fn is_other_end(&self) -> bool {
+        self.word == "other-end"
+    }
+
     /// With another status code.
     pub(super) fn coded(self, status: StatusCode) -> Self {
         Self { status, ..self }

@@ -1,5 +1,7 @@
 //! What a path of the coordinator names.
 
+use std::borrow::Cow;
+
 use super::excerpt;
 use super::status::{LraStatus, UnknownStatus};
 use crate::TransactionId;
@@ -106,6 +108,11 @@ pub fn lra_of_url(url: &str) -> Option<TransactionId> {
     last.parse().ok()
 }
 
+/// The URL that a `ParentLRA` says, decoded as values in a query are. Narayana's client encodes it before it makes a value in a query of it, which is encoded once more.
+pub fn parent_url(value: &str) -> Cow<'_, str> {
+    if value.contains("://") { Cow::Borrowed(value) } else { decoded(value).map_or(Cow::Borrowed(value), Cow::Owned) }
+}
+
 /// Percent-decoding (RFC 3986, section 2.1).
 pub(crate) fn decoded(segment: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(segment.len());
@@ -201,6 +208,14 @@ mod tests {
         for url in ["", "http://txmgr", "http://txmgr/lra-coordinator/", &id.to_string()] {
             assert_eq!(lra_of_url(url), None, "{url}");
         }
+    }
+
+    #[test]
+    fn a_parent_may_be_encoded_twice() {
+        let url = format!("http://txmgr/lra-coordinator/{}?a=%20", id());
+        let encoded = url.replace('%', "%25").replace(':', "%3A").replace('/', "%2F").replace('?', "%3F").replace('=', "%3D");
+        assert!(parent_url(&url) == url && parent_url(&encoded) == url);
+        assert_eq!(parent_url("%zz"), "%zz");
     }
 
     #[test]
