@@ -182,11 +182,12 @@ impl TryFrom<proto::Kept> for Kept {
 impl From<&Lra> for proto::Lra {
     fn from(lra: &Lra) -> Self {
         let Lra { id, origin, client, base, status, started, deadline, ended, parent, participants, next_callee, left, forgotten, kept } = lra;
-        let parent = parent.as_ref().map(|Parent { id, url, enlisted, settled, line }| proto::Parent {
+        let parent = parent.as_ref().map(|Parent { id, url, enlisted, closing, settled, line }| proto::Parent {
             id: id.key(),
             url: url.as_ref().to_owned(),
             enlisted: *enlisted,
             settled: *settled,
+            closing: *closing,
             line: line.into(),
         });
         Self {
@@ -228,8 +229,8 @@ impl TryFrom<proto::Lra> for Lra {
             forgotten,
             kept,
         } = lra;
-        let parent_of = |proto::Parent { id, url, enlisted, settled, line }| -> Result<Parent, Unreadable> {
-            Ok(Parent { id: id_of(&id)?, url: Arc::from(url), enlisted, settled, line: line.try_into()? })
+        let parent_of = |proto::Parent { id, url, enlisted, settled, line, closing }| -> Result<Parent, Unreadable> {
+            Ok(Parent { id: id_of(&id)?, url: Arc::from(url), enlisted, closing, settled, line: line.try_into()? })
         };
         Ok(Self {
             id: id_of(&id)?,

@@ -93,6 +93,8 @@ pub(super) struct Parent {
     pub settled: bool,
     #[prost(message, required, tag = "5")]
     pub line: Line,
+    #[prost(bool, tag = "6")]
+    pub closing: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]

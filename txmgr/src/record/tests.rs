@@ -55,11 +55,11 @@ prop_compose! {
 prop_compose! {
     fn lra()(
         random: u64, origin: Option<[u8; 16]>, client: String, base: String, status in word::<LraStatus>(), started in moment(), deadline in proptest::option::of(moment()),
-        ended in proptest::option::of(moment()), parent in proptest::option::of((any::<u64>(), any::<String>(), any::<bool>(), any::<bool>(), line())),
+        ended in proptest::option::of(moment()), parent in proptest::option::of((any::<u64>(), any::<String>(), any::<[bool; 3]>(), line())),
         participants in proptest::collection::vec(participant(), 0..4), next_callee: u32, left: Vec<String>, forgotten: bool, kept in proptest::option::of(kept()),
     ) -> State {
         let left = left.into_iter().map(Arc::from).collect();
-        let parent = parent.map(|(random, url, enlisted, settled, line)| Parent { id: id(random), url: Arc::from(url), enlisted, settled, line });
+        let parent = parent.map(|(random, url, [enlisted, closing, settled], line)| Parent { id: id(random), url: Arc::from(url), enlisted, closing, settled, line });
         let origin = origin.map(CallId::from_bytes);
         State::Lra(Box::new(Lra { id: id(random), origin, client: Arc::from(client), base: Arc::from(base), status, started, deadline, ended, parent, participants, next_callee, left, forgotten, kept: kept.map(Box::new) }))
     }

@@ -18,7 +18,10 @@ impl Transaction {
     pub(super) fn end(&mut self, now: Timestamp, request: RequestId, to: LraStatus, answer_by: Timestamp, kept: Option<Box<Kept>>, out: &mut Vec<Effect>) {
         let status = self.lra.status;
         let same_end = status.is_cancel() == to.is_cancel();
-        if status == LraStatus::Active || (planted!(TxnDecidesTwice) && !same_end) {
+        // "A nested LRA can close or cancel independently of its parent" ("Nesting LRAs", 1), also one after the other. But of two deliveries of one call, which say what is to be kept, the one that
+        // is decided first counts.
+        let undone = to == LraStatus::Cancelling && self.lra.can_be_undone() && kept.is_none();
+        if status == LraStatus::Active || undone || (planted!(TxnDecidesTwice) && !same_end) {
             self.decide(now, to, out);
         } else if !same_end {
             return self.answer(request, Answer::Refused(Refusal::OtherEnd(self.lra.id, status)), out);

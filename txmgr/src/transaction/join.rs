@@ -32,12 +32,14 @@ impl Transaction {
         let Join { links, limit, data } = join;
         // Only an active LRA takes in participants (412); its listeners may come while it is ending, as with Narayana, because they are called only afterwards.
         let status = self.lra.status;
-        if status != LraStatus::Active && !(status.is_ending() && links.is_listener()) {
+        let same = |p: &Participant| p.links.identity() == links.identity();
+        // Who takes part in a nested one that has closed may be called in it, to cancel it: a client of Narayana's joins before each call.
+        let again = self.lra.can_be_undone() && self.lra.participants.iter().any(same);
+        if status != LraStatus::Active && !(status.is_ending() && links.is_listener()) && !again {
             return self.answer(request, Answer::Refused(Refusal::NotActive(self.lra.id, status)), out);
         }
         // "The participant can be enlisted only once per LRA instance … the follow-up enlistments of such participant MUST be ignored" ("The Model").
-        let same = |p: &&mut Participant| p.links.identity() == links.identity();
-        if let Some(before) = self.lra.participants.iter_mut().find(same).filter(|_| !planted!(TxnJoinsTwice)) {
+        if let Some(before) = self.lra.participants.iter_mut().find(|p| same(p)).filter(|_| !planted!(TxnJoinsTwice)) {
             let former_data = before.data.as_deref().map(str::to_owned);
             let callee = before.callee;
             if data.is_some() && before.data != data {

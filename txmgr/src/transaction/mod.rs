@@ -148,7 +148,7 @@ impl Transaction {
         let parent = parent.map(|(id, url)| {
             let mut line = Line::default();
             line.ask(Phase::Enlist, now);
-            Parent { id, url, enlisted: false, settled: false, line }
+            Parent { id, url, enlisted: false, closing: false, settled: false, line }
         });
         let deadline = limit.map(|limit| later(now, limit));
         let lra = Lra {

@@ -63,6 +63,12 @@ impl Transaction {
             self.under_way.remove(&Callee::PARENT);
             self.enlisted(out);
         }
+        if phase == Phase::Complete
+            && let Some(parent) = self.lra.parent.as_mut().filter(|p| !p.closing)
+        {
+            parent.closing = true;
+            self.gate.change();
+        }
         match (phase, self.lra.status) {
             (Phase::Complete, LraStatus::Active) => self.decide(now, LraStatus::Closing, out),
             (Phase::Compensate, LraStatus::Active) => self.decide(now, LraStatus::Cancelling, out),

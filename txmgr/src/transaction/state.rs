@@ -102,6 +102,8 @@ pub struct Parent {
     pub url: Arc<str>,
     /// The parent has this LRA among its participants.
     pub enlisted: bool,
+    /// The parent is closing, and has asked this LRA to complete: only it can cancel this LRA now, if it is cancelled itself after that.
+    pub closing: bool,
     /// The parent has closed: this LRA can't be cancelled any more.
     pub settled: bool,
     /// What the parent is asked for.
@@ -160,6 +162,11 @@ impl Lra {
     /// Whether its state is its last one. A nested LRA that closed can still be cancelled until its parent has closed ("Nesting LRAs", 2).
     pub fn is_settled(&self) -> bool {
         self.status.is_final() && (self.status != LraStatus::Closed || self.parent.as_ref().is_none_or(|parent| parent.settled))
+    }
+
+    /// Whether it is a nested one that has closed by itself, and may yet be cancelled by its client: until its parent closes.
+    pub(super) fn can_be_undone(&self) -> bool {
+        self.status == LraStatus::Closed && self.parent.as_ref().is_some_and(|parent| !parent.closing && !parent.settled)
     }
 
     /// Whether it is ending, or someone has yet to be told of its end (`isRecovering`).

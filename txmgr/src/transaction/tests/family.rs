@@ -51,7 +51,6 @@ fn what_has_closed_can_be_cancelled_by_its_parent() {
     assert!(bench.calls().is_empty(), "neither told to forget nor of an end that may not be the last");
     bench.pass(10 * 86_400 * SECOND);
     assert!(!bench.transaction.is_removable(at(bench.now)));
-    assert_eq!(refusal(bench.ask(Request::Cancel(FAR))), 412, "by its parent alone");
     assert_eq!(bench.ask(Request::OfParent(Phase::Compensate, FAR)), None);
     assert_eq!(bench.ends(Outcome::Says(ParticipantStatus::Completed)).phase, Phase::Compensate);
     bench.pass(SECOND);
@@ -72,7 +71,37 @@ fn when_the_parent_has_closed_all_is_forgotten_and_over() {
     assert_eq!(bench.ask(Request::OfParent(Phase::Forget, FAR)), Some(Answer::Done));
     assert_eq!(bench.ends(Outcome::Done).phase, Phase::Forget);
     assert_eq!(bench.ask(Request::OfParent(Phase::Compensate, FAR)), Some(Answer::Participant(ParticipantStatus::FailedToCompensate)));
+    assert_eq!(refusal(bench.ask(Request::Cancel(FAR))), 412);
     assert!(bench.calls().is_empty());
+}
+
+/// "A nested LRA can close or cancel independently of its parent": MicroProfile's TCK closes one and then cancels it (`mixedMultiLevelNestedActivity`).
+#[test]
+fn one_that_has_closed_can_be_cancelled_until_its_parent_closes() {
+    let closed = || {
+        let mut bench = enlisted();
+        bench.join("a", &["compensate", "complete"]);
+        bench.ask(Request::Close(FAR));
+        bench.ends(Outcome::Done);
+        bench
+    };
+    let mut bench = closed();
+    assert!(matches!(bench.join("a", &["compensate", "complete"]), Some(Answer::Joined { callee: Callee(0), .. })), "it takes part already");
+    assert_eq!(refusal(bench.join("b", &["compensate", "complete"])), 412);
+    assert_eq!(bench.ask(Request::Cancel(FAR)), None);
+    assert_eq!(bench.ends(Outcome::Done).phase, Phase::Compensate);
+    assert_eq!(bench.answer(RequestId(bench.requests)), Some(Answer::Status(LraStatus::Cancelled)));
+    assert_eq!(bench.ask(Request::OfParent(Phase::Complete, FAR)), Some(Answer::Gone));
+    // The end of a parent is decided once.
+    let mut bench = closed();
+    assert_eq!(bench.ask(Request::OfParent(Phase::Complete, FAR)), Some(Answer::Participant(ParticipantStatus::Completed)));
+    assert_eq!(refusal(bench.ask(Request::Cancel(FAR))), 412);
+    assert_eq!(refusal(bench.join("a", &["compensate", "complete"])), 412);
+    // Which may be nested itself, and be cancelled after it has closed.
+    assert_eq!(bench.ask(Request::OfParent(Phase::Compensate, FAR)), None);
+    // So is the end of a call that is kept with it.
+    let kept = Kept::new(OutcomeOf { call: CallId::from_bytes([1; 16]), replay: 0, component: "trip".parse().unwrap() }, bytes::Bytes::from_static(b"no"));
+    assert_eq!(refusal(closed().ask(Request::EndAndKeep(false, FAR, Box::new(kept)))), 412);
 }
 
 /// An operator who forgets a parent that has failed would otherwise leave its children waiting for ever.
