@@ -81,7 +81,7 @@ pub(crate) struct TxmgrOptions {
     #[arg(long, env = "BLUEBOX_KEEP_TRANSACTIONS", value_name = "DURATION", default_value = "24h", value_parser = units::positive_duration)]
     keep_transactions: Duration,
     /// How long a request to close or to cancel waits for the end; then it is answered that it goes on.
-    #[arg(long, env = "BLUEBOX_END_WAIT", value_name = "DURATION", default_value = "10s", value_parser = units::duration)]
+    #[arg(long, env = "BLUEBOX_END_WAIT", value_name = "DURATION", default_value = "5s", value_parser = units::duration)]
     end_wait: Duration,
     /// The pause before a participant is asked again; doubles with each try.
     #[arg(long, env = "BLUEBOX_FIRST_PAUSE", value_name = "DURATION", default_value = "200ms", value_parser = units::positive_duration)]

@@ -183,3 +183,25 @@ pub async fn a_nested_one_closes_and_its_parent_can_still_cancel_it(world: World
         assert_eq!(flight.asked()[before.1..], [if end == "close" { "/complete" } else { "/compensate" }]);
     }
 }
+
+pub async fn a_nested_one_that_has_closed_can_be_cancelled_by_itself(world: World) {
+    let scene = Scene::new(world).await;
+    let hotel = scene.service("hotel").await;
+    let parent = scene.start().await;
+    let nested = async || {
+        let child = scene.start_with(&format!("&ParentLRA={parent}")).await;
+        let joined = scene.client.call(Call::new(Method::PUT, &child).with("link", &hotel.links_of(&["compensate", "complete", "after"]))).await;
+        assert_eq!(joined.status, 200, "{joined:?}");
+        scene.put(&format!("{child}/close")).await.is(200, "Closed");
+        child
+    };
+    let (cancelled, other) = (nested().await, nested().await);
+    // Who takes part in it may be called in it once more.
+    scene.join(&cancelled, &hotel).await;
+    scene.put(&format!("{cancelled}/cancel")).await.is(200, "Cancelled");
+    scene.put(&format!("{parent}/close")).await.is(200, "Closed");
+    // Whoever is told of an end knows that all who are to be told have been: those of nested ones too.
+    hotel.was_asked_only(&["/complete", "/complete", "/compensate", "/after", "/after"]);
+    assert_eq!((scene.status(&cancelled).await, scene.status(&other).await), ("Cancelled".to_owned(), "Closed".to_owned()));
+    is_problem(&scene.put(&format!("{other}/cancel")).await, 412, "other-end");
+}

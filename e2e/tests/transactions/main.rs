@@ -41,6 +41,7 @@ rules! {
         a_time_limit_cancels_and_renew_sets_another,
         status_is_plain_text_or_json_and_lists_can_be_filtered,
         a_nested_one_closes_and_its_parent_can_still_cancel_it,
+        a_nested_one_that_has_closed_can_be_cancelled_by_itself,
     ];
     participants: [
         join_by_link_header_or_by_body_and_a_second_join_is_the_first,

@@ -56,7 +56,7 @@ pub struct Settings {
     pub base: Option<String>,
     /// Plain URLs that may be called, besides components.
     pub allowed: Vec<Allowed>,
-    /// How long a request to close or to cancel waits for the end. Default 10 s.
+    /// How long a request to close or to cancel waits for the end. Default 5 s: Narayana's client takes it for an error when it has no answer after 10 s.
     pub end_wait: Duration,
 }
 

@@ -184,7 +184,7 @@ impl Transaction {
     }
 
     fn answer_waiters(&mut self, now: Timestamp, out: &mut Vec<Effect>) {
-        let over = self.lra.status.is_final();
+        let over = self.lra.is_told();
         for waiter in std::mem::take(&mut self.waiters) {
             if !over && waiter.answer_by > now {
                 self.waiters.push(waiter);

@@ -83,7 +83,6 @@ impl Transaction {
                     parent.settled = true;
                     self.gate.change();
                 }
-                return self.answer(request, Answer::Done, out);
             }
             (Phase::Complete | Phase::Compensate, _) => {}
             (_, status) => return self.answer(request, Answer::Refused(Refusal::NotEnded(self.lra.id, status)), out),
@@ -95,6 +94,7 @@ impl Transaction {
     pub(super) fn answer_to_parent(&self, phase: Phase) -> Answer {
         let settled = self.lra.parent.as_ref().is_some_and(|p| p.settled);
         match (phase, self.lra.status) {
+            (Phase::Forget, _) => Answer::Done,
             // "A nested LRA can close or cancel independently of its parent" ("Nesting LRAs", 1): there is nothing left to complete.
             (Phase::Complete, LraStatus::Cancelled) => Answer::Gone,
             (Phase::Complete, LraStatus::FailedToCancel) => Answer::Participant(ParticipantStatus::FailedToComplete),

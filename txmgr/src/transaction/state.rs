@@ -169,6 +169,12 @@ impl Lra {
         self.status == LraStatus::Closed && self.parent.as_ref().is_some_and(|parent| !parent.closing && !parent.settled)
     }
 
+    /// Whether it has ended and everybody who is to be told so, as things are, has been once, with whatever outcome: whoever waits for the end can count on that those have heard of it, and does not
+    /// wait for who can't be told.
+    pub(super) fn is_told(&self) -> bool {
+        self.status.is_final() && self.participants.iter().all(|p| p.line.phase.is_none() || p.line.failures > 0)
+    }
+
     /// Whether it is ending, or someone has yet to be told of its end (`isRecovering`).
     pub fn is_recovering(&self) -> bool {
         self.status.is_ending() || (self.status.is_final() && self.participants.iter().any(|p| p.line.phase.is_some()))

@@ -45,6 +45,33 @@ fn whoever_waits_is_answered_when_the_wait_is_over() {
     assert_eq!(bench.answer(RequestId(2)), Some(Answer::Status(LraStatus::Closing)));
 }
 
+/// As with Narayana, and as MicroProfile's TCK counts on: a client that is told of the end finds that those have heard of it who are to (`isLRAFinished` after each `closeLRA`).
+#[test]
+fn whoever_waits_is_answered_when_all_who_are_to_be_told_were_told_once() {
+    let mut bench = Bench::start(None, false);
+    bench.join("a", &["compensate", "complete", "forget", "after"]);
+    bench.join("b", &["after"]);
+    assert_eq!(bench.ask(Request::Close(at(5 * SECOND))), None);
+    let close = RequestId(bench.requests);
+    bench.ends(Outcome::Failed(None));
+    assert_eq!((bench.status(), bench.answer(close)), (LraStatus::FailedToClose, None));
+    let calls = bench.calls();
+    assert_eq!(calls.iter().map(|c| c.key.phase).collect::<Vec<_>>(), [Phase::After, Phase::After]);
+    for call in &calls {
+        let participant = call.url.starts_with("http://a/");
+        bench.outcome(call.key, if participant { Outcome::Done } else { Outcome::Again("HTTP 500".to_owned()) });
+    }
+    assert_eq!(bench.answer(close), None);
+    assert_eq!(bench.ends(Outcome::Done).phase, Phase::Forget);
+    assert_eq!(bench.answer(close), Some(Answer::Status(LraStatus::FailedToClose)), "nobody waits for one who can't be told");
+    // One who hangs is waited for as the end is.
+    let mut bench = Bench::start(None, false);
+    bench.join("b", &["after"]);
+    assert_eq!(bench.ask(Request::Cancel(at(5 * SECOND))), None);
+    bench.pass(5 * SECOND);
+    assert_eq!(bench.answer(RequestId(bench.requests)), Some(Answer::Status(LraStatus::Cancelled)));
+}
+
 /// "in the reverse order" of joining; all complete at once, because nothing says in which order they do.
 #[test]
 fn compensations_begin_in_the_reverse_order_and_completions_at_once() {

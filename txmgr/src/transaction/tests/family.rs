@@ -68,8 +68,10 @@ fn when_the_parent_has_closed_all_is_forgotten_and_over() {
     assert_eq!(bench.ask(Request::OfParent(Phase::Complete, at(0))), Some(Answer::Participant(ParticipantStatus::Completing)));
     bench.ends(Outcome::Done);
     assert_eq!(bench.ask(Request::OfParent(Phase::Status, FAR)), Some(Answer::Participant(ParticipantStatus::Completed)));
-    assert_eq!(bench.ask(Request::OfParent(Phase::Forget, FAR)), Some(Answer::Done));
+    assert_eq!(bench.ask(Request::OfParent(Phase::Forget, FAR)), None, "whoever waits for the parent's end waits for this too");
     assert_eq!(bench.ends(Outcome::Done).phase, Phase::Forget);
+    assert_eq!(bench.answer(RequestId(bench.requests)), Some(Answer::Done));
+    assert_eq!(bench.ask(Request::OfParent(Phase::Forget, FAR)), Some(Answer::Done));
     assert_eq!(bench.ask(Request::OfParent(Phase::Compensate, FAR)), Some(Answer::Participant(ParticipantStatus::FailedToCompensate)));
     assert_eq!(refusal(bench.ask(Request::Cancel(FAR))), 412);
     assert!(bench.calls().is_empty());
