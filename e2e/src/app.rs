@@ -43,7 +43,7 @@ pub struct Asked {
 impl Asked {
     /// A header field as text; empty if it is not there.
     pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+        self.headers.get(name).map_or("", |value| std::str::from_utf8(value.as_bytes()).unwrap())
     }
 
     /// Which attempt this is.

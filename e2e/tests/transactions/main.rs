@@ -45,6 +45,7 @@ rules! {
     ];
     participants: [
         join_by_link_header_or_by_body_and_a_second_join_is_the_first,
+        what_a_participant_has_left_last_comes_with_the_end,
         leave_takes_a_participant_out,
         in_progress_is_polled_at_the_status_url,
         a_failure_stays_until_it_is_forgotten,

@@ -24,6 +24,34 @@ pub async fn join_by_link_header_or_by_body_and_a_second_join_is_the_first(world
     assert_eq!(taxi.last().header("narayana-lra-participant-data"), "seat 7");
 }
 
+/// Narayana's filter: a method that ends an LRA may have changed what its participant is to be told.
+pub async fn what_a_participant_has_left_last_comes_with_the_end(world: World) {
+    const DATA: &str = "narayana-lra-participant-data";
+    const DATA_OF: &str = "narayana-lra-participant-link";
+    let scene = Scene::new(world).await;
+    let (hotel, flight) = (scene.service("hotel").await, scene.service("flight").await);
+    for (end, word, path) in [("close", "Closed", "/complete"), ("cancel", "Cancelled", "/compensate")] {
+        let lra = scene.start().await;
+        let joined = scene.client.call(Call::new(Method::PUT, &lra).with("link", &hotel.links()).with(DATA, "seat 7")).await;
+        assert_eq!(joined.status, 200, "{joined:?}");
+        scene.join(&lra, &flight).await;
+        let ending = |links: &str, data: &str| Call::new(Method::PUT, &format!("{lra}/{end}")).with(DATA_OF, links).with(DATA, data);
+        is_problem(&scene.client.call(ending("hotel", "seat 8")).await, 400, "malformed");
+        is_problem(&scene.client.call(ending(&hotel.links(), &"x".repeat(17_000))).await, 413, "too-large");
+        is_problem(&scene.client.call(ending(&hotel.links(), "seat 8").with("narayana-lra-api-version", "1.0")).await, 412, "no-data");
+        assert_eq!(scene.status(&lra).await, "Active", "what is refused decides nothing");
+        scene.client.call(ending(&hotel.links(), "seat 8, Zoë")).await.is(200, word);
+        assert_eq!((hotel.last().target.as_str(), hotel.last().header(DATA)), (path, "seat 8, Zoë"));
+        assert_eq!((flight.last().target.as_str(), flight.last().header(DATA)), (path, ""), "the others are told what they left, or nothing");
+        // As the filter sends it where nothing was left.
+        let lra = scene.start().await;
+        scene.join(&lra, &hotel).await;
+        let nothing_left = Call::new(Method::PUT, &format!("{lra}/{end}")).with(DATA_OF, &hotel.links()).with(DATA, "");
+        scene.client.call(nothing_left).await.is(200, word);
+        assert_eq!(hotel.last().header(DATA), "");
+    }
+}
+
 pub async fn leave_takes_a_participant_out(world: World) {
     let scene = Scene::new(world).await;
     let (hotel, flight) = (scene.service("hotel").await, scene.service("flight").await);

@@ -16,13 +16,13 @@ use crate::TransactionId;
 use crate::callback::{Callee, Phase};
 use crate::effect::{Answer, Refusal};
 use crate::partition::Ask;
-use crate::transaction::{Join, Kept, Links, OutcomeOf, Request, Start};
+use crate::transaction::{Join, Kept, Links, OutcomeOf, Request, Start, Told};
 use crate::wire::limit::time_limit;
 use crate::wire::link::{InvalidLinks, RawLinks, links_of_join};
 use crate::wire::path::{Resource, Verb, lra_of_url, parent_url, resource, status_filter};
 use crate::wire::status::ParticipantStatus;
 use crate::wire::version::ApiVersion;
-use crate::wire::{CONTEXT, DATA, OUTCOME, OUTCOME_OF, RECOVERY, VERSION};
+use crate::wire::{CONTEXT, DATA, DATA_OF, OUTCOME, OUTCOME_OF, RECOVERY, VERSION};
 
 /// The most that a participant can leave to be told again.
 const MAX_DATA_BYTES: usize = 16 * 1024;
@@ -112,10 +112,28 @@ impl Coordinator<'_> {
         let lines: Option<Vec<&str>> = self.asked.headers.get_all(LINK).iter().map(|line| line.to_str().ok()).collect();
         let lines = lines.ok_or_else(|| Problem::malformed("the Link field is no ASCII text"))?;
         let header = (!lines.is_empty()).then(|| lines.join(", "));
-        links_of_join(header.as_deref(), self.asked.text()?).map_err(|invalid| match &invalid {
-            InvalidLinks::TooLong(_) => Problem::too_large(invalid.to_string()),
-            _ => Problem::malformed(invalid.to_string()),
-        })
+        links_of_join(header.as_deref(), self.asked.text()?).map_err(invalid_links)
+    }
+
+    /// What a participant leaves to be told again.
+    fn data(&self) -> Result<Option<Arc<str>>, Problem> {
+        let Some(data) = self.asked.headers.get(DATA).filter(|data| !data.is_empty()) else { return Ok(None) };
+        if !self.version.allows_data() {
+            return Err(Problem::no_data(format!("{DATA} is of version 1.1 and later; this request says {}", self.version)));
+        }
+        if data.len() > MAX_DATA_BYTES {
+            return Err(Problem::too_large(format!("{DATA} has at most {MAX_DATA_BYTES} bytes")));
+        }
+        let text = std::str::from_utf8(data.as_bytes()).map_err(|_| Problem::malformed(format!("{DATA} is no UTF-8 text")))?;
+        Ok(Some(Arc::from(text)))
+    }
+
+    /// What the participant that ends an LRA has left meanwhile, if it has.
+    fn told(&self) -> Result<Option<Told>, Problem> {
+        let links = self.asked.header(&DATA_OF).unwrap_or_default();
+        let Some(data) = self.data()?.filter(|_| !links.is_empty()) else { return Ok(None) };
+        let links = links_of_join(Some(links), "").map_err(invalid_links)?;
+        Ok(links.compensate.or(links.after).map(|participant| Told { participant: participant.into(), data }))
     }
 
     async fn checked_links(&self, id: TransactionId) -> Result<Links, Problem> {
@@ -126,14 +144,7 @@ impl Coordinator<'_> {
 
     async fn join(&self, id: TransactionId) -> Result<Answered, Problem> {
         let limit = time_limit(self.asked.query.get("TimeLimit")).map_err(|invalid| Problem::malformed(invalid.to_string()))?;
-        let data = self.asked.header(&DATA).filter(|data| !data.is_empty());
-        if data.is_some() && !self.version.allows_data() {
-            return Err(Problem::no_data(format!("{DATA} is of version 1.1 and later; this request says {}", self.version)));
-        }
-        if data.is_some_and(|data| data.len() > MAX_DATA_BYTES) {
-            return Err(Problem::too_large(format!("{DATA} has at most {MAX_DATA_BYTES} bytes")));
-        }
-        let join = Join { links: self.checked_links(id).await?, limit, data: data.map(Arc::from) };
+        let join = Join { data: self.data()?, links: self.checked_links(id).await?, limit };
         match self.ask(id, Request::Join(join)).await? {
             Answer::Joined { callee, former_data } => {
                 let url = self.recovery_url(id, callee);
@@ -162,10 +173,11 @@ impl Coordinator<'_> {
 
     async fn end(&self, id: TransactionId, close: bool) -> Result<Answered, Problem> {
         let by = self.service.end_by();
-        let request = match self.outcome_of()? {
-            Some(of) => Request::EndAndKeep(close, by, Box::new(Kept::new(of, self.asked.body.clone()))),
-            None if close => Request::Close(by),
-            None => Request::Cancel(by),
+        let request = match (self.outcome_of()?, self.told()?) {
+            (Some(of), _) => Request::EndAndKeep(close, by, Box::new(Kept::new(of, self.asked.body.clone()))),
+            (None, Some(told)) => Request::EndAndTell(close, by, Box::new(told)),
+            (None, None) if close => Request::Close(by),
+            (None, None) => Request::Cancel(by),
         };
         let (status, other) = match self.ask(id, request).await.map_err(|problem| self.too_late(problem))? {
             Answer::Status(status) => (status, false),
@@ -323,6 +335,10 @@ impl Coordinator<'_> {
 fn unexpected(answer: &Answer) -> Problem {
     tracing::error!(?answer, "a mistake in Bluebox: a transaction gave an answer to another question");
     Problem::not_served()
+}
+
+fn invalid_links(invalid: InvalidLinks) -> Problem {
+    if matches!(invalid, InvalidLinks::TooLong(_)) { Problem::too_large(invalid.to_string()) } else { Problem::malformed(invalid.to_string()) }
 }
 
 /// A resource that is not there, where the wire has 404.

@@ -18,10 +18,9 @@ impl Transaction {
     pub(super) fn end(&mut self, now: Timestamp, request: RequestId, to: LraStatus, answer_by: Timestamp, kept: Option<Box<Kept>>, out: &mut Vec<Effect>) {
         let status = self.lra.status;
         let same_end = status.is_cancel() == to.is_cancel();
-        // "A nested LRA can close or cancel independently of its parent" ("Nesting LRAs", 1), also one after the other. But of two deliveries of one call, which say what is to be kept, the one that
-        // is decided first counts.
-        let undone = to == LraStatus::Cancelling && self.lra.can_be_undone() && kept.is_none();
-        if status == LraStatus::Active || undone || (planted!(TxnDecidesTwice) && !same_end) {
+        // Of two deliveries of one call, which say what is to be kept, the one that is decided first counts.
+        let decides = if kept.is_none() { self.is_open_to(to) } else { status == LraStatus::Active };
+        if decides || (planted!(TxnDecidesTwice) && !same_end) {
             self.decide(now, to, out);
         } else if !same_end {
             return self.answer(request, Answer::Refused(Refusal::OtherEnd(self.lra.id, status)), out);
@@ -36,6 +35,11 @@ impl Transaction {
             _ => {}
         }
         self.waiters.push(Waiter { request, waits, answer_by });
+    }
+
+    /// Whether this end would be decided now. "A nested LRA can close or cancel independently of its parent" ("Nesting LRAs", 1), also one after the other.
+    pub(super) fn is_open_to(&self, to: LraStatus) -> bool {
+        self.lra.status == LraStatus::Active || (to == LraStatus::Cancelling && self.lra.can_be_undone())
     }
 
     /// "When the timeout is reached, the LRA moves to the state Cancelling" ("Timing out LRAs"). It is looked at before whatever else happens, so that a close that comes later finds it cancelled

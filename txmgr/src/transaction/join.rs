@@ -27,7 +27,40 @@ pub struct Join {
     pub data: Option<Arc<str>>,
 }
 
+/// What a participant is to be told in its callbacks from now on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Told {
+    /// The URL that it is known by: of its compensate, or of its after.
+    pub participant: Arc<str>,
+    /// What it is told.
+    pub data: Arc<str>,
+}
+
 impl Transaction {
+    /// The participant that ends the LRA has left something else than it did before; one that has never joined is told nothing (both as Narayana). `false` when the record has no room for it.
+    pub(super) fn tell_with_the_end(&mut self, told: Box<Told>) -> bool {
+        let named = |p: &&Participant| p.links.identity() == Some(&told.participant);
+        let callee = self.lra.participants.iter().find(named).map(|p| p.callee);
+        callee.is_none_or(|callee| self.leave_with(callee, told.data))
+    }
+
+    /// A participant leaves this to be told again. `false` when the record has no room for it: then it is told what it was.
+    fn leave_with(&mut self, callee: Callee, data: Arc<str>) -> bool {
+        let Some(participant) = self.lra.participants.iter_mut().find(|p| p.callee == callee) else { return true };
+        if participant.data.as_ref() == Some(&data) {
+            return true;
+        }
+        let former = participant.data.replace(data);
+        if self.lra.len_bytes() > MAX_LRA_BYTES {
+            if let Some(participant) = self.lra.participants.iter_mut().find(|p| p.callee == callee) {
+                participant.data = former;
+            }
+            return false;
+        }
+        self.gate.change();
+        true
+    }
+
     pub(super) fn join(&mut self, now: Timestamp, request: RequestId, join: Join, out: &mut Vec<Effect>) {
         let Join { links, limit, data } = join;
         // Only an active LRA takes in participants (412); its listeners may come while it is ending, as with Narayana, because they are called only afterwards.
@@ -39,21 +72,12 @@ impl Transaction {
             return self.answer(request, Answer::Refused(Refusal::NotActive(self.lra.id, status)), out);
         }
         // "The participant can be enlisted only once per LRA instance … the follow-up enlistments of such participant MUST be ignored" ("The Model").
-        if let Some(before) = self.lra.participants.iter_mut().find(|p| same(p)).filter(|_| !planted!(TxnJoinsTwice)) {
-            let former_data = before.data.as_deref().map(str::to_owned);
-            let callee = before.callee;
-            if data.is_some() && before.data != data {
-                // What it left is not part of the enlistment: Narayana takes the new one, and gives the former one back.
-                let former = std::mem::replace(&mut before.data, data);
-                if self.lra.len_bytes() > MAX_LRA_BYTES {
-                    if let Some(before) = self.lra.participants.iter_mut().find(|p| p.callee == callee) {
-                        before.data = former;
-                    }
-                    return self.answer(request, Answer::Refused(Refusal::Full(self.lra.id)), out);
-                }
-                self.gate.change();
-            }
-            return self.answer(request, Answer::Joined { callee, former_data }, out);
+        if let Some(before) = self.lra.participants.iter().find(|p| same(p)).filter(|_| !planted!(TxnJoinsTwice)) {
+            let (callee, former_data) = (before.callee, before.data.as_deref().map(str::to_owned));
+            // What it left is not part of the enlistment: Narayana takes the new one, and gives the former one back.
+            let fits = data.is_none_or(|data| self.leave_with(callee, data));
+            let answer = if fits { Answer::Joined { callee, former_data } } else { Answer::Refused(Refusal::Full(self.lra.id)) };
+            return self.answer(request, answer, out);
         }
         let callee = Callee(self.lra.next_callee);
         let participant = Participant {

@@ -45,7 +45,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-pub use join::{Join, MAX_LRA_BYTES};
+pub use join::{Join, MAX_LRA_BYTES, Told};
 pub use kept::{Kept, OutcomeOf};
 pub use state::{Links, Lra, Parent, Participant};
 
@@ -86,6 +86,8 @@ pub enum Request {
     Close(Timestamp),
     /// To cancel. Answered when it has ended, or else then.
     Cancel(Timestamp),
+    /// To close, or (`false`) to cancel, and with that decision to tell a participant something else from now on. Answered as `Close` and `Cancel` are.
+    EndAndTell(bool, Timestamp, Box<Told>),
     /// To close, or (`false`) to cancel, and to keep with that decision the outcome of the call that asks for it. Answered as `Close` and `Cancel` are.
     EndAndKeep(bool, Timestamp, Box<Kept>),
     /// To tell the outcome that is kept for this call.
@@ -106,6 +108,11 @@ pub enum Request {
     GiveUp,
     /// From an operator: to forget what has failed.
     Forget,
+}
+
+/// What an LRA becomes that is to close, or to cancel.
+const fn ending(close: bool) -> LraStatus {
+    if close { LraStatus::Closing } else { LraStatus::Cancelling }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -208,10 +215,15 @@ impl Transaction {
             Request::Renew(limit) => self.renew(now, request, limit, out),
             Request::Close(answer_by) => self.end(now, request, LraStatus::Closing, answer_by, None, out),
             Request::Cancel(answer_by) => self.end(now, request, LraStatus::Cancelling, answer_by, None, out),
-            Request::EndAndKeep(close, answer_by, kept) => {
-                let to = if close { LraStatus::Closing } else { LraStatus::Cancelling };
-                self.end(now, request, to, answer_by, Some(kept), out);
+            Request::EndAndTell(close, answer_by, told) => {
+                let to = ending(close);
+                if self.is_open_to(to) && !self.tell_with_the_end(told) {
+                    self.answer(request, Answer::Refused(Refusal::Full(self.lra.id)), out);
+                } else {
+                    self.end(now, request, to, answer_by, None, out);
+                }
             }
+            Request::EndAndKeep(close, answer_by, kept) => self.end(now, request, ending(close), answer_by, Some(kept), out),
             Request::Outcome(of) => {
                 let answer = match self.lra.kept.as_ref().filter(|kept| kept.of == of) {
                     Some(kept) if kept.outcome.is_some() => Answer::Kept(kept.clone()),

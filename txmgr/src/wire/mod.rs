@@ -33,6 +33,8 @@ pub const RECOVERY: HeaderName = HeaderName::from_static("long-running-action-re
 pub const VERSION: HeaderName = HeaderName::from_static("narayana-lra-api-version");
 /// What a participant wants to be told again in its callbacks (Narayana, from version 1.1 on).
 pub const DATA: HeaderName = HeaderName::from_static("narayana-lra-participant-data");
+/// On a request to close or to cancel that comes with such: the links of the participant that has left it (Narayana).
+pub const DATA_OF: HeaderName = HeaderName::from_static("narayana-lra-participant-link");
 /// On a request of a proxy to close or to cancel, whose body is an encoded outcome, and on one for that: the call that it is of, as its id, '/', and the number of its replay.
 pub const OUTCOME_OF: HeaderName = HeaderName::from_static("txmgr-outcome-of");
 /// On the answer to a request to close or to cancel that came with an outcome: `other`, if another one is kept for the same call.

@@ -135,3 +135,43 @@ fn a_participant_that_has_moved_is_called_at_its_new_place() {
     assert_eq!(refusal(bench.ask(Request::Move(Callee(7), Box::default()))), 400);
     assert_eq!(refusal(bench.ask(Request::ReadParticipant(Callee(7)))), 400);
 }
+
+/// `LRAParticipantData` that the method which ends the LRA has changed (Narayana): "the user data may have changed".
+#[test]
+fn what_a_participant_leaves_with_the_end_is_in_the_record_of_the_decision() {
+    let told = |name: &str, data: &str| Box::new(Told { participant: Arc::from(format!("http://{name}/compensate")), data: Arc::from(data) });
+    for close in [true, false] {
+        let mut bench = Bench::start(None, false);
+        let data = Some(Arc::from("at the join"));
+        bench.ask(Request::Join(Join { links: links("a", &["compensate", "complete"]), limit: None, data })).unwrap();
+        let before = bench.transaction.lra().participants.len();
+        bench.transaction.request(at(0), RequestId(50), Request::EndAndTell(close, FAR, told("a", "at the end")), &mut bench.effects);
+        let version = bench.transaction.take_record().unwrap();
+        let lra = bench.transaction.lra();
+        assert_eq!((lra.status, lra.participants[0].data.as_deref()), (ending(close), Some("at the end")), "both are in one record");
+        bench.transaction.durable(at(0), version, &mut bench.effects);
+        let call = bench.calls().remove(0);
+        assert_eq!(call.data.as_deref(), Some("at the end"));
+        // It is decided: what is called under this key stays as it is.
+        assert_eq!(bench.ask(Request::EndAndTell(close, at(0), told("a", "too late"))), Some(Answer::Status(ending(close))));
+        assert_eq!(refusal(bench.ask(Request::EndAndTell(!close, FAR, told("a", "too late")))), 412);
+        assert_eq!(bench.participant(0).data.as_deref(), Some("at the end"));
+        assert_eq!(bench.transaction.lra().participants.len(), before);
+    }
+    let mut bench = Bench::start(None, false);
+    assert_eq!(
+        bench.ask(Request::EndAndTell(true, FAR, told("never joined", "x"))),
+        Some(Answer::Status(LraStatus::Closed)),
+        "nobody is made a participant by it"
+    );
+}
+
+#[test]
+fn an_end_that_says_more_than_a_record_can_hold_decides_nothing() {
+    let mut bench = Bench::start(None, false);
+    bench.join("a", &["compensate"]);
+    let told = Told { participant: Arc::from("http://a/compensate"), data: Arc::from("x".repeat(MAX_LRA_BYTES)) };
+    assert_eq!(refusal(bench.ask(Request::EndAndTell(false, FAR, Box::new(told)))), 413);
+    assert_eq!((bench.status(), bench.participant(0).data.as_deref()), (LraStatus::Active, None));
+    assert!(bench.calls().is_empty());
+}
