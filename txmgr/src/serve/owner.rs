@@ -9,6 +9,9 @@ use bluebox_core::clock::wall_clock;
 use bluebox_core::log::{AppendError, Entry as LogEntry, Log, Offset, Read, Record as LogRecord, Timestamp, TopicPartition};
 use bluebox_observe::trace::Context;
 use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::future::{BoxFuture, FutureExt as _};
+use futures_util::stream::FuturesUnordered;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -119,6 +122,8 @@ struct Owner<'a> {
     last_append: u64,
     /// Bounded by the calls and appends that are under way.
     tell: mpsc::UnboundedSender<Event>,
+    /// Polled by the owner itself: each acknowledgement wakes it, and nobody else before it.
+    appends: FuturesUnordered<BoxFuture<'static, Event>>,
     tasks: JoinSet<()>,
 }
 
@@ -138,6 +143,7 @@ pub(super) async fn run(owning: &Owning, commands: &mut mpsc::Receiver<Command>,
         position: Position::new(Offset::new(0)),
         last_append: 0,
         tell,
+        appends: FuturesUnordered::new(),
         tasks: JoinSet::new(),
     };
     let end = owner.run(commands, &mut events).await;
@@ -184,6 +190,9 @@ impl Owner<'_> {
                     Some(command) => self.asked(command),
                     None => return End::Closed,
                 },
+                Some(event) = self.appends.next() => if let Some(end) = self.happened(event) {
+                    return end;
+                },
                 Some(event) = events.recv() => if let Some(end) = self.happened(event) {
                     return end;
                 },
@@ -193,7 +202,7 @@ impl Owner<'_> {
             for _ in 0..BATCH {
                 if let Ok(command) = commands.try_recv() {
                     self.asked(command);
-                } else if let Ok(event) = events.try_recv() {
+                } else if let Some(event) = self.appends.next().now_or_never().flatten().or_else(|| events.try_recv().ok()) {
                     if let Some(end) = self.happened(event) {
                         return end;
                     }
@@ -337,11 +346,10 @@ impl Owner<'_> {
     }
 
     fn send(&mut self, key: Bytes, number: u64, record: LogRecord, is_fence: bool) {
-        let (append, tell, place) = (self.owning.log.append(&self.owning.place, record), self.tell.clone(), self.owning.place.clone());
-        self.tasks.spawn(async move {
+        let (append, place) = (self.owning.log.append(&self.owning.place, record), self.owning.place.clone());
+        self.appends.push(Box::pin(async move {
             let problem = match append.await {
-                // Nobody there to be told: the partition was given up.
-                Ok(appended) => return drop(tell.send(Event::Appended(key, number, appended.offset))),
+                Ok(appended) => return Event::Appended(key, number, appended.offset),
                 Err(problem) => problem,
             };
             if matches!(problem, AppendError::TooLarge { .. }) {
@@ -350,9 +358,8 @@ impl Owner<'_> {
                 warn!(partition = %place, %problem, "a record of the transactions was not appended; trying again");
             }
             tokio::time::sleep(APPEND_AGAIN).await;
-            // Nobody there to be told: the partition was given up.
-            let _ = tell.send(if is_fence { Event::NotFenced } else { Event::NotAppended(key, number) });
-        });
+            if is_fence { Event::NotFenced } else { Event::NotAppended(key, number) }
+        }));
     }
 
     fn effect(&mut self, effect: Effect) {
