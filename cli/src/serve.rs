@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use bluebox_core::ComponentName;
 use bluebox_core::registry::{Class, Component, Streams};
-use bluebox_proxy::config::{AppProtocol, Served};
+use bluebox_proxy::config::{App, AppProtocol, Served};
 
 use crate::units;
 
@@ -110,7 +110,7 @@ pub(crate) fn parse(text: &str) -> Result<Served, String> {
         }
         component.direct.push(app.to_string());
     }
-    Ok(Served { name, component, ordinal, app, protocol })
+    Ok(Served { name, component, ordinal, app: App::At { address: app, protocol } })
 }
 
 /// Writes it as [`parse`] reads it; what is as always is left out.
@@ -137,7 +137,7 @@ pub(crate) fn spell(served: &Served) -> String {
     if *body_limit_bytes != usual.body_limit_bytes {
         add("body-limit", body_limit_bytes.to_string());
     }
-    if served.protocol == AppProtocol::H2c {
+    if matches!(served.app, App::At { protocol: AppProtocol::H2c, .. }) {
         add("protocol", "h2c".to_owned());
     }
     if *streams == Streams::Pass {
@@ -157,7 +157,7 @@ mod tests {
         let served = parse(text).unwrap();
         assert_eq!(served.component.partitions, 8);
         assert_eq!(served.component.ports, [80, 8080]);
-        assert_eq!(served.protocol, AppProtocol::H2c);
+        assert!(matches!(served.app, App::At { protocol: AppProtocol::H2c, .. }));
         assert_eq!(spell(&served), text);
         let stateful = "app=127.0.0.1:8080,class=stateful,ordinal=2,partitions=4";
         let served = parse(stateful).unwrap();
@@ -165,7 +165,7 @@ mod tests {
         assert_eq!(spell(&served), stateful);
         let as_many_as_usual = "app=127.0.0.1:8080,class=stateful,ordinal=31,partitions=32";
         assert_eq!(spell(&parse(as_many_as_usual).unwrap()), as_many_as_usual);
-        assert_eq!(parse("cart=localhost:8080").unwrap().app, "127.0.0.1:8080".parse().unwrap());
+        assert_eq!(parse("cart=localhost:8080").unwrap().app.address(), Some("127.0.0.1:8080".parse().unwrap()));
     }
 
     #[test]

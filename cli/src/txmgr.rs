@@ -12,14 +12,19 @@ use bluebox_core::registry::{Class, Component};
 use bluebox_core::routing::Routing;
 use bluebox_core::topics::Retention;
 use bluebox_proxy::Proxy;
+use bluebox_proxy::bulk::OutBody;
 use bluebox_proxy::components::Components;
-use bluebox_proxy::config::{AppProtocol, Inbound, Outbound, ProxyConfig, Served};
+use bluebox_proxy::config::{Answering, App, InProcess, Inbound, Outbound, ProxyConfig, Served};
 use bluebox_proxy::dns::resolv_conf::ResolvConf;
-use bluebox_txmgr::components;
+use bluebox_proxy::outbound::in_process::Calls;
 use bluebox_txmgr::line::Rules;
 use bluebox_txmgr::serve::{self, Settings, Surroundings};
 use bluebox_txmgr::wire::participant::Allowed;
+use bluebox_txmgr::{calls, components};
+use bytes::Bytes;
 use clap::{Args, Command};
+use http::{Request, Response};
+use http_body_util::Full;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
@@ -133,9 +138,31 @@ pub(crate) fn flag(name: &str, value: &str) -> Result<String, String> {
 }
 
 /// The component, as the registry is to have it.
-pub(crate) fn served(name: ComponentName, partitions: u32, app: SocketAddr) -> Served {
+pub(crate) fn served(name: ComponentName, partitions: u32, app: App) -> Served {
     let component = Component { class: Class::Service, partitions, body_limit_bytes: BODY_LIMIT_BYTES, routing: Routing::Transaction, ..Component::default() };
-    Served { name, component, ordinal: None, app, protocol: AppProtocol::H2c }
+    Served { name, component, ordinal: None, app }
+}
+
+/// The app that its own proxy hands its calls to.
+struct Handed(serve::App);
+
+impl InProcess for Handed {
+    fn answer(&self, request: Request<OutBody>) -> Answering {
+        let app = self.0.clone();
+        Box::pin(async move { app.answer(request).await })
+    }
+}
+
+/// Where its own calls go.
+struct Own(Calls);
+
+impl calls::Calls for Own {
+    fn call(&self, request: Request<Bytes>, max_bytes: usize) -> calls::Calling<'_> {
+        Box::pin(async move {
+            let (head, body) = self.0.answer(request.map(Full::new)).await.into_parts();
+            Response::from_parts(head, calls::content(body, max_bytes).await)
+        })
+    }
 }
 
 /// What its own proxy knows of components.
@@ -160,10 +187,10 @@ pub(crate) async fn run(options: TxmgrOptions) -> anyhow::Result<()> {
     let log = options.log.connect()?;
     let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let app = TcpListener::bind(any).await.context("no port on loopback")?;
+    let app = serve::App::default();
     let door = TcpListener::bind(options.listen).await.with_context(|| format!("{}: can't listen there (--listen names another place)", options.listen))?;
     let listen = door.local_addr()?;
-    let served = served(options.name.clone(), options.partitions, app.local_addr()?);
+    let served = served(options.name.clone(), options.partitions, App::Here(Arc::new(Handed(app.clone()))));
     let proxy = Proxy::bind(ProxyConfig {
         name: options.name.clone(),
         serves: vec![served],
@@ -199,7 +226,7 @@ pub(crate) async fn run(options: TxmgrOptions) -> anyhow::Result<()> {
     let around = Surroundings {
         transactions: serve::topic(&options.log.kafka.topic_prefix, &options.name),
         log: log.clone(),
-        proxy: proxy.listen(),
+        calls: Arc::new(Own(proxy.calls())),
         components: Arc::new(Known(known)),
         tenures: proxy.tenures(),
     };
@@ -220,7 +247,7 @@ pub(crate) async fn run(options: TxmgrOptions) -> anyhow::Result<()> {
     let clients = serve::door::serve(door, options.name.clone(), proxy.listen());
     tokio::select! {
         ended = proxy.run(log, asked_to_end(terminate, interrupt)) => ended?,
-        failed = serve::run(settings, around, app, &counts) => failed?,
+        failed = serve::run(settings, around, &app, &counts) => failed?,
         () = clients => {}
     }
     Ok(())

@@ -1,14 +1,20 @@
 //! What a proxy is told when it starts. Read once; nothing here changes while it runs.
 
+use std::fmt;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bluebox_core::ComponentName;
 use bluebox_core::registry::Component;
 use bluebox_core::topics::{Prefix, Retention};
 use bluebox_observe::level::Level;
+use bytes::Bytes;
 use http::StatusCode;
+use http_body_util::Full;
 
+use crate::bulk::OutBody;
 use crate::dns::resolv_conf::ResolvConf;
 use crate::incarnation::Place;
 use crate::liveness::Liveness;
@@ -74,11 +80,57 @@ pub struct Served {
     pub component: Component,
     /// Which ordinal of a stateful component this box is, from 0; `None` for other classes.
     pub ordinal: Option<u32>,
-    /// Where the app listens; loopback.
-    pub app: SocketAddr,
-    /// What the app speaks.
-    pub protocol: AppProtocol,
+    /// Where the app is.
+    pub app: App,
 }
+
+/// Where an app is, and how it is handed its calls.
+#[derive(Clone)]
+pub enum App {
+    /// It listens there; on loopback.
+    At {
+        /// Where.
+        address: SocketAddr,
+        /// What it speaks.
+        protocol: AppProtocol,
+    },
+    /// It is in this process, and nothing lies between.
+    Here(Arc<dyn InProcess>),
+}
+
+impl App {
+    /// Where it listens, if it does.
+    pub fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::At { address, .. } => Some(*address),
+            Self::Here(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for App {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::At { address, .. } => address.fmt(f),
+            Self::Here(_) => f.write_str("this process"),
+        }
+    }
+}
+
+impl fmt::Debug for App {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// An app in the proxy's own process.
+pub trait InProcess: Send + Sync {
+    /// Answers a request. Dropped when nobody waits for the answer any more: the call is delivered again, here or elsewhere.
+    fn answer(&self, request: http::Request<OutBody>) -> Answering;
+}
+
+/// What [`InProcess::answer`] becomes.
+pub type Answering = Pin<Box<dyn Future<Output = http::Response<Full<Bytes>>> + Send>>;
 
 /// What an app speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -51,7 +51,7 @@ use std::sync::Arc;
 
 use bluebox_core::InstanceId;
 use bluebox_core::log::Log;
-use tokio::sync::watch;
+use tokio::sync::{SetOnce, watch};
 
 use crate::config::ProxyConfig;
 use crate::inbound::{Superseded, Tenures};
@@ -59,6 +59,8 @@ use crate::lifecycle::Running;
 use crate::listeners::Listeners;
 use crate::metrics::Metrics;
 use crate::names::Names;
+use crate::outbound::OutboundSide;
+use crate::outbound::in_process::Calls;
 use crate::registry::{Directory, RegisterError};
 
 /// Why a proxy can't run, or can't go on.
@@ -101,7 +103,6 @@ pub enum RunError {
 }
 
 /// A proxy whose listeners are open. Connections wait until it runs.
-#[derive(Debug)]
 pub struct Proxy {
     config: ProxyConfig,
     instance: InstanceId,
@@ -109,6 +110,7 @@ pub struct Proxy {
     metrics: Metrics,
     publish: watch::Sender<Directory>,
     tenures: watch::Sender<Tenures>,
+    calls: Arc<SetOnce<Arc<OutboundSide>>>,
 }
 
 /// Opens the listeners and runs until `shutdown` is done; see [`Proxy::bind`] and [`Proxy::run`].
@@ -129,7 +131,7 @@ impl Proxy {
         let directory = Directory { names: Names::new(config.resolv_conf.search.clone()), ..Directory::default() };
         let (publish, tenures) = (watch::Sender::new(directory), watch::Sender::default());
         let (metrics, instance) = (Metrics::try_new(&config.name)?, InstanceId::random());
-        Ok(Self { config, instance, listeners, metrics, publish, tenures })
+        Ok(Self { config, instance, listeners, metrics, publish, tenures, calls: Arc::default() })
     }
 
     /// The components that it knows.
@@ -140,6 +142,11 @@ impl Proxy {
     /// The partitions that it has. For an app in the same process.
     pub fn tenures(&self) -> watch::Receiver<Tenures> {
         self.tenures.subscribe()
+    }
+
+    /// Where an app in the same process makes its requests.
+    pub fn calls(&self) -> Calls {
+        Calls::new(self.calls.clone(), self.config.outbound.max_connections)
     }
 
     /// Where further counts can be registered, to be told at `/metrics`.

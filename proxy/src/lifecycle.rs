@@ -71,7 +71,7 @@ pub(crate) struct Running {
 impl Running {
     /// Starts all parts. `None` if `shutdown` was done before they could be.
     pub(crate) async fn start(proxy: Proxy, log: Arc<dyn Log>, shutdown: Pin<&mut impl Future<Output = ()>>) -> Result<Option<Self>, RunError> {
-        let Proxy { config, instance, listeners, metrics, publish, tenures } = proxy;
+        let Proxy { config, instance, listeners, metrics, publish, tenures, calls } = proxy;
         let config = Arc::new(config);
         metrics.watch(log.clone())?;
         let topics = config.prefix.topics(&config.name);
@@ -144,6 +144,8 @@ impl Running {
             spread: Spread::default(),
             began: Instant::now(),
         });
+        // Once for each proxy.
+        let _ = calls.set(side.clone());
 
         let (stop_in, cut_in, hung) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let mut calls_in = JoinSet::new();
@@ -267,7 +269,7 @@ impl Running {
 /// Done when an app that this box serves is gone, if the two are to live and die together.
 fn app_is_gone(config: &ProxyConfig) -> impl Future<Output = SocketAddr> + use<> {
     let mut apps = JoinSet::new();
-    for app in config.serves.iter().filter(|_| config.together.is_some()).map(|served| served.app) {
+    for app in config.serves.iter().filter(|_| config.together.is_some()).filter_map(|served| served.app.address()) {
         let gone = listening::gone(app.port());
         apps.spawn(async move {
             gone.await;
@@ -285,7 +287,7 @@ fn app_is_gone(config: &ProxyConfig) -> impl Future<Output = SocketAddr> + use<>
 
 /// Done when every app that this box serves is another one than now.
 async fn app_is_another(config: &ProxyConfig) {
-    let mut apps: JoinSet<()> = config.serves.iter().map(|served| listening::another(served.app.port())).collect();
+    let mut apps: JoinSet<()> = config.serves.iter().filter_map(|served| served.app.address()).map(|app| listening::another(app.port())).collect();
     while apps.join_next().await.is_some() {}
 }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bluebox_core::log::embedded::Embedded;
 use bluebox_core::registry::Component;
 use bluebox_proxy::Proxy;
-use bluebox_proxy::config::{AppProtocol, ProxyConfig, Served};
+use bluebox_proxy::config::{App, AppProtocol, ProxyConfig, Served};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -97,7 +97,8 @@ fn a_durable_call_allocates_little_and_holds_little_while_it_waits() {
     runtime.block_on(async {
         let log = Embedded::in_memory();
         let app = app().await;
-        let served = Served { name: common::name("cart"), component: Component::default(), ordinal: None, app, protocol: AppProtocol::Http1 };
+        let served =
+            Served { name: common::name("cart"), component: Component::default(), ordinal: None, app: App::At { address: app, protocol: AppProtocol::Http1 } };
         start(&log, config("cart", vec![served])).await;
         let (gateway, admin) = start(&log, config("shop", Vec::new())).await;
         let request = |path: &str| {

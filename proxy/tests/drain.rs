@@ -10,7 +10,7 @@ use std::time::Duration;
 use bluebox_core::log::Log;
 use bluebox_core::log::embedded::Embedded;
 use bluebox_core::registry::Component;
-use bluebox_proxy::config::{AppProtocol, Inbound, ProxyConfig, Served, Together};
+use bluebox_proxy::config::{App, AppProtocol, Inbound, ProxyConfig, Served, Together};
 use bluebox_proxy::incarnation::{Place, Taken};
 use bluebox_proxy::{Proxy, RunError};
 use common::{Answer, PATIENCE, exchange, name};
@@ -32,8 +32,7 @@ async fn run(log: &Arc<Embedded>, app: Option<SocketAddr>) -> Running {
         name: name("cart"),
         component: Component { partitions: 1, ..Component::default() },
         ordinal: None,
-        app,
-        protocol: AppProtocol::Http1,
+        app: App::At { address: app, protocol: AppProtocol::Http1 },
     });
     let any = "127.0.0.1:0".parse().unwrap();
     let who = name(if app.is_some() { "cart" } else { "gateway" });
@@ -140,8 +139,12 @@ async fn half(log: &Arc<Embedded>, app: SocketAddr, stop: &CancellationToken) ->
     let place = Place::new(directory.path());
     place.prepare(place.former(Duration::ZERO).unwrap().0, Duration::ZERO).unwrap();
     assert!(matches!(place.take().unwrap(), Taken::WithTheBox { incarnation: 1, why: None }));
-    let served =
-        Served { ordinal: None, name: name("cart"), component: Component { partitions: 1, ..Component::default() }, app, protocol: AppProtocol::Http1 };
+    let served = Served {
+        ordinal: None,
+        name: name("cart"),
+        component: Component { partitions: 1, ..Component::default() },
+        app: App::At { address: app, protocol: AppProtocol::Http1 },
+    };
     let together = Some(Together { place, replaces: false });
     let proxy = Proxy::bind(ProxyConfig {
         name: name("cart"),

@@ -12,7 +12,7 @@ use bluebox_core::log::embedded::{AppendFault, Client, Embedded};
 use bluebox_core::registry::Component;
 use bluebox_core::topics::Prefix;
 use bluebox_proxy::Proxy;
-use bluebox_proxy::config::{AppProtocol, ProxyConfig, Served, Together};
+use bluebox_proxy::config::{App, AppProtocol, ProxyConfig, Served, Together};
 use bluebox_proxy::incarnation::Place;
 use bluebox_proxy::registry::Directory;
 use common::{PATIENCE, exchange, name};
@@ -27,8 +27,12 @@ struct Running {
 
 impl Running {
     async fn start(log: &Arc<Client>, app: SocketAddr, together: Option<Together>) -> Self {
-        let served =
-            Served { name: name("cart"), component: Component { partitions: 1, ..Component::default() }, ordinal: None, app, protocol: AppProtocol::Http1 };
+        let served = Served {
+            name: name("cart"),
+            component: Component { partitions: 1, ..Component::default() },
+            ordinal: None,
+            app: App::At { address: app, protocol: AppProtocol::Http1 },
+        };
         let proxy = Proxy::bind(ProxyConfig { name: name("cart"), serves: vec![served], together, ..common::config() }).await.unwrap();
         let running = Self { admin: proxy.admin().unwrap(), directory: proxy.directory() };
         tokio::spawn(proxy.run(Arc::clone(log) as Arc<dyn Log>, std::future::pending()));

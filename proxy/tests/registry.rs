@@ -10,7 +10,7 @@ use bluebox_core::log::embedded::Embedded;
 use bluebox_core::log::{Log, Record};
 use bluebox_core::registry::{Class, Component};
 use bluebox_core::topics::{Prefix, REPLY_PARTITIONS, Retention};
-use bluebox_proxy::config::{AppProtocol, Served};
+use bluebox_proxy::config::{App, AppProtocol, Served};
 use bluebox_proxy::dns::addresses::Addresses;
 use bluebox_proxy::dns::resolve::{How, Resolver};
 use bluebox_proxy::registry::{Directory, RegisterError, Registration, follow};
@@ -24,8 +24,7 @@ fn registration(caller: &str, serves: &[(&str, Component)]) -> Registration {
         name: name(n),
         component: component.clone(),
         ordinal: (component.class == Class::Stateful).then_some(0),
-        app: "127.0.0.1:1".parse().unwrap(),
-        protocol: AppProtocol::Http1,
+        app: App::At { address: "127.0.0.1:1".parse().unwrap(), protocol: AppProtocol::Http1 },
     };
     Registration { prefix: Prefix::default(), caller: name(caller), serves: serves.iter().map(serve).collect(), retention: Retention::default() }
 }

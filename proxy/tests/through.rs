@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bluebox_core::log::embedded::Embedded;
 use bluebox_core::registry::Component;
 use bluebox_proxy::Proxy;
-use bluebox_proxy::config::{AppProtocol, ProxyConfig, Served};
+use bluebox_proxy::config::{App, AppProtocol, ProxyConfig, Served};
 use common::{Answer, PATIENCE, exchange, name, read_head};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -26,7 +26,12 @@ impl Installation {
     /// A gateway, and a box `cart` whose app listens there.
     async fn start(app: SocketAddr, protocol: AppProtocol) -> Self {
         let log = Embedded::in_memory();
-        let served = Served { name: name("cart"), component: Component { partitions: 2, ..Component::default() }, ordinal: None, app, protocol };
+        let served = Served {
+            name: name("cart"),
+            component: Component { partitions: 2, ..Component::default() },
+            ordinal: None,
+            app: App::At { address: app, protocol },
+        };
         let stop = CancellationToken::new();
         let run = async |config: ProxyConfig| {
             let proxy = Proxy::bind(config).await.unwrap();
@@ -203,7 +208,7 @@ async fn a_call_waits_for_a_component_that_is_just_starting() {
     let (gateway, _gateway) = run(common::config()).await;
     let (app, _requests) = app("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
     let (answer, _cart) = tokio::join!(exchange(gateway, b"GET / HTTP/1.1\r\nHost: cart\r\nConnection: close\r\n\r\n"), async {
-        let served = Served { name: name("cart"), component: Component::default(), ordinal: None, app, protocol: AppProtocol::Http1 };
+        let served = Served { name: name("cart"), component: Component::default(), ordinal: None, app: App::At { address: app, protocol: AppProtocol::Http1 } };
         run(ProxyConfig { name: name("cart"), serves: vec![served], ..common::config() }).await
     });
     assert_eq!((answer.status, &answer.body[..]), (200, &b"ok"[..]), "{answer:?}");

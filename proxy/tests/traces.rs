@@ -15,7 +15,7 @@ use bluebox_core::registry::Component;
 use bluebox_observe::trace::Context;
 use bluebox_observe::trace::sampler::Sampler;
 use bluebox_proxy::Proxy;
-use bluebox_proxy::config::{AppProtocol, Inbound, ProxyConfig, Served};
+use bluebox_proxy::config::{App, AppProtocol, Inbound, ProxyConfig, Served};
 use bluebox_proxy::spans::Traces;
 use collector::{Collector, Told};
 use common::{Answer, PATIENCE, exchange, name};
@@ -50,8 +50,12 @@ impl System {
         let stop = CancellationToken::new();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let app = app(resets, seen.clone()).await;
-        let served =
-            Served { name: name("cart"), component: Component { partitions: 1, ..Component::default() }, ordinal: None, app, protocol: AppProtocol::Http1 };
+        let served = Served {
+            name: name("cart"),
+            component: Component { partitions: 1, ..Component::default() },
+            ordinal: None,
+            app: App::At { address: app, protocol: AppProtocol::Http1 },
+        };
         let mut running = Vec::new();
         let mut at = None;
         for config in [

@@ -5,6 +5,7 @@
 //!
 //! - [`wire`]: how a coordinator of MicroProfile LRA is spoken to: links, limits, versions, names of states, and what the answers of participants mean.
 //! - [`components`]: whom it may call, besides plain URLs that are allowed.
+//! - [`calls`]: how its own proxy makes its calls.
 //! - [`id`]: the name of a transaction, which says where it lives and when it began.
 //! - [`partition`]: one partition of the topic of transactions in the hands of its owner: who may act, and on what.
 //! - [`transaction`]: one LRA with its participants.
@@ -21,6 +22,7 @@
 //! `tests/model` explores these machines with crashes, zombies, duplicates and reordering.
 
 pub mod callback;
+pub mod calls;
 pub mod components;
 pub mod effect;
 pub mod gate;

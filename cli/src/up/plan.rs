@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bluebox_core::ComponentName;
 use bluebox_core::registry::{Class, Component, Streams};
-use bluebox_proxy::config::Served;
+use bluebox_proxy::config::{App, AppProtocol, Served};
 use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 
 use super::ports;
@@ -89,7 +89,7 @@ pub(crate) fn components(system: &System, units: &[Unit]) -> anyhow::Result<Vec<
     let mut all = Vec::new();
     if let Some(txmgr) = &system.txmgr {
         // Where it listens is its own affair.
-        let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+        let nowhere = App::At { address: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)), protocol: AppProtocol::default() };
         all.push(crate::txmgr::served(ComponentName::try_new(crate::txmgr::NAME)?, txmgr.partitions, nowhere));
     }
     for spec in &system.boxes {
@@ -212,8 +212,7 @@ fn served(spec: &ComponentSpec, app: SocketAddr, replica: u32, replicas: &[Socke
             direct,
             routing: default.routing,
         },
-        app: own(&app),
-        protocol: settings.protocol.unwrap_or_default(),
+        app: App::At { address: own(&app), protocol: settings.protocol.unwrap_or_default() },
     }
 }
 

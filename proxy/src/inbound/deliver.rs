@@ -1,4 +1,4 @@
-//! Hands a call to the app over loopback, and takes its answer in.
+//! Hands a call to the app, over loopback or in this process, and takes its answer in.
 
 use std::error::Error as _;
 use std::net::SocketAddr;
@@ -11,9 +11,12 @@ use bluebox_core::call::{Call, Digest, Outcome, Reason, Response, Source};
 use bluebox_core::{CallId, ComponentName, fail_point_async};
 use bluebox_observe::chain;
 use bluebox_observe::trace::{Context, TRACEPARENT};
+use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, Scheme};
 use http::{StatusCode, Uri, Version};
+use http_body_util::{Either, Full};
+use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -22,7 +25,7 @@ use tower_service::Service;
 
 use super::partition::DeliveryEnd;
 use crate::bulk::{Bulk, OutBody, TakeIn, TakeInError};
-use crate::config::{AppProtocol, Inbound, RouteLimits, Served};
+use crate::config::{self, AppProtocol, InProcess, Inbound, RouteLimits, Served};
 use crate::context::trace::Trace;
 use crate::context::{Contexts, LONG_RUNNING_ACTION};
 use crate::fields;
@@ -48,13 +51,10 @@ const ANSWER_IDLE: Duration = Duration::from_secs(60);
 const ANSWER_HEAD_BYTES: usize = 1 << 20;
 
 /// The app of this box. Cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct App {
-    client: Client<Verbatim<ToApp>, OutBody>,
-    connector: ToApp,
+    way: Way,
     component: ComponentName,
-    address: SocketAddr,
-    protocol: AppProtocol,
     bulk: Bulk,
     contexts: Contexts,
     attempt_timeout: Duration,
@@ -66,6 +66,20 @@ pub struct App {
     routes: Vec<RouteLimits>,
     /// Attempts in a row that got no answer.
     unanswered: Arc<AtomicU32>,
+}
+
+/// How requests come to the app.
+#[derive(Clone)]
+enum Way {
+    Loopback(Arc<Loopback>),
+    Here(Arc<dyn InProcess>),
+}
+
+struct Loopback {
+    client: Client<Verbatim<ToApp>, OutBody>,
+    connector: ToApp,
+    address: SocketAddr,
+    protocol: AppProtocol,
 }
 
 /// Connects to the app, whichever host a request names.
@@ -132,16 +146,19 @@ pub enum Handed {
 impl App {
     /// The app that serves a component. Its large answers go to where `bulk` writes; `contexts` knows what it is at.
     pub fn new(served: &Served, limits: &Inbound, bulk: Bulk, contexts: Contexts) -> Self {
-        let connector = ToApp::new(served.app);
-        let client = client(limits.concurrency).http2_only(served.protocol == AppProtocol::H2c).build(Verbatim::new(connector.clone(), None));
+        let way = match &served.app {
+            config::App::Here(app) => Way::Here(app.clone()),
+            config::App::At { address, protocol } => {
+                let connector = ToApp::new(*address);
+                let client = client(limits.concurrency).http2_only(*protocol == AppProtocol::H2c).build(Verbatim::new(connector.clone(), None));
+                Way::Loopback(Arc::new(Loopback { client, connector, address: *address, protocol: *protocol }))
+            }
+        };
         let mut routes = limits.routes.clone();
         routes.sort_by_key(|route| std::cmp::Reverse(route.path.len()));
         Self {
-            client,
-            connector,
+            way,
             component: served.name.clone(),
-            address: served.app,
-            protocol: served.protocol,
             bulk,
             contexts,
             attempt_timeout: limits.attempt_timeout,
@@ -164,7 +181,8 @@ impl App {
 
     /// Whether the app accepts connections.
     pub async fn accepts(&self) -> bool {
-        matches!(tokio::time::timeout(CONNECT_TIMEOUT, tokio::net::TcpStream::connect(self.address)).await, Ok(Ok(_)))
+        let Way::Loopback(there) = &self.way else { return true };
+        matches!(tokio::time::timeout(CONNECT_TIMEOUT, tokio::net::TcpStream::connect(there.address)).await, Ok(Ok(_)))
     }
 
     /// Attempts in a row that got no answer.
@@ -180,12 +198,14 @@ impl App {
     /// Whether the app answers at all: `OPTIONS /` changes nothing (RFC 9110, section 9.3.7), and any answer will do. Calls that are slow by themselves don't make an
     /// app one that hangs. Not `OPTIONS *`: there are servers that answer that by themselves, whatever has become of the app's own code (Go's).
     pub async fn answers(&self) -> bool {
+        // One in this process is alive as it is.
+        let Way::Loopback(there) = &self.way else { return true };
         let ask = async {
-            let mut stream = tokio::net::TcpStream::connect(self.address).await.ok()?;
+            let mut stream = tokio::net::TcpStream::connect(there.address).await.ok()?;
             // With prior knowledge of HTTP/2, a connection is answered with the server's settings (RFC 9113, section 3.4): of the client's, these are the empty ones.
             const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
             const HTTP1: &[u8] = b"OPTIONS / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-            stream.write_all(if self.protocol == AppProtocol::H2c { HTTP2 } else { HTTP1 }).await.ok()?;
+            stream.write_all(if there.protocol == AppProtocol::H2c { HTTP2 } else { HTTP1 }).await.ok()?;
             stream.read_u8().await.ok()
         };
         matches!(tokio::time::timeout(PING_TIMEOUT, ask).await, Ok(Some(_)))
@@ -220,12 +240,7 @@ impl App {
         fail_point_async!(InConnect, return DeliveryEnd::NotThere);
         let (time, retry_on) = self.limits_of(call);
         let ends = tokio::time::Instant::now() + time;
-        let client = match raw_target {
-            // On a connection of its own: it is the first request there.
-            Some(_) => &client(0).build(Verbatim::new(self.connector.clone(), raw_target)),
-            None => &self.client,
-        };
-        let response = match tokio::time::timeout_at(ends, client.request(request)).await {
+        let response = match tokio::time::timeout_at(ends, self.send(request, raw_target)).await {
             Err(_) => {
                 self.unanswered.fetch_add(1, Ordering::Relaxed);
                 return DeliveryEnd::Failed(format!("no answer within {}", humantime::format_duration(time)));
@@ -282,33 +297,57 @@ impl App {
         }
     }
 
+    async fn send(
+        &self,
+        request: http::Request<OutBody>,
+        raw_target: Option<Box<str>>,
+    ) -> Result<http::Response<Either<Incoming, Full<Bytes>>>, hyper_util::client::legacy::Error> {
+        let there = match &self.way {
+            Way::Loopback(there) => there,
+            Way::Here(app) => {
+                let mut response = app.answer(request).await;
+                // As a server of HTTP adds it (RFC 9110, section 6.6.1).
+                if let Ok(date) = HeaderValue::from_str(&httpdate::fmt_http_date(std::time::SystemTime::now())) {
+                    response.headers_mut().entry(header::DATE).or_insert(date);
+                }
+                return Ok(response.map(Either::Right));
+            }
+        };
+        let response = match raw_target {
+            // On a connection of its own: it is the first request there.
+            Some(_) => client(0).build(Verbatim::new(there.connector.clone(), raw_target)).request(request).await,
+            None => there.client.request(request).await,
+        };
+        response.map(|response| response.map(Either::Left))
+    }
+
     fn no_answer(&self, call: &Call, attempt: Attempt, detail: &str) -> DeliveryEnd {
         DeliveryEnd::Answered(Box::new(refusal(call.id, call.replay, call.recorded, attempt.number, Reason::Answer, detail)))
     }
 
     /// The request, and its target as the app gets it where a URI can't have it so.
     fn request(&self, call: &Call, attempt: Attempt, handed: &Handed) -> Result<(http::Request<OutBody>, Option<Box<str>>), http::Error> {
-        let (path, raw_target) = match self.protocol {
-            AppProtocol::Http1 => target::path_and_query(&call.request.target)?,
-            AppProtocol::H2c => target::path_and_query(&target::encoded(&call.request.target))?,
+        // Over HTTP/2, and in this process, the host that was called is a part of the URI (RFC 9113, section 8.3.1); over HTTP/1 all requests have one URI, so that they share connections.
+        let http1 = match &self.way {
+            Way::Loopback(there) if there.protocol == AppProtocol::Http1 => Some(there.address),
+            _ => None,
         };
-        // Over HTTP/2 the host that was called is a part of the URI (RFC 9113, section 8.3.1); over HTTP/1 all requests have one URI, so that they share connections.
-        let authority = match self.protocol {
-            AppProtocol::Http1 => Authority::try_from(self.address.to_string())?,
-            AppProtocol::H2c => Authority::try_from(call.request.authority.as_str())?,
+        let ((path, raw_target), authority) = match http1 {
+            Some(address) => (target::path_and_query(&call.request.target)?, Authority::try_from(address.to_string())?),
+            None => (target::path_and_query(&target::encoded(&call.request.target))?, Authority::try_from(call.request.authority.as_str())?),
         };
         let mut parts = http::uri::Parts::default();
         (parts.scheme, parts.authority, parts.path_and_query) = (Some(Scheme::HTTP), Some(authority), Some(path));
         let uri = Uri::from_parts(parts)?;
         let mut request = http::Request::builder().method(call.request.method.clone()).uri(uri);
-        if self.protocol == AppProtocol::H2c {
+        if http1.is_none() {
             request = request.version(Version::HTTP_2);
         }
         let body = self.bulk.give_out(call.request.body.clone(), call.request.trailers.clone());
         let mut request = request.body(body)?;
         let headers = request.headers_mut();
         *headers = call.request.headers.clone();
-        if self.protocol == AppProtocol::Http1 {
+        if http1.is_some() {
             headers.insert(header::HOST, HeaderValue::from_str(&call.request.authority)?);
         }
         match handed {
@@ -325,7 +364,7 @@ impl App {
             headers.insert(TRACEPARENT, trace.value());
         }
         fields::announce_trailers(headers, &call.request.trailers);
-        if headers.contains_key(header::TE) && self.protocol == AppProtocol::Http1 {
+        if headers.contains_key(header::TE) && http1.is_some() {
             headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
         }
         let mut add = |name: HeaderName, value: &str| HeaderValue::from_str(value).map(|value| headers.insert(name, value));

@@ -14,11 +14,9 @@ use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{Response, StatusCode, request};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use tracing::debug;
 
 use crate::bulk::{Hold, OutBody, TakeIn, TakeInError};
-use crate::outbound::OutboundSide;
 use crate::outbound::append::{self, Accepted, Accepting};
 use crate::outbound::calls::CallRef;
 use crate::outbound::envelope::{Caller, Destination, Draft};
@@ -28,6 +26,7 @@ use crate::outbound::prefer::{PREFERENCE_APPLIED, Preferences};
 use crate::outbound::respond::{self, AnswerBody, Asked, BodyError};
 use crate::outbound::route::Route;
 use crate::outbound::spread::OnItsWay;
+use crate::outbound::{AppBody, OutboundSide};
 use crate::problem::{Kind, Problem, can_be_repeated};
 use crate::spans::Called;
 use crate::{fields, line, metrics};
@@ -69,7 +68,7 @@ impl OutboundSide {
     }
 
     /// A durable call, until it is on its way into the log.
-    pub(super) async fn call(&self, mut head: request::Parts, body: Incoming, destination: Destination, component: &Component) -> Result<Handed, Problem> {
+    pub(super) async fn call(&self, mut head: request::Parts, body: AppBody, destination: Destination, component: &Component) -> Result<Handed, Problem> {
         let callee = destination.callee.clone();
         let topics = self.config.prefix.topics(&callee);
         self.contexts.pass_on(&mut head.headers, &callee);

@@ -13,6 +13,7 @@ use bluebox_observe::During;
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Version};
+use http_body_util::Either;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::{Service, service_fn};
@@ -368,7 +369,7 @@ impl Asker {
                 request.extensions_mut().insert(self.requests.may_be_a_tunnel());
             }
         }
-        let (side, place, request) = (self.side.clone(), self.place.clone(), Box::new(request));
+        let (side, place, request) = (self.side.clone(), self.place.clone(), Box::new(request.map(Either::Left)));
         Box::pin(async move {
             let mut answer = side.answer(request, place, refused).await;
             // Of a request that was refused the rest of its body is not read, so there can be none after it (RFC 9112, section 9.6).

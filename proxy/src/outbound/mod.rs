@@ -2,7 +2,7 @@
 //!
 //! - [`intercept`]: takes requests off the app's connections, and refuses what is no HTTP.
 //!   Its connections are guarded ([`guard`]), which follows the requests ([`framing`]), judges their heads ([`head`](crate::head)) and writes interim responses
-//!   ([`interim`]). Those of callers that wait for long are held without hyper ([`long_wait`]).
+//!   ([`interim`]). Those of callers that wait for long are held without hyper ([`long_wait`]). An app in this process has no connections ([`in_process`]).
 //! - [`decide`]: where it goes, as far as the registry has been read. [`route`] decides: durable call, pass-through, Bluebox's own API, or a clear no.
 //! - [`passthrough`]: what is no component goes its way, streaming. A [`tunnel`] to one that is ends here: its connection begins anew.
 //! - [`calls`]: Bluebox's own API, `http://bluebox/v1/calls/ID`.
@@ -19,8 +19,10 @@ use std::time::Instant;
 
 use bluebox_core::fail_point_async;
 use bluebox_core::log::Log;
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::{Request, Response};
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use tokio::sync::watch;
 use tracing::{debug, error};
@@ -48,6 +50,7 @@ mod durable;
 pub mod envelope;
 pub mod framing;
 pub mod guard;
+pub mod in_process;
 pub mod intercept;
 pub mod interim;
 pub mod long_wait;
@@ -72,6 +75,9 @@ pub fn panics_are_answered() -> bool {
 /// Where the connection of a request was going, if the redirect caught it; among the request's extensions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Towards(pub SocketAddr);
+
+/// The body of a request of the app: from a connection, or of an app in this process.
+pub type AppBody = Either<Incoming, Full<Bytes>>;
 
 /// What all requests of the app share.
 pub struct OutboundSide {
@@ -107,7 +113,7 @@ impl OutboundSide {
     /// A block, and so are its stages, and no functions that are async by themselves, which would keep their arguments twice: many may wait, and for long.
     pub(crate) fn answer(
         self: Arc<Self>,
-        request: Box<Request<Incoming>>,
+        request: Box<Request<AppBody>>,
         place: Place,
         refused: Option<Box<Problem>>,
     ) -> impl Future<Output = Box<long_wait::Answer>> + Send {
@@ -125,7 +131,7 @@ impl OutboundSide {
 
     fn stages<'a>(
         &'a self,
-        request: Box<Request<Incoming>>,
+        request: Box<Request<AppBody>>,
         asked: &'a Asked,
         place: Place,
         refused: Option<Box<Problem>>,
@@ -142,7 +148,7 @@ impl OutboundSide {
         }
     }
 
-    async fn until_the_wait(&self, request: Box<Request<Incoming>>, asked: &Asked, place: Place, refused: Option<Box<Problem>>) -> Result<Begun, Problem> {
+    async fn until_the_wait(&self, request: Box<Request<AppBody>>, asked: &Asked, place: Place, refused: Option<Box<Problem>>) -> Result<Begun, Problem> {
         let (mut head, body) = request.into_parts();
         let towards = head.extensions.get().map(|Towards(towards)| *towards);
         fail_point_async!(OutIntercepted, return Err(Problem::new(Kind::Internal, "a fail point")));

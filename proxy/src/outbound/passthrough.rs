@@ -15,7 +15,6 @@ use bluebox_observe::During;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::uri::{Authority, Scheme};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
-use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -31,6 +30,7 @@ use crate::bulk::OutBody;
 use crate::fields;
 use crate::head::MOST_FIELDS;
 use crate::metrics::Metrics;
+use crate::outbound::AppBody;
 use crate::outbound::interim::Interims;
 use crate::outbound::respond::{AnswerBody, Asked, BodyError};
 use crate::outbound::route::{Target, wants_upgrade};
@@ -83,7 +83,7 @@ impl PassThrough {
     ///
     /// # Errors
     /// When the server can't be reached, or breaks off before its answer.
-    pub async fn pass(&self, request: Request<Incoming>, target: Target, direct: &[String], place: Place) -> Result<Response<AnswerBody>, Problem> {
+    pub async fn pass(&self, request: Request<AppBody>, target: Target, direct: &[String], place: Place) -> Result<Response<AnswerBody>, Problem> {
         let to = self.one_of(direct)?.unwrap_or_else(|| target.authority.clone());
         if target.tunnel { self.tunnel(request, &to, place).await } else { self.forward(request, target, to, place).await }
     }
@@ -115,7 +115,7 @@ impl PassThrough {
         Ok(())
     }
 
-    async fn forward(&self, mut request: Request<Incoming>, target: Target, to: Authority, place: Place) -> Result<Response<AnswerBody>, Problem> {
+    async fn forward(&self, mut request: Request<AppBody>, target: Target, to: Authority, place: Place) -> Result<Response<AnswerBody>, Problem> {
         let caller_side = hyper::upgrade::on(&mut request);
         let asked = Asked::of(&request);
         let (mut head, body) = request.into_parts();
@@ -202,7 +202,7 @@ impl PassThrough {
         Ok(Response::from_parts(head, body))
     }
 
-    async fn tunnel(&self, mut request: Request<Incoming>, to: &Authority, place: Place) -> Result<Response<AnswerBody>, Problem> {
+    async fn tunnel(&self, mut request: Request<AppBody>, to: &Authority, place: Place) -> Result<Response<AnswerBody>, Problem> {
         let server = self.connector.clone().call(uri(to, "")?.0).await.map_err(|e| failure(to, &*e, true))?;
         let caller_side = hyper::upgrade::on(&mut request);
         self.splice("tunnelled", upgraded(caller_side), std::future::ready(Ok(server.into_inner())), place);
@@ -307,13 +307,13 @@ async fn when_wanted(mut wanted: watch::Receiver<bool>) {
 
 /// The body of a request on its way. Where its caller waits for `100 Continue`, reading it is what asks for it: so it is read only when the server wants it.
 struct Asking {
-    body: Incoming,
+    body: AppBody,
     wanted: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
 impl http_body::Body for Asking {
     type Data = bytes::Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<http_body::Frame<Self::Data>, Self::Error>>> {
         if let Some(wanted) = &mut self.wanted {

@@ -12,7 +12,7 @@ use bluebox_core::topics::{Prefix, Retention, Topics, partition_of};
 use bluebox_core::wire::{CallsEntry, Reply};
 use bluebox_core::{CallId, ComponentName, InstanceId};
 use bluebox_proxy::bulk::Bulk;
-use bluebox_proxy::config::{AppProtocol, Inbound, Served};
+use bluebox_proxy::config::{self, AppProtocol, Inbound, Served};
 use bluebox_proxy::context::Contexts;
 use bluebox_proxy::inbound::observe::Observe;
 use bluebox_proxy::inbound::{self, Start};
@@ -281,7 +281,8 @@ impl Replica {
     pub(crate) fn start_before(world: &World, app: SocketAddr, limits: Inbound, spans: Spans) -> Self {
         let client = world.log.client();
         let log: Arc<dyn Log> = Arc::clone(&client) as Arc<dyn Log>;
-        let served = Served { name: name("cart"), component: Component::default(), ordinal: None, app, protocol: AppProtocol::Http1 };
+        let served =
+            Served { name: name("cart"), component: Component::default(), ordinal: None, app: config::App::At { address: app, protocol: AppProtocol::Http1 } };
         let metrics = Metrics::try_new(&name("cart")).unwrap();
         let bulk = Bulk::new(Arc::clone(&log), world.topics.bulk.partition(0), 64 << 20);
         let observe = Observe::new(&served.name, &metrics).unwrap();

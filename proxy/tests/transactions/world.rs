@@ -7,7 +7,7 @@ use std::time::Duration;
 use bluebox_core::log::embedded::{Client, Embedded};
 use bluebox_core::registry::Component;
 use bluebox_proxy::Proxy;
-use bluebox_proxy::config::{AppProtocol, Inbound, ProxyConfig, Served};
+use bluebox_proxy::config::{self, AppProtocol, Inbound, ProxyConfig, Served};
 use bluebox_proxy::transaction::TransactionRules;
 use bytes::Bytes;
 use http::{HeaderMap, Response};
@@ -221,7 +221,7 @@ async fn knows(caller: &Running, callee: &str) {
 
 async fn start(log: &Arc<Embedded>, of: &str, app: Option<SocketAddr>, transactions: TransactionRules) -> Running {
     let component = Component { partitions: 2, ..Component::default() };
-    let serves = app.map(|app| Served { name: name(of), component, ordinal: None, app, protocol: AppProtocol::Http1 });
+    let serves = app.map(|app| Served { name: name(of), component, ordinal: None, app: config::App::At { address: app, protocol: AppProtocol::Http1 } });
     let inbound = Inbound {
         transactions,
         first_backoff: Duration::from_millis(10),

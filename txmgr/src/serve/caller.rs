@@ -13,18 +13,18 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, LINK, LOCATION, RETRY_AFTER};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, StatusCode, Uri};
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::Full;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tracing::debug;
 
 use super::counts::Counts;
-use super::own_proxy::{self, OwnProxy};
 use super::places::{self, Places};
 use super::{Settings, Surroundings};
 use crate::TransactionId;
 use crate::callback::{Callback, CallbackKey, Outcome, Phase};
+use crate::calls::{Calls, content};
 use crate::components::Components;
 use crate::time::later;
 use crate::wire::answer::meaning;
@@ -45,6 +45,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const PLAIN_PATIENCE: Duration = Duration::from_secs(30);
 /// More of an answer is not looked at.
 const MAX_ANSWER_BYTES: usize = 64 << 10;
+/// Callbacks that are under way at once.
+const AT_ONCE: usize = 2000;
 /// The longest text of a reason that is kept.
 const MAX_WHY: usize = 300;
 
@@ -53,7 +55,8 @@ type Http = Client<HttpConnector, Full<Bytes>>;
 /// Makes calls, through the process's own proxy.
 pub(super) struct Caller {
     name: ComponentName,
-    proxy: OwnProxy,
+    /// To components.
+    calls: Arc<dyn Calls>,
     /// For plain URLs.
     client: Http,
     components: Arc<dyn Components>,
@@ -136,11 +139,11 @@ impl Caller {
         let client = Client::builder(TokioExecutor::new()).pool_idle_timeout(Duration::from_secs(3)).pool_timer(TokioTimer::new()).build(connector);
         Self {
             name: settings.name.clone(),
-            proxy: OwnProxy::new(around.proxy),
+            calls: Arc::clone(&around.calls),
             client,
             components: Arc::clone(&around.components),
             allowed: settings.allowed.clone(),
-            places: Places::new(own_proxy::AT_ONCE),
+            places: Places::new(AT_ONCE),
             under_way: Mutex::default(),
             counts,
         }
@@ -202,17 +205,14 @@ impl Caller {
             Err(why) => return Ok(Outcome::Again(why)),
         };
         let plain = matches!(way, Way::Plain);
-        let asked = self.send(request, plain);
-        let answered =
-            if plain { tokio::time::timeout(PLAIN_PATIENCE, asked).await.unwrap_or_else(|_| Err("no answer within 30 s".to_owned())) } else { asked.await };
-        let answered = match answered {
-            Ok(answered) => answered,
+        let answered = if plain {
             // The log delivers no such call again: whether it was done can only be asked.
-            Err(why) if plain => return Ok(Outcome::Again(why)),
-            Err(why) => {
-                debug!(callback = %callback.key, why, "the own proxy did not answer");
-                return Err((PAUSE, format!("the transaction manager's own proxy did not answer: {why}")));
+            match tokio::time::timeout(PLAIN_PATIENCE, self.call_plainly(request)).await.unwrap_or_else(|_| Err("no answer within 30 s".to_owned())) {
+                Ok(answered) => answered,
+                Err(why) => return Ok(Outcome::Again(why)),
             }
+        } else {
+            self.call_component(request, MAX_ANSWER_BYTES).await
         };
         let own = answered.headers.contains_key(&ERROR) && !plain;
         if own && [StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT].contains(&answered.status) {
@@ -228,7 +228,7 @@ impl Caller {
         Callable { components: &*self.components, allowed: &self.allowed, coordinator: &self.name }
     }
 
-    fn request(&self, callback: &Callback, url: &str, trace: Option<Context>) -> Result<(Way, Request<Full<Bytes>>), String> {
+    fn request(&self, callback: &Callback, url: &str, trace: Option<Context>) -> Result<(Way, Request<Bytes>), String> {
         let key = callback.key;
         let refused = |why: &dyn std::fmt::Display| format!("{url}: {why}");
         let (method, body, content_type) = match (&callback.step, key.phase) {
@@ -274,7 +274,7 @@ impl Caller {
         if let Some(trace) = trace {
             headers.insert(TRACEPARENT, trace.value());
         }
-        let mut request = Request::new(Full::from(body));
+        let mut request = Request::new(body);
         (*request.method_mut(), *request.headers_mut()) = (method, headers);
         *request.uri_mut() = addressed(authority, path)?;
         Ok((way, request))
@@ -293,18 +293,14 @@ impl Caller {
         Ok(Way::Plain)
     }
 
-    async fn send(&self, request: Request<Full<Bytes>>, plain: bool) -> Result<Answered, String> {
-        let (response, _place) = if plain {
-            (self.client.request(request).await.map_err(|error| chain(&error))?, None)
-        } else {
-            let (response, place) = self.proxy.request(request).await?;
-            (response, Some(place))
-        };
-        let (head, body) = response.into_parts();
-        let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await;
-        // What is longer says nothing that is known here.
-        let body = body.map(|body| body.to_bytes()).unwrap_or_default();
-        Ok(Answered { status: head.status, headers: head.headers, body })
+    async fn call_plainly(&self, request: Request<Bytes>) -> Result<Answered, String> {
+        let (head, body) = self.client.request(request.map(Full::new)).await.map_err(|error| chain(&error))?.into_parts();
+        Ok(Answered { status: head.status, headers: head.headers, body: content(body, MAX_ANSWER_BYTES).await })
+    }
+
+    async fn call_component(&self, request: Request<Bytes>, max_bytes: usize) -> Answered {
+        let (head, body) = self.calls.call(request, max_bytes).await.into_parts();
+        Answered { status: head.status, headers: head.headers, body }
     }
 
     /// GETs something of the transaction manager itself, wherever it is: through the log. `None` when it can't be told now.
@@ -314,13 +310,10 @@ impl Caller {
 
     /// Asks the transaction manager itself.
     pub(super) async fn own(&self, method: Method, path: &str, patience: Duration) -> Option<Answered> {
-        let mut request = Request::new(Full::default());
+        let mut request = Request::new(Bytes::new());
         *request.method_mut() = method;
         *request.uri_mut() = addressed(Authority::try_from(self.name.as_str()).ok()?, PathAndQuery::try_from(path).ok()).ok()?;
-        let (response, _place) = tokio::time::timeout(patience, self.proxy.request(request)).await.ok()?.ok()?;
-        let (head, body) = response.into_parts();
-        let body = tokio::time::timeout(patience, body.collect()).await.ok()?.ok()?.to_bytes();
-        Some(Answered { status: head.status, headers: head.headers, body })
+        tokio::time::timeout(patience, self.call_component(request, usize::MAX)).await.ok()
     }
 }
 
@@ -346,8 +339,11 @@ fn nested_links(name: &ComponentName, child: TransactionId) -> String {
 
 #[cfg(test)]
 mod tests {
+    use http::Response;
+
     use super::*;
     use crate::callback::Callee;
+    use crate::calls::Calling;
     use crate::components::Learning;
 
     struct All;
@@ -362,13 +358,24 @@ mod tests {
         }
     }
 
+    /// A proxy whose log is away.
+    struct Away;
+
+    impl Calls for Away {
+        fn call(&self, _: Request<Bytes>, _: usize) -> Calling<'_> {
+            let mut away = Response::new(Bytes::new());
+            *away.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            away.headers_mut().insert(ERROR, HeaderValue::from_static("log-unavailable"));
+            Box::pin(std::future::ready(away))
+        }
+    }
+
     #[tokio::test]
     async fn one_that_waits_for_its_turn_was_not_tried() {
         let places = Places::new(1);
         let caller = Arc::new(Caller {
             name: ComponentName::try_new("txmgr").unwrap(),
-            // Nobody answers there.
-            proxy: OwnProxy::new(([127, 0, 0, 1], 1).into()),
+            calls: Arc::new(Away),
             client: Client::builder(TokioExecutor::new()).build(HttpConnector::new()),
             components: Arc::new(All),
             allowed: Vec::new(),

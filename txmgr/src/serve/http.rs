@@ -1,9 +1,8 @@
 //! What is asked: requests as values, and the partition that they are for.
 
 use std::collections::BTreeSet;
-use std::convert::Infallible;
+use std::error::Error;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bluebox_core::clock::wall_clock;
 use bluebox_core::log::Timestamp;
@@ -13,14 +12,10 @@ use bluebox_observe::trace::Context;
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
+use http_body::Body;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
-use hyper::body::{Body as _, Incoming};
-use hyper::server::conn::http2;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
-use tokio::net::TcpListener;
-use tracing::warn;
+use tokio::sync::SetOnce;
 
 use super::caller::Caller;
 use super::owner::Command;
@@ -127,37 +122,23 @@ pub(super) struct Service {
     pub(super) caller: Arc<Caller>,
 }
 
-/// Requests that one connection has under way at once: more than its own proxy ever delivers, which does so over one.
-const STREAMS: u32 = 1 << 16;
-/// How large a head may be: what the proxy takes as one, and what it adds.
-const MAX_HEAD_BYTES: u32 = 256 << 10;
+/// Where requests come to. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct App(Arc<SetOnce<Service>>);
 
-/// Serves connections, of HTTP/2, until the process ends.
-pub(super) async fn serve(listener: TcpListener, service: Arc<Service>) {
-    let mut http = http2::Builder::new(TokioExecutor::new());
-    // It is no stranger who comes here: a proxy that gives up many deliveries at once means no harm.
-    http.max_concurrent_streams(STREAMS)
-        .max_header_list_size(MAX_HEAD_BYTES)
-        .max_pending_accept_reset_streams(STREAMS as usize)
-        .max_local_error_reset_streams(None);
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let _ = stream.set_nodelay(true);
-                let service = Arc::clone(&service);
-                let answer = service_fn(move |request| {
-                    let service = Arc::clone(&service);
-                    async move { Ok::<_, Infallible>(service.answer(request).await) }
-                });
-                let connection = http.serve_connection(TokioIo::new(stream), answer);
-                // A connection that broke is its client's affair.
-                tokio::spawn(async move { drop(connection.await) });
-            }
-            Err(problem) => {
-                warn!(%problem, "a connection could not be accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
+impl App {
+    /// From now on this answers.
+    pub(super) fn serves(&self, service: Service) {
+        // Once for each process.
+        let _ = self.0.set(service);
+    }
+
+    /// Answers a request; waits until the transaction manager serves. Dropped, it is not answered: what was asked for may be done or not.
+    pub async fn answer<B>(&self, request: Request<B>) -> Response<Full<Bytes>>
+    where
+        B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>>,
+    {
+        self.0.wait().await.answer(request).await
     }
 }
 
@@ -166,24 +147,30 @@ impl Service {
         Self { settings, components: Arc::clone(&around.components), partitions, caller }
     }
 
-    async fn answer(&self, mut request: Request<Incoming>) -> Answered {
-        // The proxy asks whether anybody is there.
+    async fn answer<B>(&self, mut request: Request<B>) -> Answered
+    where
+        B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>>,
+    {
         if request.method() == Method::OPTIONS {
             return empty(StatusCode::NO_CONTENT);
         }
-        // Whatever can be read (RFC 9110, section 9.3.2). Content in the answer would be an error of the protocol, in HTTP/2.
-        if request.method() == Method::HEAD {
+        // Whatever can be read (RFC 9110, section 9.3.2).
+        let is_head = request.method() == Method::HEAD;
+        if is_head {
             *request.method_mut() = Method::GET;
-            return without_content(Box::pin(self.answer(request)).await);
         }
         let answered = match self.take_in(request).await {
             Ok(asked) => self.route(&asked).await,
             Err(problem) => Err(problem),
         };
-        answered.unwrap_or_else(|problem| problem.answer())
+        let answered = answered.unwrap_or_else(|problem| problem.answer());
+        if is_head { without_content(answered) } else { answered }
     }
 
-    async fn take_in(&self, request: Request<Incoming>) -> Result<Asked, Problem> {
+    async fn take_in<B>(&self, request: Request<B>) -> Result<Asked, Problem>
+    where
+        B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>>,
+    {
         let (head, body) = request.into_parts();
         let body = match Limited::new(body, MAX_BODY_BYTES).collect().await {
             Ok(body) => body.to_bytes(),

@@ -1,27 +1,26 @@
 //! The transaction manager as a program: the I/O around the machines.
 //!
-//! It is the app of a box: its own proxy, in the same process, delivers calls to it over loopback, and the calls that it makes leave through the same proxy. So every request and every callback
-//! is a durable call. In the order in which a request meets them:
+//! It is the app of a box: its own proxy, in the same process, hands it its calls, and the calls that it makes leave through the same proxy. So every request and every callback is a durable
+//! call. In the order in which a request meets them:
 //!
 //! - [`door`]: for clients that are no box: makes their requests calls as well.
 //! - `http`: what is asked; `lra`, `sagas`, `operate`: of whom, and the answer; `problem`: the answers that say no.
 //! - `partitions`: the partitions that this process has. They are those of the calls, told by the proxy, so that a call is always delivered where its transaction is.
 //! - `owner`: one partition: reads and writes it, and does what its machines want done; `position`: how far it is known.
-//! - `caller`: makes the callbacks; `places`: how many at once; `own_proxy`: the connections that they leave by.
+//! - `caller`: makes the callbacks; `places`: how many at once.
 //! - `view`: transactions as JSON; `counts`: what is counted.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bluebox_core::ComponentName;
 use bluebox_core::log::{Log, LogError, Topic, TopicSpec};
 use bluebox_core::topics::Prefix;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tracing::warn;
 
+use crate::calls::Calls;
 use crate::components::Components;
 use crate::line::Rules;
 use crate::wire::participant::Allowed;
@@ -32,7 +31,6 @@ pub mod door;
 mod http;
 mod lra;
 mod operate;
-mod own_proxy;
 mod owner;
 mod partitions;
 mod places;
@@ -42,6 +40,7 @@ mod sagas;
 mod view;
 
 pub use counts::families;
+pub use http::App;
 
 /// What the transaction manager is told when it starts.
 #[derive(Debug, Clone)]
@@ -67,8 +66,8 @@ pub struct Surroundings {
     pub log: Arc<dyn Log>,
     /// The topic of transactions; see [`topic`].
     pub transactions: Topic,
-    /// Where its own proxy takes calls.
-    pub proxy: SocketAddr,
+    /// Its own proxy, as it takes calls of its app.
+    pub calls: Arc<dyn Calls>,
     /// The components that there are.
     pub components: Arc<dyn Components>,
     /// The partitions of its calls that this process has, and which tenure of each this is.
@@ -112,18 +111,18 @@ pub fn topic(prefix: &Prefix, name: &ComponentName) -> Topic {
     Topic::new(&format!("{}.{name}.transactions", prefix.as_str()))
 }
 
-/// Serves at `listener` (loopback: its own proxy comes there) until the process ends.
+/// Serves what comes to `app` (from its own proxy) until the process ends.
 ///
 /// # Errors
 /// When its topic is there with another number of partitions, or can't be made.
-pub async fn run(settings: Settings, around: Surroundings, listener: TcpListener, registry: &prometheus::Registry) -> Result<(), ServeError> {
+pub async fn run(settings: Settings, around: Surroundings, app: &App, registry: &prometheus::Registry) -> Result<(), ServeError> {
     make_topic(&settings, &around).await?;
     let counts = counts::Counts::try_new(registry)?;
     let caller = Arc::new(caller::Caller::new(&settings, &around, counts.clone()));
     let partitions = partitions::Partitions::new(settings.clone(), &around, Arc::clone(&caller), counts);
     let following = Arc::clone(&partitions).follow(around.tenures.clone());
-    let service = Arc::new(http::Service::new(settings, &around, partitions, caller));
-    tokio::join!(following, http::serve(listener, service));
+    app.serves(http::Service::new(settings, &around, partitions, caller));
+    following.await;
     Ok(())
 }
 
