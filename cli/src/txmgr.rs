@@ -247,7 +247,7 @@ pub(crate) async fn run(options: TxmgrOptions) -> anyhow::Result<()> {
     let clients = serve::door::serve(door, options.name.clone(), proxy.listen());
     tokio::select! {
         ended = proxy.run(log, asked_to_end(terminate, interrupt)) => ended?,
-        failed = serve::run(settings, around, &app, &counts) => failed?,
+        failed = serve::run(settings, around, &app, &counts) => match failed? {},
         () = clients => {}
     }
     Ok(())

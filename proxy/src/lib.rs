@@ -51,7 +51,7 @@ use std::sync::Arc;
 
 use bluebox_core::InstanceId;
 use bluebox_core::log::Log;
-use tokio::sync::{SetOnce, watch};
+use tokio::sync::watch;
 
 use crate::config::ProxyConfig;
 use crate::inbound::{Superseded, Tenures};
@@ -59,7 +59,6 @@ use crate::lifecycle::Running;
 use crate::listeners::Listeners;
 use crate::metrics::Metrics;
 use crate::names::Names;
-use crate::outbound::OutboundSide;
 use crate::outbound::in_process::Calls;
 use crate::registry::{Directory, RegisterError};
 
@@ -110,7 +109,7 @@ pub struct Proxy {
     metrics: Metrics,
     publish: watch::Sender<Directory>,
     tenures: watch::Sender<Tenures>,
-    calls: Arc<SetOnce<Arc<OutboundSide>>>,
+    calls: Calls,
 }
 
 /// Opens the listeners and runs until `shutdown` is done; see [`Proxy::bind`] and [`Proxy::run`].
@@ -131,7 +130,8 @@ impl Proxy {
         let directory = Directory { names: Names::new(config.resolv_conf.search.clone()), ..Directory::default() };
         let (publish, tenures) = (watch::Sender::new(directory), watch::Sender::default());
         let (metrics, instance) = (Metrics::try_new(&config.name)?, InstanceId::random());
-        Ok(Self { config, instance, listeners, metrics, publish, tenures, calls: Arc::default() })
+        let calls = Calls::new(config.outbound.max_connections);
+        Ok(Self { config, instance, listeners, metrics, publish, tenures, calls })
     }
 
     /// The components that it knows.
@@ -146,7 +146,7 @@ impl Proxy {
 
     /// Where an app in the same process makes its requests.
     pub fn calls(&self) -> Calls {
-        Calls::new(self.calls.clone(), self.config.outbound.max_connections)
+        self.calls.clone()
     }
 
     /// Where further counts can be registered, to be told at `/metrics`.

@@ -144,8 +144,7 @@ impl Running {
             spread: Spread::default(),
             began: Instant::now(),
         });
-        // Once for each proxy.
-        let _ = calls.set(side.clone());
+        calls.begin(side.clone());
 
         let (stop_in, cut_in, hung) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let mut calls_in = JoinSet::new();

@@ -88,7 +88,7 @@ pub(crate) struct AppPlan {
 pub(crate) fn components(system: &System, units: &[Unit]) -> anyhow::Result<Vec<Served>> {
     let mut all = Vec::new();
     if let Some(txmgr) = &system.txmgr {
-        // Where it listens is its own affair.
+        // Its app is in its own process; nothing is sent there from this one.
         let nowhere = App::At { address: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)), protocol: AppProtocol::default() };
         all.push(crate::txmgr::served(ComponentName::try_new(crate::txmgr::NAME)?, txmgr.partitions, nowhere));
     }

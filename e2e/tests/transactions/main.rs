@@ -65,6 +65,8 @@ rules! {
     ];
     outside: [
         a_client_in_no_box_gets_urls_with_the_authority_that_it_used,
+        one_that_is_told_to_end_still_answers_who_has_asked_it,
+        one_that_takes_no_more_calls_still_passes_on_those_of_its_clients,
         a_plain_url_of_the_allow_list_is_called_directly,
         urls_can_begin_with_a_configured_base,
         the_outcome_that_came_with_an_end_is_told_to_its_component_alone,

@@ -1,9 +1,12 @@
 //! Clients and participants that are no box.
 
-use bluebox_e2e::{Call, World};
-use http::Method;
+use std::net::SocketAddr;
 
-use crate::scene::{Scene, is_problem, says};
+use bluebox_e2e::{Call, Running, World, eventually};
+use http::Method;
+use nix::sys::signal::Signal;
+
+use crate::scene::{PARTITIONS, Scene, is_problem, says};
 
 pub async fn a_client_in_no_box_gets_urls_with_the_authority_that_it_used(world: World) {
     let scene = Scene::new(world).await;
@@ -26,6 +29,42 @@ pub async fn a_client_in_no_box_gets_urls_with_the_authority_that_it_used(world:
     // An app in a box can't pretend to be another origin.
     let forged = scene.client.call(Call::post("http://txmgr/lra-coordinator/start", "").with("txmgr-origin", "http://evil.example")).await;
     assert!(forged.text().starts_with("http://txmgr/"), "{forged:?}");
+}
+
+pub async fn one_that_is_told_to_end_still_answers_who_has_asked_it(world: World) {
+    let mut scene = Scene::with(world, |spec| spec.flag("--end-wait", "20s")).await;
+    let mut hotel = scene.service("hotel").await;
+    hotel.app.rule(|asked| (asked.target != "/complete").then(|| says(200, "")));
+    let door = scene.txmgr.address();
+    let lra = scene.start().await;
+    scene.join(&lra, &hotel).await;
+    let closing = Running::start(Call::new(Method::PUT, &format!("http://{door}/lra-coordinator/{}/close", lra.rsplit('/').next().unwrap())), door);
+    let completing = hotel.app.next().await;
+    scene.txmgr.signal(Signal::SIGTERM);
+    eventually("it ends in good order", || async { scene.txmgr.said().contains("asked to end").then_some(()) }).await;
+    completing.answer(200, "");
+    closing.answer().await.is(200, "Closed");
+    let ended = scene.txmgr.ended().await;
+    assert!(ended.success(), "{ended}");
+}
+
+pub async fn one_that_takes_no_more_calls_still_passes_on_those_of_its_clients(world: World) {
+    let mut scene = Scene::with(world, |spec| spec.flag("--control", "127.0.0.1:0")).await;
+    let other = scene.world.txmgr(PARTITIONS).start().await;
+    let said = scene.txmgr.said();
+    let control: SocketAddr = said.split("\"control\":\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap().parse().unwrap();
+    let drained = Call::post(&format!("http://{control}/drain"), "").send_to(control).await.unwrap();
+    assert!(drained.status.is_success(), "{drained:?}");
+    let drained = Call::get(&format!("http://{control}/drained?within=20")).send_to(control).await.unwrap();
+    assert!(drained.status.is_success(), "{drained:?}");
+    let door = scene.txmgr.address();
+    for _ in 0..8 {
+        let started = Call::post(&format!("http://{door}/lra-coordinator/start"), "").send_to(door).await.unwrap();
+        assert_eq!(started.status, 201, "{started:?}");
+    }
+    let ended = scene.txmgr.terminate().await;
+    assert!(ended.success(), "{ended}");
+    drop(other);
 }
 
 pub async fn a_plain_url_of_the_allow_list_is_called_directly(world: World) {

@@ -37,6 +37,7 @@ pub async fn what_a_participant_has_left_last_comes_with_the_end(world: World) {
         scene.join(&lra, &flight).await;
         let ending = |links: &str, data: &str| Call::new(Method::PUT, &format!("{lra}/{end}")).with(DATA_OF, links).with(DATA, data);
         is_problem(&scene.client.call(ending("hotel", "seat 8")).await, 400, "malformed");
+        is_problem(&scene.client.call(ending("<http://zoë/>; rel=after", "seat 8")).await, 400, "malformed");
         is_problem(&scene.client.call(ending(&hotel.links(), &"x".repeat(17_000))).await, 413, "too-large");
         is_problem(&scene.client.call(ending(&hotel.links(), "seat 8").with("narayana-lra-api-version", "1.0")).await, 412, "no-data");
         assert_eq!(scene.status(&lra).await, "Active", "what is refused decides nothing");

@@ -18,12 +18,19 @@ pub struct Calls {
 }
 
 impl Calls {
-    /// So many at once; further ones wait.
-    pub(crate) fn new(side: Arc<SetOnce<Arc<OutboundSide>>>, at_once: usize) -> Self {
-        Self { side, places: Arc::new(Semaphore::new(at_once.min(Semaphore::MAX_PERMITS))) }
+    /// Of a proxy that does not run yet. So many at once; further ones wait.
+    pub(crate) fn new(at_once: usize) -> Self {
+        Self { side: Arc::default(), places: Arc::new(Semaphore::new(at_once.min(Semaphore::MAX_PERMITS))) }
     }
 
-    /// Makes a request as the app would over a connection: the host that its URI names says where it goes. As many at once as there may be connections. Waits until the proxy runs. What the proxy has to say itself is an answer, too.
+    /// The proxy runs.
+    pub(crate) fn begin(&self, side: Arc<OutboundSide>) {
+        // Once for each proxy.
+        let _ = self.side.set(side);
+    }
+
+    /// Makes a request as the app would over a connection: the host that its URI names says where it goes. As many at once as there may be connections. Waits until the proxy runs. What the proxy
+    /// has to say itself is an answer, too.
     ///
     /// Dropped, it is as one whose client has hung up: what was handed to the log goes on.
     pub async fn answer(&self, mut request: Request<Full<Bytes>>) -> Response<AnswerBody> {
@@ -34,7 +41,9 @@ impl Calls {
             // Never closed.
             return std::future::pending().await;
         };
-        match *side.answer(Box::new(request.map(Either::Right)), Arc::new(place), None).await {
+        // Kept until there is an answer.
+        let place = Arc::new(place);
+        match *side.answer(Box::new(request.map(Either::Right)), Arc::clone(&place), None).await {
             Ok(answer) => answer,
             Err(never) => match never {},
         }

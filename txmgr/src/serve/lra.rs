@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::header::{ACCEPT, LINK, LOCATION};
+use http::header::{ACCEPT, HeaderName, LINK, LOCATION};
 use http::{Method, Response, StatusCode};
 use http_body_util::Full;
 use serde_json::Value;
@@ -109,10 +109,13 @@ impl Coordinator<'_> {
 
     /// The links of a request: all lines of the Link field, else the body.
     fn links(&self) -> Result<RawLinks, Problem> {
-        let lines: Option<Vec<&str>> = self.asked.headers.get_all(LINK).iter().map(|line| line.to_str().ok()).collect();
-        let lines = lines.ok_or_else(|| Problem::malformed("the Link field is no ASCII text"))?;
-        let header = (!lines.is_empty()).then(|| lines.join(", "));
-        links_of_join(header.as_deref(), self.asked.text()?).map_err(invalid_links)
+        links_of_join(Some(&self.lines(&LINK)?), self.asked.text()?).map_err(invalid_links)
+    }
+
+    /// All lines of a field, which are one list; empty if there are none.
+    fn lines(&self, name: &HeaderName) -> Result<String, Problem> {
+        let lines: Option<Vec<&str>> = self.asked.headers.get_all(name).iter().map(|line| line.to_str().ok()).collect();
+        lines.map(|lines| lines.join(", ")).ok_or_else(|| Problem::malformed(format!("{name} is no ASCII text")))
     }
 
     /// What a participant leaves to be told again.
@@ -130,9 +133,12 @@ impl Coordinator<'_> {
 
     /// What the participant that ends an LRA has left meanwhile, if it has.
     fn told(&self) -> Result<Option<Told>, Problem> {
-        let links = self.asked.header(&DATA_OF).unwrap_or_default();
-        let Some(data) = self.data()?.filter(|_| !links.is_empty()) else { return Ok(None) };
-        let links = links_of_join(Some(links), "").map_err(invalid_links)?;
+        let links = self.lines(&DATA_OF)?;
+        if links.is_empty() {
+            return Ok(None);
+        }
+        let Some(data) = self.data()? else { return Ok(None) };
+        let links = links_of_join(Some(&links), "").map_err(invalid_links)?;
         Ok(links.compensate.or(links.after).map(|participant| Told { participant: participant.into(), data }))
     }
 
@@ -173,11 +179,14 @@ impl Coordinator<'_> {
 
     async fn end(&self, id: TransactionId, close: bool) -> Result<Answered, Problem> {
         let by = self.service.end_by();
-        let request = match (self.outcome_of()?, self.told()?) {
-            (Some(of), _) => Request::EndAndKeep(close, by, Box::new(Kept::new(of, self.asked.body.clone()))),
-            (None, Some(told)) => Request::EndAndTell(close, by, Box::new(told)),
-            (None, None) if close => Request::Close(by),
-            (None, None) => Request::Cancel(by),
+        let request = if let Some(of) = self.outcome_of()? {
+            Request::EndAndKeep(close, by, Box::new(Kept::new(of, self.asked.body.clone())))
+        } else if let Some(told) = self.told()? {
+            Request::EndAndTell(close, by, Box::new(told))
+        } else if close {
+            Request::Close(by)
+        } else {
+            Request::Cancel(by)
         };
         let (status, other) = match self.ask(id, request).await.map_err(|problem| self.too_late(problem))? {
             Answer::Status(status) => (status, false),

@@ -11,6 +11,7 @@
 //! - `view`: transactions as JSON; `counts`: what is counted.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -111,11 +112,11 @@ pub fn topic(prefix: &Prefix, name: &ComponentName) -> Topic {
     Topic::new(&format!("{}.{name}.transactions", prefix.as_str()))
 }
 
-/// Serves what comes to `app` (from its own proxy) until the process ends.
+/// Serves what comes to `app` (from its own proxy). Ends only with an error: when the proxy has given up its partitions, it has still to answer others.
 ///
 /// # Errors
 /// When its topic is there with another number of partitions, or can't be made.
-pub async fn run(settings: Settings, around: Surroundings, app: &App, registry: &prometheus::Registry) -> Result<(), ServeError> {
+pub async fn run(settings: Settings, around: Surroundings, app: &App, registry: &prometheus::Registry) -> Result<Infallible, ServeError> {
     make_topic(&settings, &around).await?;
     let counts = counts::Counts::try_new(registry)?;
     let caller = Arc::new(caller::Caller::new(&settings, &around, counts.clone()));
@@ -123,7 +124,7 @@ pub async fn run(settings: Settings, around: Surroundings, app: &App, registry: 
     let following = Arc::clone(&partitions).follow(around.tenures.clone());
     app.serves(http::Service::new(settings, &around, partitions, caller));
     following.await;
-    Ok(())
+    std::future::pending().await
 }
 
 async fn make_topic(settings: &Settings, around: &Surroundings) -> Result<(), ServeError> {
