@@ -4,60 +4,19 @@
 mod common;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use bluebox_core::log::embedded::Embedded;
 use bluebox_core::registry::Component;
 use bluebox_proxy::Proxy;
 use bluebox_proxy::config::{App, AppProtocol, ProxyConfig, Served};
-use common::{Answer, PATIENCE, exchange, name, read_head};
+use common::{Answer, Installation, PATIENCE, exchange, name, read_head};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
-struct Installation {
-    gateway: SocketAddr,
-    stop: CancellationToken,
-    running: Vec<tokio::task::JoinHandle<Result<(), bluebox_proxy::RunError>>>,
-}
-
-impl Installation {
-    /// A gateway, and a box `cart` whose app listens there.
-    async fn start(app: SocketAddr, protocol: AppProtocol) -> Self {
-        let log = Embedded::in_memory();
-        let served = Served {
-            name: name("cart"),
-            component: Component { partitions: 2, ..Component::default() },
-            ordinal: None,
-            app: App::At { address: app, protocol },
-        };
-        let stop = CancellationToken::new();
-        let run = async |config: ProxyConfig| {
-            let proxy = Proxy::bind(config).await.unwrap();
-            (proxy.listen(), tokio::spawn(proxy.run(Arc::clone(&log) as Arc<dyn bluebox_core::Log>, stop.clone().cancelled_owned())))
-        };
-        let (_, cart) = run(ProxyConfig { name: name("cart"), serves: vec![served], ..common::config() }).await;
-        let (gateway, out) = run(common::config()).await;
-        let installation = Self { gateway, stop: stop.clone(), running: vec![cart, out] };
-        let deadline = tokio::time::Instant::now() + PATIENCE;
-        // An empty ordering key is refused only where the component is known.
-        while installation.ask("GET / HTTP/1.1\r\nHost: cart\r\nbluebox-ordering-key: \r\nConnection: close\r\n\r\n").await.status != 400 {
-            assert!(tokio::time::Instant::now() < deadline);
-        }
-        installation
-    }
-
-    async fn ask(&self, request: impl AsRef<[u8]>) -> Answer {
-        exchange(self.gateway, request.as_ref()).await
-    }
-
-    async fn stop(self) {
-        self.stop.cancel();
-        for task in self.running {
-            tokio::time::timeout(PATIENCE, task).await.unwrap().unwrap().unwrap();
-        }
-    }
+/// A gateway, and a box `cart` whose app listens there.
+async fn installation(address: SocketAddr, protocol: AppProtocol) -> Installation {
+    Installation::start(App::At { address, protocol }).await
 }
 
 /// An app that answers every request on a connection of its own with the same bytes, and hands out what it was sent: head, and body as framed.
@@ -102,7 +61,7 @@ async fn the_app_sees_what_was_sent_and_the_caller_what_was_answered() {
             .to_vec();
     answer.extend_from_slice(&every_byte);
     let (address, mut requests) = app(answer).await;
-    let installation = Installation::start(address, AppProtocol::Http1).await;
+    let installation = installation(address, AppProtocol::Http1).await;
     let mut request = b"PURGE /a//b/%zz?x[]=1&&y=\xc3\xa4 HTTP/1.1\r\nHost: CART\r\nX-Two: 1\r\nX-Bytes: \x80\xff\r\nX-Two: 2\r\nBluebox-Attempt: 9\r\n\
                         Content-Length: 256\r\nConnection: close\r\n\r\n"
         .to_vec();
@@ -130,7 +89,7 @@ async fn the_app_sees_what_was_sent_and_the_caller_what_was_answered() {
 #[tokio::test]
 async fn a_body_of_no_bytes_says_so() {
     let (address, mut requests) = app("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
-    let installation = Installation::start(address, AppProtocol::Http1).await;
+    let installation = installation(address, AppProtocol::Http1).await;
     for (request, length) in [
         ("POST / HTTP/1.1\r\nHost: cart\r\nContent-Length: 0\r\n", Some("0")),
         ("POST / HTTP/1.1\r\nHost: cart\r\n", Some("0")),
@@ -146,7 +105,7 @@ async fn a_body_of_no_bytes_says_so() {
 async fn trailers_go_all_the_way() {
     let answer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: x-back\r\n\r\n1\r\nb\r\n0\r\nX-Back: 2\r\n\r\n";
     let (address, mut requests) = app(answer).await;
-    let installation = Installation::start(address, AppProtocol::Http1).await;
+    let installation = installation(address, AppProtocol::Http1).await;
     let request = "POST / HTTP/1.1\r\nHost: cart\r\nTE: trailers\r\nConnection: TE, close\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX-Sum: 1\r\n\r\n";
     let answer = installation.ask(request).await;
     assert_eq!(String::from_utf8_lossy(&answer.body), "1\r\nb\r\n0\r\nx-back: 2\r\n\r\n", "{answer:?}");
@@ -161,7 +120,7 @@ async fn heads_that_tell_of_a_body_go_all_the_way() {
         [("HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n", 200), ("GET", "HTTP/1.1 304 Not Modified\r\nContent-Length: 12\r\n\r\n", 304)]
     {
         let (address, _requests) = app(head).await;
-        let installation = Installation::start(address, AppProtocol::Http1).await;
+        let installation = installation(address, AppProtocol::Http1).await;
         let answer = installation.ask(format!("{method} / HTTP/1.1\r\nHost: cart\r\nConnection: close\r\n\r\n")).await;
         assert_eq!((answer.status, answer.header("content-length").as_deref(), &answer.body[..]), (status, Some("12"), &b""[..]), "{answer:?}");
     }
@@ -171,7 +130,7 @@ async fn heads_that_tell_of_a_body_go_all_the_way() {
 async fn large_bodies_go_all_the_way() {
     let body: Vec<u8> = (0..2_000_000u32).map(|i| (i % 241) as u8).collect();
     let (address, mut requests) = app([b"HTTP/1.1 200 OK\r\nContent-Length: 2000000\r\n\r\n".to_vec(), body.clone()].concat()).await;
-    let installation = Installation::start(address, AppProtocol::Http1).await;
+    let installation = installation(address, AppProtocol::Http1).await;
     let head = b"PUT / HTTP/1.1\r\nHost: cart\r\nContent-Length: 2000000\r\nConnection: close\r\n\r\n".to_vec();
     let answer = installation.ask([head, body.clone()].concat()).await;
     assert!(answer.body == body, "{} bytes came back", answer.body.len());
@@ -181,7 +140,7 @@ async fn large_bodies_go_all_the_way() {
 #[tokio::test]
 async fn an_outcome_can_be_asked_for_after_a_202() {
     let (address, mut requests) = app("HTTP/1.1 201 Created\r\nContent-Length: 4\r\n\r\nmade").await;
-    let installation = Installation::start(address, AppProtocol::Http1).await;
+    let installation = installation(address, AppProtocol::Http1).await;
     let accepted = installation.ask("POST / HTTP/1.1\r\nHost: cart\r\nPrefer: respond-async\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
     assert_eq!(accepted.status, 202);
     let location = accepted.header("location").unwrap();
@@ -231,7 +190,7 @@ async fn an_app_that_speaks_http2() {
             tokio::spawn(http.serve_connection(hyper_util::rt::TokioIo::new(stream), service));
         }
     });
-    let installation = Installation::start(address, AppProtocol::H2c).await;
+    let installation = installation(address, AppProtocol::H2c).await;
     // HTTP/2 takes only what is a URI.
     for (sent, arrives) in [("/x?y", "/x?y"), ("/<x>`?q=\"y\"", "/%3Cx%3E%60?q=%22y%22")] {
         let answer = installation.ask(format!("GET {sent} HTTP/1.1\r\nHost: cart\r\nConnection: close\r\n\r\n")).await;
@@ -242,7 +201,7 @@ async fn an_app_that_speaks_http2() {
 #[tokio::test]
 async fn a_body_is_wanted_before_it_is_sent() {
     let (address, _requests) = app("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
-    let installation = Installation::start(address, AppProtocol::Http1).await;
+    let installation = installation(address, AppProtocol::Http1).await;
     let mut stream = tokio::net::TcpStream::connect(installation.gateway).await.unwrap();
     stream.write_all(b"POST / HTTP/1.1\r\nHost: cart\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n").await.unwrap();
     assert_eq!(read_head(&mut stream).await.status, 100);
@@ -253,7 +212,7 @@ async fn a_body_is_wanted_before_it_is_sent() {
 #[tokio::test]
 async fn targets_that_are_no_uris_arrive_bit_for_bit() {
     let (address, mut requests) = app("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
-    let installation = Installation::start(address, AppProtocol::Http1).await;
+    let installation = installation(address, AppProtocol::Http1).await;
     // Every byte that is visible ASCII, but for the '#' of a fragment; and UTF-8.
     let visible: String = (0x21..=0x7eu8).map(char::from).filter(|c| *c != '#').collect();
     for (sent, arrives) in [
@@ -278,7 +237,7 @@ async fn targets_that_are_no_uris_arrive_bit_for_bit() {
 async fn interim_responses_of_an_app_are_no_part_of_its_outcome() {
     let interims = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\nContent-Length: 5\r\n\r\n";
     let (address, mut requests) = app(format!("{interims}HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")).await;
-    let installation = Installation::start(address, AppProtocol::Http1).await;
+    let installation = installation(address, AppProtocol::Http1).await;
     let answer = installation.ask("POST / HTTP/1.1\r\nHost: cart\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
     assert_eq!((answer.status, answer.header("link"), &answer.body[..]), (200, None, &b"ok"[..]), "{answer:?}");
     requests.recv().await.unwrap();
@@ -292,7 +251,7 @@ async fn an_app_that_speaks_otherwise_than_it_was_asked_has_no_answer() {
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
     ] {
         let (address, mut requests) = app(answer).await;
-        let installation = Installation::start(address, AppProtocol::Http1).await;
+        let installation = installation(address, AppProtocol::Http1).await;
         let answer = installation.ask("POST / HTTP/1.1\r\nHost: cart\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
         assert_eq!((answer.status, answer.problem().as_str()), (502, "answer"), "{answer:?}");
         requests.recv().await.unwrap();

@@ -13,8 +13,9 @@ use bluebox_core::registry::Component;
 use bluebox_core::topics::{Prefix, Retention, Topics};
 use bluebox_core::wire::{CallsEntry, Reply};
 use bluebox_proxy::Proxy;
-use bluebox_proxy::config::{Inbound, Outbound, ProxyConfig};
+use bluebox_proxy::config::{App, Inbound, Outbound, ProxyConfig, Served};
 use bluebox_proxy::dns::resolv_conf::ResolvConf;
+use bluebox_proxy::outbound::in_process::Calls;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -24,6 +25,44 @@ use tokio_util::sync::CancellationToken;
 
 /// Everything here answers within this, or the test fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Both sides of a call: a gateway, and the proxy of a box `cart` with its app.
+pub struct Installation {
+    pub gateway: SocketAddr,
+    /// Where the box's app makes its requests, if it is in this process.
+    pub calls: Calls,
+    stop: CancellationToken,
+    running: Vec<tokio::task::JoinHandle<Result<(), bluebox_proxy::RunError>>>,
+}
+
+impl Installation {
+    pub async fn start(app: App) -> Self {
+        let (log, stop) = (Embedded::in_memory(), CancellationToken::new());
+        let served = Served { name: name("cart"), component: Component { partitions: 2, ..Component::default() }, ordinal: None, app };
+        let run = |proxy: Proxy| tokio::spawn(proxy.run(Arc::clone(&log) as Arc<dyn Log>, stop.clone().cancelled_owned()));
+        let cart = Proxy::bind(ProxyConfig { name: name("cart"), serves: vec![served], ..config() }).await.unwrap();
+        let out = Proxy::bind(config()).await.unwrap();
+        let (calls, gateway) = (cart.calls(), out.listen());
+        let installation = Self { gateway, calls, stop: stop.clone(), running: vec![run(cart), run(out)] };
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        // An empty ordering key is refused only where the component is known.
+        while installation.ask("GET / HTTP/1.1\r\nHost: cart\r\nbluebox-ordering-key: \r\nConnection: close\r\n\r\n").await.status != 400 {
+            assert!(tokio::time::Instant::now() < deadline);
+        }
+        installation
+    }
+
+    pub async fn ask(&self, request: impl AsRef<[u8]>) -> Answer {
+        exchange(self.gateway, request.as_ref()).await
+    }
+
+    pub async fn stop(self) {
+        self.stop.cancel();
+        for task in self.running {
+            tokio::time::timeout(PATIENCE, task).await.unwrap().unwrap().unwrap();
+        }
+    }
+}
 
 pub struct System {
     pub log: Arc<Embedded>,
