@@ -120,16 +120,14 @@ struct Owner<'a> {
     unread: HashMap<Bytes, Unread>,
     position: Position<Acknowledged>,
     last_append: u64,
-    /// Bounded by the calls and appends that are under way.
-    tell: mpsc::UnboundedSender<Event>,
     /// Polled by the owner itself: each acknowledgement wakes it, and nobody else before it.
     appends: FuturesUnordered<BoxFuture<'static, Event>>,
-    tasks: JoinSet<()>,
+    /// Tasks of their own: what a callback takes must not hold up the owner.
+    callbacks: JoinSet<Event>,
 }
 
 /// Owns a partition until another one has taken over. Dropping the future gives it up: nothing of it goes on.
 pub(super) async fn run(owning: &Owning, commands: &mut mpsc::Receiver<Command>, serving: &watch::Sender<bool>) -> End {
-    let (tell, mut events) = mpsc::unbounded_channel();
     let mut out = Vec::new();
     let partition = Partition::new(Arc::clone(&owning.rules), InstanceId::random(), &mut out);
     let mut owner = Owner {
@@ -142,18 +140,17 @@ pub(super) async fn run(owning: &Owning, commands: &mut mpsc::Receiver<Command>,
         unread: HashMap::new(),
         position: Position::new(Offset::new(0)),
         last_append: 0,
-        tell,
         appends: FuturesUnordered::new(),
-        tasks: JoinSet::new(),
+        callbacks: JoinSet::new(),
     };
-    let end = owner.run(commands, &mut events).await;
+    let end = owner.run(commands).await;
     serving.send_replace(false);
     owning.counts.forget(owning.place.partition);
     end
 }
 
 impl Owner<'_> {
-    async fn run(&mut self, commands: &mut mpsc::Receiver<Command>, events: &mut mpsc::UnboundedReceiver<Event>) -> End {
+    async fn run(&mut self, commands: &mut mpsc::Receiver<Command>) -> End {
         let start = loop {
             match self.owning.log.bounds(&self.owning.place).await {
                 Ok(bounds) => break bounds.start,
@@ -193,7 +190,7 @@ impl Owner<'_> {
                 Some(event) = self.appends.next() => if let Some(end) = self.happened(event) {
                     return end;
                 },
-                Some(event) = events.recv() => if let Some(end) = self.happened(event) {
+                Some(Ok(event)) = self.callbacks.join_next() => if let Some(end) = self.happened(event) {
                     return end;
                 },
                 _ = count.tick() => self.owning.counts.owned(self.owning.place.partition, &self.partition),
@@ -202,7 +199,7 @@ impl Owner<'_> {
             for _ in 0..BATCH {
                 if let Ok(command) = commands.try_recv() {
                     self.asked(command);
-                } else if let Some(event) = self.appends.next().now_or_never().flatten().or_else(|| events.try_recv().ok()) {
+                } else if let Some(event) = self.appends.next().now_or_never().flatten().or_else(|| self.callbacks.try_join_next()?.ok()) {
                     if let Some(end) = self.happened(event) {
                         return end;
                     }
@@ -210,8 +207,6 @@ impl Owner<'_> {
                     break;
                 }
             }
-            // Those that have ended are let go, however many: they need no turn of their own.
-            while self.tasks.try_join_next().is_some() {}
             let now = wall_clock();
             if now < std::mem::replace(&mut last, now) {
                 info!(partition = %self.owning.place, "the clock was set back");
@@ -371,12 +366,9 @@ impl Owner<'_> {
                 }
             }
             Effect::Call(callback) => {
-                let (caller, tell) = (Arc::clone(&self.owning.caller), self.tell.clone());
+                let caller = Arc::clone(&self.owning.caller);
                 let trace = self.partition.trace(callback.key.transaction);
-                self.tasks.spawn(async move {
-                    let outcome = caller.call(&callback, trace).await;
-                    let _ = tell.send(Event::Outcome(callback.key, outcome));
-                });
+                self.callbacks.spawn(async move { Event::Outcome(callback.key, caller.call(&callback, trace).await) });
             }
             // The call ends by its own deadline, or when its app answers: a call with a key can't be cancelled yet.
             Effect::Hurry(key) => debug!(callback = %key, "the outcome of a call is waited for before its step is compensated"),
